@@ -1,0 +1,105 @@
+"""The backing chain of a device as two queries tell it, and whether they agree.
+
+query-blockstats has the nodes with their names, query-block the images with their files; only
+their order joins them. Filters are no layers: they are taken out of both before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from exporter.qapi import BlockInfo, BlockStats, Image
+
+#: Filters that somebody put there to stay.
+LASTING_FILTERS = frozenset({"throttle", "copy-on-read", "preallocate", "compress"})
+#: Filters that a job or a debugger puts there.
+FILTERS = LASTING_FILTERS | {
+    "mirror_top",
+    "commit_top",
+    "copy-before-write",
+    "backup-top",
+    "blkdebug",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "snapshot-access",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The nodes from the device down: filters on the way, then layers, `0` the active one."""
+
+    filters: tuple[BlockStats, ...]
+    layers: tuple[BlockStats, ...]
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """What changes when anything in the chain is replaced."""
+        return tuple(node.node_name for node in (*self.filters, *self.layers))
+
+
+def of_nodes(entry: BlockStats) -> Chain:
+    """Walk an entry of query-blockstats down its `backing`.
+
+    A filter lists the same subtree as `parent` and as `backing`; it has no driver there to be
+    known by.
+    """
+    filters: list[BlockStats] = []
+    layers: list[BlockStats] = []
+    seen: set[str] = set()
+    node: BlockStats | None = entry if _has_node(entry) else None
+    while node is not None and (not node.node_name or node.node_name not in seen):
+        seen.add(node.node_name)
+        (filters if _is_filter(node) else layers).append(node)
+        node = node.backing
+    return Chain(tuple(filters), tuple(layers))
+
+
+def protocol_of(layer: BlockStats) -> BlockStats | None:
+    """Return the node that holds the bytes of a layer: the last `parent` below it."""
+    node = layer.parent
+    while node is not None and node.parent is not None:
+        node = node.parent
+    return node
+
+
+def images(info: BlockInfo) -> Iterator[Image]:
+    """Walk the images of an entry of query-block, filters among them."""
+    image = info.inserted.image if info.inserted else None
+    while image is not None:
+        yield image
+        image = image.backing_image
+
+
+def layer_images(info: BlockInfo) -> tuple[Image, ...]:
+    """Return the images of an entry of query-block, one for each layer."""
+    return tuple(image for image in images(info) if image.format not in FILTERS)
+
+
+def agree(chain: Chain, info: BlockInfo) -> bool:
+    """Whether both queries saw the same chain.
+
+    Two commands of one batch are not atomic: around a pivot one may tell the old chain and the
+    other the new one.
+    """
+    if info.inserted is None:
+        return not chain.layers
+    names, root = chain.node_names, info.inserted.node_name
+    return len(layer_images(info)) == len(chain.layers) and (
+        not names or not root or not names[0] or names[0] == root
+    )
+
+
+def _has_node(entry: BlockStats) -> bool:
+    return bool(entry.node_name or entry.parent or entry.backing)
+
+
+def _is_filter(node: BlockStats) -> bool:
+    return (
+        node.parent is not None
+        and node.backing is not None
+        and bool(node.parent.node_name)
+        and node.parent.node_name == node.backing.node_name
+    )

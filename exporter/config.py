@@ -1,0 +1,246 @@
+"""Settings: what the flags and the config file say, frozen, with the defaults beside the fields.
+
+What is said for a group of targets beats what the file says for all, and that beats the flags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+from msgspec import UNSET, Struct, UnsetType
+
+from exporter.errors import ConfigError
+from exporter.metrics import COLLECTORS
+
+DEFAULT_SOCKETS = "/run/qemu-block-exporter/*.sock"
+DEFAULT_PORT = 9709
+
+Connection = Literal["persistent", "per-scrape"]
+Topology = Literal["auto", "always", "never"]
+
+
+class ExpectedDepth(Struct, frozen=True, forbid_unknown_fields=True):
+    """Devices that have backing files by right, such as linked clones."""
+
+    #: A shell pattern of `device` labels.
+    device: str
+    depth: int
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one target is collected."""
+
+    #: Deadline of one VM's answers.
+    timeout_seconds: float = 5.0
+    #: `persistent` for a socket of the exporter's own, `per-scrape` for one that is shared.
+    connection: Connection = "persistent"
+    #: Names of `metrics.COLLECTORS` that are off.
+    without: frozenset[str] = frozenset()
+    #: Whether nodes under no device are asked for.
+    nodes: bool = False
+    #: When query-block is asked: `auto` only while the storage answers, or `always`, or `never`.
+    topology: Topology = "auto"
+    topology_max_age_seconds: float = 60.0
+    #: The first rule that matches a device counts.
+    expected_backing_depth: tuple[ExpectedDepth, ...] = ()
+
+    def expected_depth(self, device: str) -> int:
+        """Return how many backing files `device` has by right."""
+        for rule in self.expected_backing_depth:
+            if fnmatchcase(device, rule.device):
+                return rule.depth
+        return 0
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True):
+    """A VM named in the file: it stays a target while its socket is gone."""
+
+    vm: str
+    socket: str
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """Targets that are collected alike."""
+
+    name: str
+    settings: Settings
+    sockets: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    #: A regular expression over socket paths with a group `vm`.
+    pattern: re.Pattern[str] | None = None
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything that can change while the program runs."""
+
+    groups: tuple[Group, ...]
+
+
+class _Overrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the file may say for all targets or for a group."""
+
+    timeout_seconds: float | UnsetType = UNSET
+    connection: Connection | UnsetType = UNSET
+    #: collector -> on or off; `nodes` too.
+    collectors: dict[str, bool] | UnsetType = UNSET
+    topology: Topology | UnsetType = UNSET
+    topology_max_age_seconds: float | UnsetType = UNSET
+    expected_backing_depth: tuple[ExpectedDepth, ...] | UnsetType = UNSET
+
+
+class _FileGroup(_Overrides, frozen=True, kw_only=True):
+    name: str = ""
+    sockets: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    pattern: str = ""
+
+
+class _File(_Overrides, frozen=True, kw_only=True):
+    groups: tuple[_FileGroup, ...] = ()
+
+
+def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
+    """Return the configuration of the flags and of the file at `path`, if any.
+
+    Raises:
+        ConfigError: names the file, the place in it and what is wrong there.
+    """
+    file = _read(path) if path else _File()
+    where = path or "flags"
+    common = _apply(file, flags, where)
+    groups = [
+        Group(
+            name=group.name or f"group {number}",
+            settings=_apply(group, common, f"{where}: groups[{number}]"),
+            sockets=group.sockets,
+            targets=group.targets,
+            pattern=_pattern(group.pattern, f"{where}: groups[{number}].pattern"),
+        )
+        for number, group in enumerate(file.groups)
+    ]
+    if sockets or not groups:
+        wanted = sockets or (DEFAULT_SOCKETS,)
+        groups.insert(0, Group(name="flags", settings=common, sockets=wanted))
+    for number, group in enumerate(groups):
+        for glob in group.sockets:
+            check_glob(glob, "--qmp.sockets" if group.name == "flags" else f"{where}: {group.name}")
+        if not group.sockets and not group.targets:
+            raise ConfigError(f"{where}: groups[{number}] has neither sockets nor targets")
+    return Config(groups=tuple(groups))
+
+
+def check_glob(glob: str, where: str) -> None:
+    """Refuse a glob that can never match a socket.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if not glob or glob.endswith("/"):
+        raise ConfigError(f"{where}: {glob!r} names no socket")
+    if "\0" in glob:
+        raise ConfigError(f"{where}: {glob!r} has a NUL in it")
+    if glob.count("[") > glob.count("]"):
+        raise ConfigError(f"{where}: {glob!r} has a '[' that is not closed")
+
+
+def describe(config: Config) -> str:
+    """Return the effective configuration as YAML. It holds no secrets; file names are public."""
+    plain = msgspec.to_builtins(
+        config, enc_hook=lambda value: value.pattern if isinstance(value, re.Pattern) else str(value)
+    )
+    for group in plain["groups"]:
+        group["settings"]["without"] = sorted(group["settings"]["without"])
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: str) -> _File:
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error  # type: ignore[attr-defined]
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # a SafeLoader
+        return msgspec.convert(tree or {}, _File)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _apply(overrides: _Overrides, settings: Settings, where: str) -> Settings:
+    changes: dict[str, Any] = {
+        name: value
+        for name in Settings.__struct_fields__
+        if (value := getattr(overrides, name, UNSET)) is not UNSET
+    }
+    if overrides.collectors is not UNSET:
+        changes |= dict(_collectors(overrides.collectors, settings, where))
+    changed = msgspec.structs.replace(settings, **changes)
+    check(changed, where)
+    return changed
+
+
+def check(settings: Settings, where: str) -> None:
+    """Refuse settings that are of the right type and make no sense.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for name in ("timeout_seconds", "topology_max_age_seconds"):
+        value = getattr(settings, name)
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{where}: {name} must be above 0, not {value}")
+    for rule in settings.expected_backing_depth:
+        if rule.depth < 0:
+            raise ConfigError(f"{where}: expected_backing_depth of {rule.device!r} is below 0")
+
+
+def _collectors(
+    chosen: Mapping[str, bool], settings: Settings, where: str
+) -> Iterator[tuple[str, object]]:
+    if unknown := sorted(chosen.keys() - COLLECTORS.keys() - {"nodes"}):
+        known = ", ".join((*COLLECTORS, "nodes"))
+        raise ConfigError(f"{where}: no collector {unknown[0]!r}; there are {known}")
+    off = {name for name, on in chosen.items() if not on and name != "nodes"}
+    on = {name for name, on in chosen.items() if on}
+    yield "without", (settings.without | off) - on
+    yield "nodes", chosen.get("nodes", settings.nodes)
+
+
+def _pattern(text: str, where: str) -> re.Pattern[str] | None:
+    if not text:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if "vm" not in pattern.groupindex:
+        raise ConfigError(f"{where}: has no group named vm, as in (?P<vm>[^/]+)")
+    return pattern
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys; the first was meant as well."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int, float, bool)) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} stands here a second time", key_node.start_mark
+                )
+            seen.add(key) if isinstance(key, str) else None
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,97 @@
+"""Where the sockets are: from globs and names to targets, each with a name of its own."""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import logging
+import os
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from exporter.config import Config, Group, Settings
+
+log = logging.getLogger(__name__)
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """A monitor socket and how it is collected."""
+
+    #: The `vm` label.
+    vm: str
+    socket: str
+    group: str
+    settings: Settings
+
+
+class Discovery:
+    """The targets as they are now; a name stays with the socket that had it first."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.targets: dict[str, Target] = {}
+        #: Sockets left out because another one has their name.
+        self.conflicts: tuple[str, ...] = ()
+
+    def refresh(self) -> None:
+        """Look again. A globbed socket that is gone is no target any more."""
+        candidates: dict[str, Target] = {}
+        for target in _all(self.config):
+            candidates.setdefault(target.socket, target)
+        known = [t.socket for t in self.targets.values() if t.socket in candidates]
+        new = sorted(candidates.keys() - set(known))
+        targets: dict[str, Target] = {}
+        conflicts = []
+        for socket in (*known, *new):
+            target = candidates[socket]
+            if targets.setdefault(target.vm, target) is not target:
+                conflicts.append(socket)
+        for socket in conflicts:
+            if socket not in self.conflicts:
+                vm = candidates[socket].vm
+                log.warning(
+                    "socket left out: another one has its name",
+                    extra={"vm": vm, "socket": printable(socket), "kept": printable(targets[vm].socket)},
+                )
+        self.conflicts = tuple(conflicts)
+        self.targets = targets
+
+
+def printable(path: str) -> str:
+    """Return a path with each byte that is not UTF-8 as %XX.
+
+    >>> printable("web\\udcff")
+    'web%FF'
+    """
+    return os.fsencode(path).decode("utf-8", "percent")
+
+
+def _percent(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(f"%{byte:02X}" for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("percent", _percent)
+
+
+def _all(config: Config) -> Iterator[Target]:
+    for group in config.groups:
+        for target in group.targets:
+            yield _target(target.vm, target.socket, group)
+        for pattern in group.sockets:
+            for socket in glob.iglob(pattern):
+                if (vm := _name(socket, group)) and not os.path.isdir(socket):
+                    yield _target(vm, socket, group)
+
+
+def _target(vm: str, socket: str, group: Group) -> Target:
+    return Target(vm=vm, socket=socket, group=group.name, settings=group.settings)
+
+
+def _name(socket: str, group: Group) -> str:
+    if group.pattern is None:
+        return printable(os.path.splitext(os.path.basename(socket))[0])
+    match = group.pattern.search(socket)
+    return printable(match["vm"] or "") if match else ""

@@ -1,0 +1,82 @@
+"""What a scraper is answered: the format it asks for, the deadline it gives, the body."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from exporter.render import Blobs, join
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+#: What a scrape needs for its way back.
+TIMEOUT_OFFSET_SECONDS = 0.5
+
+_WEIGHT = re.compile(r"^q=([01](?:\.\d{0,3})?)$")
+_REGISTRY = CollectorRegistry()
+ProcessCollector(registry=_REGISTRY)
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Whether an Accept header prefers OpenMetrics 1.0.0 to the text format.
+
+    >>> wants_openmetrics("application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
+    True
+    """
+    openmetrics = text = 0.0
+    for media_range in accept.lower().split(","):
+        kind, *parameters = [part.strip() for part in media_range.split(";")]
+        weight = 1.0
+        version = None
+        for parameter in parameters:
+            if match := _WEIGHT.match(parameter):
+                weight = float(match[1])
+            elif parameter.startswith("version="):
+                version = parameter.removeprefix("version=").strip('"')
+        if kind == "application/openmetrics-text" and version in (None, "1.0.0"):
+            openmetrics = max(openmetrics, weight)
+        elif kind in ("text/plain", "text/*", "*/*") and version in (None, "0.0.4"):
+            text = max(text, weight)
+    return openmetrics > 0 and openmetrics >= text
+
+
+def wants_gzip(accept_encoding: str) -> bool:
+    """Whether an Accept-Encoding header allows gzip."""
+    for coding in accept_encoding.lower().split(","):
+        name, _, parameter = coding.strip().partition(";")
+        if name.strip() in ("gzip", "*"):
+            match = _WEIGHT.match(parameter.strip())
+            return match is None or float(match[1]) > 0
+    return False
+
+
+def scrape_seconds(header: str | None, limit_seconds: float) -> float:
+    """Return the time that a scrape may take, by its X-Prometheus-Scrape-Timeout-Seconds.
+
+    A header that is no positive number is ignored: it must not fail the scrape.
+    """
+    try:
+        asked = float(header) if header else math.nan
+    except ValueError:
+        asked = math.nan
+    if not 0 < asked < math.inf:
+        return limit_seconds
+    return min(max(asked - TIMEOUT_OFFSET_SECONDS, asked / 2), limit_seconds)
+
+
+def body(blobs: Sequence[Blobs], *, openmetrics: bool, process: bool) -> bytes:
+    """Return a whole exposition, with the metrics of this process if `process`."""
+    return b"".join(_parts(blobs, openmetrics=openmetrics, process=process))
+
+
+def _parts(blobs: Sequence[Blobs], *, openmetrics: bool, process: bool) -> Iterable[bytes]:
+    yield join(blobs, openmetrics=openmetrics)
+    if process:
+        own = generate_openmetrics(_REGISTRY) if openmetrics else generate_latest(_REGISTRY)
+        yield own.removesuffix(b"# EOF\n")
+    if openmetrics:
+        yield b"# EOF\n"

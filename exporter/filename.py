@@ -1,0 +1,103 @@
+"""What of a QEMU file name may leave the process.
+
+QEMU shows passwords and keys in clear: in URLs (`http://user:password@host`), in the options
+of old-style names (`rbd:pool/image:key=...`), in `json:{...}` names and in the error texts
+that quote them. Everything that becomes a label or a log line goes through here first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+_URL = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)$", re.DOTALL)
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
+_RBD = re.compile(r"^rbd:(?P<image>[^:?@=]*)")
+_NBD = re.compile(r"^nbd:(unix:/[^:@?=]*|[\w.\[\]-]+:\d+)(:exportname=[\w./-]*)?$")
+_NBD_UNIX = re.compile(r"^/[^?#]*\?socket=[^&]*")
+_FILE_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
+_IN_TEXT = re.compile(
+    r"""json:\{.*                               # to the end: its braces cannot be matched safely
+      | [A-Za-z][A-Za-z0-9+.-]*://[^\s'"]*      # a URL
+      | \b(?:rbd|blkdebug|blkverify|nbd|vvfat|iscsi|sheepdog|ssh):[^\s'"]*""",
+    re.VERBOSE | re.DOTALL,
+)
+_CREDENTIAL = re.compile(r"(?i)\b(pass(word|wd)?|secret|key|cookie|token|user(name)?)\s*=\s*[^\s'\",;]+")
+
+
+def public(filename: str) -> str:
+    """Return the part of a QEMU `filename` that identifies the image and holds no credential.
+
+    A path is returned as it is. A `json:{...}` name becomes the path of the file that it opens,
+    or just its driver. A URL loses its user information and query.
+
+    >>> public("http://user:password@host/a.img?token=1")
+    'http://host/a.img'
+    >>> public('json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/a.qcow2"}}')
+    '/a.qcow2'
+    """
+    if filename.startswith("json:"):
+        return _of_json(filename[5:])
+    if url := _URL.match(filename):
+        return _of_url(url["scheme"], url["rest"])
+    if filename.startswith(("/", "./", "../")) or not _SCHEME.match(filename):
+        return filename
+    if rbd := _RBD.match(filename):
+        return f"rbd:{rbd['image']}"
+    if filename.startswith("file:"):
+        return filename.removeprefix("file:")
+    if _NBD.match(filename):
+        return filename
+    return filename.partition(":")[0] + ":"
+
+
+def local_path(filename: str) -> str | None:
+    """Return the path that QEMU opened for `filename`, None where it is no file.
+
+    The path may be relative, to a folder that only QEMU knows.
+    """
+    name = public(filename)
+    return None if _SCHEME.match(name) else name
+
+
+def public_text(text: str, limit: int = 200) -> str:
+    """Return an error text of QEMU without credentials, at most `limit` characters long."""
+    text = _IN_TEXT.sub(lambda match: public(match[0]), text)
+    text = _CREDENTIAL.sub(lambda match: f"{match[1]}=...", text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def throttle_group(filename: str) -> str | None:
+    """Return the throttle group that a throttle filter's `json:` name says, None if it does not."""
+    options = _options(filename.removeprefix("json:"))
+    group = options.get("throttle-group")
+    return group if isinstance(group, str) else None
+
+
+def _options(text: str) -> dict[str, object]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _of_json(text: str) -> str:
+    top = options = _options(text)
+    while isinstance(child := options.get("file"), dict):
+        options = child
+    driver, name = options.get("driver"), options.get("filename")
+    if driver in _FILE_DRIVERS and isinstance(name, str):
+        return name
+    if isinstance(url := options.get("url"), str) and (match := _URL.match(url)):
+        return _of_url(match["scheme"], match["rest"])
+    named = driver if isinstance(driver, str) else top.get("driver")
+    return f"{named}:" if isinstance(named, str) and named.replace("-", "").isalnum() else "json:"
+
+
+def _of_url(scheme: str, rest: str) -> str:
+    # A password may hold any of "/?#": all that comes before the last "@" goes.
+    rest = rest.rpartition("@")[2]
+    if scheme == "nbd+unix" and (socket := _NBD_UNIX.match(rest)):
+        return f"{scheme}://{socket[0]}"
+    return f"{scheme}://{re.split('[?#]', rest)[0]}"

@@ -1,0 +1,43 @@
+"""The `device` label: a name that outlives every snapshot, pivot and restart."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from exporter import qapi
+from exporter.errors import ProtocolError
+
+_IN_PERIPHERAL = re.compile(r"^/machine/peripheral/([^/]+)(?:/virtio-backend)?$")
+
+
+def key(entry: qapi.BlockStats | qapi.BlockInfo) -> str:
+    """Return what joins an entry of query-blockstats with one of query-block."""
+    return entry.device or entry.qdev
+
+
+def device_names(entries: Sequence[qapi.BlockStats]) -> list[str]:
+    """Return the `device` label of each entry: a name that outlives every snapshot.
+
+    Raises:
+        ProtocolError: two entries cannot be told apart.
+    """
+    names = [entry.device or _id_of_qdev(entry.qdev) for entry in entries]
+    short = Counter(names)
+    for index, entry in enumerate(entries):
+        if not entry.device and short[names[index]] > 1:
+            names[index] = _path_of_qdev(entry.qdev)
+    twice, count = next(iter(Counter(names).most_common(1)), ("", 0))
+    if count > 1:
+        raise ProtocolError(f"query-blockstats has two devices named {twice!r}")
+    return names
+
+
+def _id_of_qdev(qdev: str) -> str:
+    match = _IN_PERIPHERAL.match(qdev)
+    return match[1] if match else _path_of_qdev(qdev)
+
+
+def _path_of_qdev(qdev: str) -> str:
+    return qdev.removeprefix("/machine/").removesuffix("/virtio-backend")

@@ -1,0 +1,248 @@
+"""THE TABLE: every exported metric, one line each.
+
+Read top to bottom, this file is the public contract of the program. METRICS.md, the HELP, TYPE
+and UNIT lines, the order of the exposition, the shapes that QMP replies are decoded into (`qapi`)
+and the plan by which snapshots are rendered (`render`) are all derived from it.
+
+A line says: the name without the prefix of its factory, the field in QEMU's reply, a help text,
+and where needed the divisor to the base unit, the type of the field, or what a zero means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from exporter.family import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, Zero
+
+# fmt: off
+def _row(scope: Scope, owner: str, name: str, field: str, text: str, collector: str,
+         divisor: int = 1, type: type = int, zero: Zero = Zero.VALUE, labels: tuple[str, ...] = (),
+         states: tuple[str, ...] = (), kind: str = "", source: str = "") -> Metric:
+    name = scope.prefix + name
+    kind = kind or ("counter" if name.endswith("_total") else "info" if name.endswith("_info") else "gauge")
+    path = (*owner.split("."), *field.split(".")) if owner else tuple(field.split("."))
+    return Metric(
+        name=name, scope=scope, kind=kind, path=tuple(p.replace("-", "_") for p in path if p),
+        field=source + field, text=text, collector=collector, divisor=divisor, type=type, zero=zero,
+        labels=labels, states=states,
+    )
+
+def _vm(name: str, field: str, text: str, **more: object) -> Metric:
+    return _row(Scope.VM, "", name, field, text, "", source="", **more)  # type: ignore[arg-type]
+
+def _own(scope: Scope, name: str, attribute: str, text: str, collector: str = "", **more: object) -> Metric:
+    """A value that this program found out itself: its field is not shown."""
+    return replace(_row(scope, "", name, attribute, text, collector, **more), field="")  # type: ignore[arg-type]
+
+def _io(name: str, field: str, text: str, divisor: int = 1, zero: Zero = Zero.VALUE) -> Metric:
+    return _row(Scope.DEVICE, "", name, field, text, "io", divisor, zero=zero)
+
+def _latency(name: str, field: str, text: str) -> Metric:
+    return _row(Scope.DEVICE, "", name, field, text, "latency", NS, kind="histogram")
+
+def _interval(name: str, field: str, text: str, divisor: int = 1, type: type = int, zero: Zero = Zero.VALUE) -> Metric:
+    return _row(Scope.INTERVAL, "timed", name, field, text, "intervals", divisor, type, zero, source="stats.timed_stats.")
+
+def _state(name: str, field: str, text: str, **more: object) -> Metric:
+    return _row(Scope.DEVICE, "block", name, field, text, "state", **more)  # type: ignore[arg-type]
+
+def _throttle(name: str, field: str, text: str) -> Metric:
+    return _row(Scope.THROTTLE, "limits", name, field, text, "throttle", zero=Zero.UNSET, source="inserted.")
+
+def _bitmap(name: str, field: str, text: str, type: type = int) -> Metric:
+    return _row(Scope.BITMAP, "state", name, field, text, "bitmaps", type=type, source="inserted.dirty-bitmaps.")
+
+def _image(name: str, field: str, text: str, type: type = int) -> Metric:
+    return _row(Scope.NODE, "image", name, field, text, "layers", type=type, source="inserted.image.")
+
+def _node(name: str, field: str, text: str, zero: Zero = Zero.VALUE) -> Metric:
+    return _row(Scope.NODE, "", name, field, text, "layers", zero=zero)
+
+def _job(name: str, field: str, text: str, type: type = int, states: tuple[str, ...] = ()) -> Metric:
+    return _row(Scope.JOB, "job", name, field, text, "jobs", type=type, states=states)
+
+
+VM = (
+    _own(Scope.VM, "up", "up", "Whether every query of the safe set was answered (1) or not (0).", type=bool),
+    _own(Scope.VM, "info", "", "What runs this virtual machine.",
+         labels=("name", "uuid", "qemu_version", "manager", "socket")),
+    _vm("running", "running", "Whether the virtual CPUs run.", type=bool),
+    _vm("status", "status", "The run state, 1 for the present one.", type=str, states=RUN_STATES),
+    _own(Scope.VM, "scrape_duration_seconds", "duration_seconds", "Time spent on asking and reading this virtual machine.", type=float),
+    _own(Scope.VM, "scrape_error", "reason", "Why this virtual machine is down.", type=str, labels=("reason",)),
+    _own(Scope.VM, "last_seen_timestamp_seconds", "last_seen_timestamp_seconds", "When the safe set was last answered.", type=float),
+    _own(Scope.VM, "topology_timestamp_seconds", "topology_timestamp_seconds", "When query-block was last answered.", type=float),
+    _own(Scope.VM, "storage_responding", "storage_responding", "Whether the storage of every image file that can be seen from here answers.", type=bool),
+)
+
+IO = (
+    _io("read_bytes_total", "stats.rd_bytes", "Bytes read."),
+    _io("written_bytes_total", "stats.wr_bytes", "Bytes written."),
+    _io("discarded_bytes_total", "stats.unmap_bytes", "Bytes discarded."),
+    _io("zone_appended_bytes_total", "stats.zone_append_bytes", "Bytes appended to zones.", zero=Zero.UNUSED),
+    _io("reads_completed_total", "stats.rd_operations", "Reads completed."),
+    _io("writes_completed_total", "stats.wr_operations", "Writes completed."),
+    _io("discards_completed_total", "stats.unmap_operations", "Discards completed."),
+    _io("flushes_completed_total", "stats.flush_operations", "Flushes completed."),
+    _io("zone_appends_completed_total", "stats.zone_append_operations", "Zone appends completed.", zero=Zero.UNUSED),
+    _io("read_time_seconds_total", "stats.rd_total_time_ns", "Time spent on reads.", NS),
+    _io("write_time_seconds_total", "stats.wr_total_time_ns", "Time spent on writes.", NS),
+    _io("discard_time_seconds_total", "stats.unmap_total_time_ns", "Time spent on discards.", NS),
+    _io("flush_time_seconds_total", "stats.flush_total_time_ns", "Time spent on flushes.", NS),
+    _io("zone_append_time_seconds_total", "stats.zone_append_total_time_ns", "Time spent on zone appends.", NS, Zero.UNUSED),
+    _io("reads_merged_total", "stats.rd_merged", "Reads merged into another request."),
+    _io("writes_merged_total", "stats.wr_merged", "Writes merged into another request."),
+    _io("discards_merged_total", "stats.unmap_merged", "Discards merged into another request."),
+    _io("zone_appends_merged_total", "stats.zone_append_merged", "Zone appends merged into another request.", zero=Zero.UNUSED),
+    _io("reads_failed_total", "stats.failed_rd_operations", "Reads that failed."),
+    _io("writes_failed_total", "stats.failed_wr_operations", "Writes that failed."),
+    _io("discards_failed_total", "stats.failed_unmap_operations", "Discards that failed."),
+    _io("flushes_failed_total", "stats.failed_flush_operations", "Flushes that failed."),
+    _io("zone_appends_failed_total", "stats.failed_zone_append_operations", "Zone appends that failed.", zero=Zero.UNUSED),
+    _io("reads_invalid_total", "stats.invalid_rd_operations", "Reads refused as invalid."),
+    _io("writes_invalid_total", "stats.invalid_wr_operations", "Writes refused as invalid."),
+    _io("discards_invalid_total", "stats.invalid_unmap_operations", "Discards refused as invalid."),
+    _io("flushes_invalid_total", "stats.invalid_flush_operations", "Flushes refused as invalid."),
+    _io("zone_appends_invalid_total", "stats.invalid_zone_append_operations", "Zone appends refused as invalid.", zero=Zero.UNUSED),
+    _io("idle_seconds", "stats.idle_time_ns", "Time since the last request; absent before the first.", NS),
+)
+
+_EDGES = "Latency of {}s since the histogram was set; QEMU counts a value equal to a boundary in the bucket above it."
+LATENCY = (
+    _latency("read_latency_seconds", "stats.rd_latency_histogram", _EDGES.format("read")),
+    _latency("write_latency_seconds", "stats.wr_latency_histogram", _EDGES.format("write")),
+    _latency("flush_latency_seconds", "stats.flush_latency_histogram", _EDGES.format("flush").replace("flushs", "flushes")),
+    _latency("zone_append_latency_seconds", "stats.zone_append_latency_histogram", _EDGES.format("zone append")),
+)
+
+INTERVALS = (
+    _interval("read_latency_min_seconds", "min_rd_latency_ns", "Lowest latency of reads in the interval.", NS),
+    _interval("read_latency_max_seconds", "max_rd_latency_ns", "Highest latency of reads in the interval.", NS),
+    _interval("read_latency_avg_seconds", "avg_rd_latency_ns", "Mean latency of reads in the interval.", NS),
+    _interval("write_latency_min_seconds", "min_wr_latency_ns", "Lowest latency of writes in the interval.", NS),
+    _interval("write_latency_max_seconds", "max_wr_latency_ns", "Highest latency of writes in the interval.", NS),
+    _interval("write_latency_avg_seconds", "avg_wr_latency_ns", "Mean latency of writes in the interval.", NS),
+    _interval("flush_latency_min_seconds", "min_flush_latency_ns", "Lowest latency of flushes in the interval.", NS),
+    _interval("flush_latency_max_seconds", "max_flush_latency_ns", "Highest latency of flushes in the interval.", NS),
+    _interval("flush_latency_avg_seconds", "avg_flush_latency_ns", "Mean latency of flushes in the interval.", NS),
+    _interval("zone_append_latency_min_seconds", "min_zone_append_latency_ns", "Lowest latency of zone appends in the interval.", NS, zero=Zero.UNUSED),
+    _interval("zone_append_latency_max_seconds", "max_zone_append_latency_ns", "Highest latency of zone appends in the interval.", NS, zero=Zero.UNUSED),
+    _interval("zone_append_latency_avg_seconds", "avg_zone_append_latency_ns", "Mean latency of zone appends in the interval.", NS, zero=Zero.UNUSED),
+    _interval("read_queue_depth_avg", "avg_rd_queue_depth", "Mean number of reads under way in the interval.", type=float),
+    _interval("write_queue_depth_avg", "avg_wr_queue_depth", "Mean number of writes under way in the interval.", type=float),
+    _interval("zone_append_queue_depth_avg", "avg_zone_append_queue_depth", "Mean number of zone appends under way in the interval.", type=float, zero=Zero.UNUSED),
+)
+
+STATE = (
+    _own(Scope.DEVICE, "device_info", "block", "What the device is and what it is on now: the active layer.", "state",
+         labels=("qdev", "node_name", "driver", "file", "read_only", "removable", "cache_writeback", "cache_direct",
+                 "cache_no_flush", "detect_zeroes", "throttle_group")),
+    _own(Scope.DEVICE, "device_inserted", "inserted", "Whether the device has a medium.", "state", type=bool),
+    _state("device_tray_open", "tray_open", "Whether the tray is open.", type=bool),
+    _state("device_locked", "locked", "Whether the guest has locked the medium in.", type=bool),
+    _state("device_io_status", "io-status", "Whether the device is stopped by an I/O error, 1 for the present state.", type=str, states=IO_STATES),
+    _own(Scope.DEVICE, "device_backing_depth", "backing_depth", "Backing files below the active layer.", "state"),
+    _own(Scope.DEVICE, "device_expected_backing_depth", "expected_backing_depth", "Backing files that the configuration expects below the active layer.", "state"),
+    _state("write_threshold_bytes", "inserted.write_threshold", "Offset whose crossing by a write makes an event.", zero=Zero.UNSET),
+)
+
+THROTTLE = (
+    _throttle("total_bytes_per_second", "bps", "Limit of all I/O."),
+    _throttle("read_bytes_per_second", "bps_rd", "Limit of reads."),
+    _throttle("write_bytes_per_second", "bps_wr", "Limit of writes."),
+    _throttle("total_operations_per_second", "iops", "Limit of all requests."),
+    _throttle("read_operations_per_second", "iops_rd", "Limit of read requests."),
+    _throttle("write_operations_per_second", "iops_wr", "Limit of write requests."),
+    _throttle("total_bytes_per_second_burst", "bps_max", "Limit of all I/O in a burst."),
+    _throttle("read_bytes_per_second_burst", "bps_rd_max", "Limit of reads in a burst."),
+    _throttle("write_bytes_per_second_burst", "bps_wr_max", "Limit of writes in a burst."),
+    _throttle("total_operations_per_second_burst", "iops_max", "Limit of all requests in a burst."),
+    _throttle("read_operations_per_second_burst", "iops_rd_max", "Limit of read requests in a burst."),
+    _throttle("write_operations_per_second_burst", "iops_wr_max", "Limit of write requests in a burst."),
+    _throttle("total_bytes_per_second_burst_length_seconds", "bps_max_length", "Longest burst of all I/O."),
+    _throttle("read_bytes_per_second_burst_length_seconds", "bps_rd_max_length", "Longest burst of reads."),
+    _throttle("write_bytes_per_second_burst_length_seconds", "bps_wr_max_length", "Longest burst of writes."),
+    _throttle("total_operations_per_second_burst_length_seconds", "iops_max_length", "Longest burst of all requests."),
+    _throttle("read_operations_per_second_burst_length_seconds", "iops_rd_max_length", "Longest burst of read requests."),
+    _throttle("write_operations_per_second_burst_length_seconds", "iops_wr_max_length", "Longest burst of write requests."),
+    _throttle("operation_size_bytes", "iops_size", "A larger request counts as several operations of this size."),
+)
+
+BITMAPS = (
+    _bitmap("bytes", "count", "Bytes that the bitmap has marked dirty."),
+    _bitmap("granularity_bytes", "granularity", "Bytes that one bit stands for."),
+    _bitmap("recording", "recording", "Whether writes are recorded.", bool),
+    _bitmap("busy", "busy", "Whether a job or export uses the bitmap.", bool),
+    _bitmap("persistent", "persistent", "Whether the bitmap is kept in the image.", bool),
+    _bitmap("inconsistent", "inconsistent", "Whether the bitmap was not saved and can only be removed.", bool),
+)
+
+_SHARED = " A layer that two disks share appears under each: max by (vm, node_name) before a sum."
+NODES = (
+    _own(Scope.NODE, "info", "has_info", "What a node is." + _SHARED, "layers",
+         labels=("driver", "file", "backing_file", "backing_format", "encrypted", "compat")),
+    _image("virtual_size_bytes", "virtual-size", "Size that the guest sees."),
+    _image("allocated_bytes", "actual-size", "Bytes that the image takes on its storage." + _SHARED),
+    _image("cluster_size_bytes", "cluster-size", "Size of a cluster."),
+    _own(Scope.NODE, "internal_snapshots", "internal_snapshots", "Snapshots inside the image. [inserted.image.snapshots]", "layers"),
+    _image("dirty", "dirty-flag", "Whether the image was not closed cleanly.", bool),
+    _image("corrupt", "format-specific.data.corrupt", "Whether the image is marked corrupt.", bool),
+    _node("write_highest_offset_bytes", "stats.wr_highest_offset", "Highest offset written since the node was opened."),
+    _own(Scope.NODE, "storage_size_bytes", "storage_size_bytes", "Size of the file system or block device that the image is on." + _SHARED, "layers"),
+    _own(Scope.NODE, "storage_available_bytes", "storage_available_bytes", "Bytes that the file system of the image has left." + _SHARED, "layers"),
+    _node("discards_completed_total", "driver-specific.discard-nb-ok", "Discards that the file took; absent before the first.", Zero.UNUSED),
+    _node("discards_failed_total", "driver-specific.discard-nb-failed", "Discards that the file refused; absent before the first.", Zero.UNUSED),
+    _node("discarded_bytes_total", "driver-specific.discard-bytes-ok", "Bytes discarded in the file; absent before the first.", Zero.UNUSED),
+    _node("nvme_completion_errors_total", "driver-specific.completion-errors", "Completions with an error."),
+    _node("nvme_aligned_accesses_total", "driver-specific.aligned-accesses", "Accesses that were aligned."),
+    _node("nvme_unaligned_accesses_total", "driver-specific.unaligned-accesses", "Accesses that had to be bounced."),
+)
+LAYER_IO = tuple(
+    _row(Scope.NODE, "layer_io", row.name.removeprefix(Scope.DEVICE.prefix), row.path[-1],
+         f"{row.text} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, zero=row.zero, source="stats.")
+    for row in IO
+)
+
+JOBS = (
+    _job("offset_bytes", "offset", "Work done; its end is length_bytes, and an end that is reached is not ready."),
+    _job("length_bytes", "len", "Work to do as known now; it grows as the guest writes."),
+    _job("speed_limit_bytes_per_second", "speed", "Speed limit, 0 for none."),
+    _job("busy", "busy", "Whether the job works at this instant.", bool),
+    _job("paused", "paused", "Whether the job is paused, by a user or by an error.", bool),
+    _job("ready", "ready", "Whether QEMU says that the job may be completed.", bool),
+    _job("auto_finalize", "auto-finalize", "Whether the job finishes by itself.", bool),
+    _job("auto_dismiss", "auto-dismiss", "Whether the job disappears by itself when it ended.", bool),
+    _job("actively_synced", "actively-synced", "Whether a mirror writes to both sides.", bool),
+    _job("status", "status", "The state of the job, 1 for the present one.", str, JOB_STATES),
+    _job("io_status", "io-status", "Whether the job is stopped by an I/O error, 1 for the present state.", str, IO_STATES),
+    _own(Scope.JOB, "info", "job", "Layers that the job works on, from top down to base, and its error.", "jobs",
+         labels=("top", "base", "error")),
+    _own(Scope.JOB, "progress_ratio", "progress_ratio", "Work done of a job that is no block job. [current-progress, total-progress]", "jobs", type=float),
+)
+
+EXPORTER = (
+    _own(Scope.EXPORTER, "build_info", "", "The running program.", labels=("version", "python_version")),
+    _own(Scope.EXPORTER, "targets", "targets", "Sockets that are collected."),
+    _own(Scope.EXPORTER, "targets_up", "targets_up", "Sockets whose virtual machine answered in this scrape."),
+    _own(Scope.EXPORTER, "target_conflicts", "target_conflicts", "Sockets left out because another one has the same name."),
+    _own(Scope.EXPORTER, "qmp_commands_total", "commands", "Commands sent to all virtual machines.", labels=("command",)),
+    _own(Scope.EXPORTER, "qmp_errors_total", "errors", "Error replies by class.", labels=("command", "class")),
+    _own(Scope.EXPORTER, "config_last_reload_successful", "reload_successful", "Whether the last reading of the configuration succeeded.", type=bool),
+)
+# fmt: on
+
+METRICS = (
+    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *JOBS, *EXPORTER,
+)  # fmt: skip
+
+#: Named groups that `--no-collector.NAME` turns off, with what each holds.
+COLLECTORS = {
+    "io": "I/O counters of devices",
+    "latency": "latency histograms",
+    "intervals": "interval statistics",
+    "state": "state of devices",
+    "throttle": "throttle limits",
+    "bitmaps": "dirty bitmaps",
+    "layers": "nodes of the backing chains",
+    "jobs": "jobs",
+}

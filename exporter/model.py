@@ -1,0 +1,140 @@
+"""One VM at one instant, as it is exposed.
+
+Attributes that a label of the table (`metrics`) is named after hold the text of that label; what
+is not known is None and gives no sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from exporter import qapi
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """A block node: of a layer of a backing chain, a lasting filter, or under no device."""
+
+    #: Depth in the backing chain, `0` the active layer; empty for filters and nodes of no device.
+    layer: str
+    #: `format`, `protocol` or `filter`.
+    role: str
+    node_name: str
+    stats: qapi.Stats | None = None
+    driver_specific: qapi.DriverSpecific | None = None
+    #: The layer's own I/O, of QEMU before 2.5.
+    layer_io: qapi.Stats | None = None
+    image: qapi.Image | None = None
+    internal_snapshots: int | None = None
+    storage_size_bytes: int | None = None
+    storage_available_bytes: int | None = None
+    #: Whether the labels below are known.
+    has_info: bool | None = None
+    driver: str = ""
+    file: str = ""
+    backing_file: str = ""
+    backing_format: str = ""
+    encrypted: str = ""
+    compat: str = ""
+
+
+class Interval(Struct, frozen=True):
+    """Statistics of the last `interval_seconds`."""
+
+    interval_seconds: str
+    timed: qapi.TimedStats
+
+
+class Throttle(Struct, frozen=True):
+    """The limits of a device, of its own or of a throttle filter above it."""
+
+    throttle_group: str
+    limits: qapi.Limits
+
+
+class Bitmap(Struct, frozen=True):
+    """A dirty bitmap on the active layer."""
+
+    bitmap: str
+    node_name: str
+    state: qapi.Bitmap
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """A disk or drive of the guest."""
+
+    device: str
+    stats: qapi.Stats
+    nodes: tuple[Node, ...]
+    intervals: tuple[Interval, ...]
+    backing_depth: int | None
+    expected_backing_depth: int | None
+    #: query-block's word; None where it is not known or too old, like all below.
+    block: qapi.BlockInfo | None = None
+    inserted: bool | None = None
+    throttle: Throttle | None = None
+    bitmaps: tuple[Bitmap, ...] = ()
+    qdev: str = ""
+    node_name: str = ""
+    driver: str = ""
+    file: str = ""
+    read_only: str = ""
+    removable: str = ""
+    cache_writeback: str = ""
+    cache_direct: str = ""
+    cache_no_flush: str = ""
+    detect_zeroes: str = ""
+    throttle_group: str = ""
+
+
+class Job(Struct, frozen=True):
+    """A block job, or another job of query-jobs."""
+
+    device: str
+    job_id: str
+    job_type: str
+    job: qapi.BlockJob
+    #: Layers, `0` the active one.
+    top: str = ""
+    base: str = ""
+    error: str = ""
+    progress_ratio: float | None = None
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """One VM at one instant; down, it has a `reason` and nothing of what QEMU knows."""
+
+    vm: str
+    up: bool
+    reason: str | None = None
+    duration_seconds: float | None = None
+    last_seen_timestamp_seconds: float | None = None
+    topology_timestamp_seconds: float | None = None
+    storage_responding: bool | None = None
+    running: bool | None = None
+    status: str | None = None
+    name: str = ""
+    uuid: str = ""
+    qemu_version: str = ""
+    manager: str = ""
+    socket: str = ""
+    devices: tuple[Device, ...] = ()
+    #: Nodes under no device.
+    nodes: tuple[Node, ...] = ()
+    jobs: tuple[Job, ...] = ()
+
+
+class Exporter(Struct, frozen=True, kw_only=True):
+    """The program at one instant."""
+
+    version: str
+    python_version: str
+    targets: int
+    targets_up: int
+    target_conflicts: int
+    reload_successful: bool
+    #: command -> commands sent.
+    commands: Mapping[str, int]
+    #: (command, class) -> error replies.
+    errors: Mapping[tuple[str, str], int]

@@ -1,0 +1,294 @@
+"""Replies -> Snapshot. Pure: no I/O, no clock, no state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from exporter import chain as chains
+from exporter import qapi
+from exporter.chain import Chain
+from exporter.errors import ProtocolError
+from exporter.filename import local_path, public, public_text, throttle_group
+from exporter.graph import Place
+from exporter.identity import device_names, key
+from exporter.model import Bitmap, Device, Interval, Job, Node, Throttle
+
+#: The first QEMU that counts I/O at the device and not at each node.
+_DEVICE_COUNTERS = (2, 5)
+_LIMIT_NAMES = qapi.Limits.__struct_fields__
+_INCUS_NODE = re.compile(r"^(incus|lxd)_")
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What query-block said, and what was found out with it."""
+
+    #: By `device`, or by `qdev` where that is empty.
+    blocks: Mapping[str, qapi.BlockInfo] = field(default_factory=dict)
+    #: Throttle group -> its limits.
+    limits: Mapping[str, qapi.Limits] = field(default_factory=dict)
+    #: Path of an image file -> (size, available) of its storage, in bytes.
+    storage: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+
+def devices(
+    entries: Sequence[qapi.BlockStats],
+    topology: Topology | None,
+    version: tuple[int, ...],
+    expected_depth: Callable[[str], int],
+) -> tuple[Device, ...]:
+    """Return the devices of query-blockstats, with what `topology` knows of each.
+
+    Raises:
+        ProtocolError: two entries cannot be told apart.
+    """
+    found = []
+    for name, entry in zip(device_names(entries), entries, strict=True):
+        chain = chains.of_nodes(entry)
+        info = topology.blocks.get(key(entry)) if topology else None
+        if info is not None and not chains.agree(chain, info):
+            info = None
+        found.append(_device(name, entry, chain, info, topology, version, expected_depth(name)))
+    return tuple(found)
+
+
+def free_nodes(
+    nodes: Sequence[qapi.BlockStats], entries: Sequence[qapi.BlockStats]
+) -> tuple[Node, ...]:
+    """Return the nodes of `query-nodes: true` that no device of `entries` uses.
+
+    Raises:
+        ProtocolError: two nodes have one name.
+    """
+    used: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        entry = waiting.pop()
+        if entry.node_name in used:
+            continue
+        used.add(entry.node_name)
+        waiting += [child for child in (entry.parent, entry.backing) if child is not None]
+    free = [node for node in nodes if node.node_name not in used]
+    if len({node.node_name for node in free}) != len(free):
+        raise ProtocolError("query-blockstats has two nodes of one name")
+    return tuple(
+        Node(
+            layer="",
+            role="format" if node.parent is not None else "protocol",
+            node_name=node.node_name,
+            stats=node.stats,
+            driver_specific=node.driver_specific,
+        )
+        for node in free
+    )
+
+
+def jobs(
+    block_jobs: Sequence[qapi.BlockJob],
+    other_jobs: Sequence[qapi.JobInfo],
+    places: Mapping[tuple[str, str], Place],
+) -> tuple[Job, ...]:
+    """Return every job; `places` is keyed by id and type.
+
+    Raises:
+        ProtocolError: two jobs have one id.
+    """
+    found = {}
+    for job in block_jobs:
+        place = places.get((job.device, job.type), Place())
+        if job.device in found:
+            raise ProtocolError(f"query-block-jobs has two jobs with id {job.device!r}")
+        found[job.device] = Job(
+            place.device, job.device, job.type, job, place.top, place.base, public_text(job.error)
+        )
+    for other in other_jobs:
+        total = other.total_progress
+        if other.id not in found:
+            plain = qapi.BlockJob(device=other.id, type=other.type)
+            plain.status = other.status  # type: ignore[attr-defined]  # a leaf of the table
+            found[other.id] = Job(
+                "",
+                other.id,
+                other.type,
+                plain,
+                error=public_text(other.error),
+                progress_ratio=other.current_progress / total if total > 0 else None,
+            )
+    return tuple(found.values())
+
+
+def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+    """Return the path of every file that QEMU stats to answer query-block."""
+    return frozenset(
+        path
+        for info in blocks.values()
+        for image in chains.images(info)
+        if (path := local_path(image.filename))
+    )
+
+
+def throttle_groups(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+    """Return the groups of throttle filters, whose limits query-block does not tell."""
+    return frozenset(
+        group
+        for info in blocks.values()
+        for image in chains.images(info)
+        if image.format == "throttle" and (group := throttle_group(image.filename))
+    )
+
+
+def manager(package: str, entries: Sequence[qapi.BlockStats]) -> str:
+    """Return who runs this VM, as far as its names tell: libvirt, proxmox, incus or nothing."""
+    if "pve" in package:
+        return "proxmox"
+    nodes = [node.node_name for entry in entries for node in chains.of_nodes(entry).layers]
+    if any(name.startswith("libvirt-") for name in nodes):
+        return "libvirt"
+    return "incus" if any(_INCUS_NODE.match(name) for name in nodes) else ""
+
+
+def _word(value: bool | None) -> str:
+    return "" if value is None else "true" if value else "false"
+
+
+def _device(
+    name: str,
+    entry: qapi.BlockStats,
+    chain: Chain,
+    info: qapi.BlockInfo | None,
+    topology: Topology | None,
+    version: tuple[int, ...],
+    expected_depth: int,
+) -> Device:
+    counters = Device(
+        device=name,
+        stats=entry.stats,
+        nodes=tuple(_nodes(chain, info, topology, version < _DEVICE_COUNTERS)),
+        intervals=tuple(Interval(str(t.interval_length), t) for t in entry.stats.timed_stats),
+        backing_depth=len(chain.layers) - 1 if chain.layers else None,
+        expected_backing_depth=expected_depth,
+    )
+    if info is None or topology is None:
+        return counters
+    known = {"block": info, "inserted": info.inserted is not None, "qdev": entry.qdev}
+    known["removable"] = _word(info.removable)
+    if inserted := info.inserted:
+        active = chains.layer_images(info)[:1]
+        node_name = chain.layers[0].node_name if chain.layers else inserted.node_name
+        throttle = _throttle(info, topology)
+        cache = inserted.cache
+        known |= {
+            "node_name": node_name,
+            "driver": active[0].format if active else inserted.drv,
+            "file": public(active[0].filename if active else inserted.file),
+            "read_only": _word(inserted.ro),
+            "cache_writeback": _word(cache and cache.writeback),
+            "cache_direct": _word(cache and cache.direct),
+            "cache_no_flush": _word(cache and cache.no_flush),
+            "detect_zeroes": inserted.detect_zeroes,
+            "throttle": throttle,
+            "throttle_group": throttle.throttle_group if throttle else "",
+            "bitmaps": tuple(
+                Bitmap(bitmap.name, node_name, bitmap)
+                for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
+                if bitmap.name
+            ),
+        }
+    return _with(counters, known)
+
+
+def _with(device: Device, known: Mapping[str, object]) -> Device:
+    fields = {name: getattr(device, name) for name in device.__struct_fields__}
+    return Device(**{**fields, **known})
+
+
+def _nodes(
+    chain: Chain, info: qapi.BlockInfo | None, topology: Topology | None, per_layer: bool
+) -> list[Node]:
+    images = chains.layer_images(info) if info else ()
+    storage = topology.storage if topology else {}
+    nodes = []
+    for index, layer in enumerate(chain.layers):
+        image = images[index] if images else None
+        protocol = chains.protocol_of(layer)
+        nodes.append(_format_node(str(index), layer, image, storage, per_layer))
+        if protocol is not None:
+            specific = protocol.driver_specific
+            nodes.append(
+                Node(
+                    layer=str(index),
+                    role="protocol",
+                    node_name=protocol.node_name,
+                    stats=protocol.stats,
+                    layer_io=protocol.stats if per_layer else None,
+                    driver_specific=specific,
+                    has_info=image is not None or None,
+                    driver=specific.driver if specific else "",
+                    file=public(image.filename) if image else "",
+                )
+            )
+    filters = [i for i in chains.images(info) if i.format in chains.FILTERS] if info else []
+    for node, image in zip(chain.filters, filters, strict=False):
+        if image.format in chains.LASTING_FILTERS:
+            nodes.append(
+                Node(
+                    layer="",
+                    role="filter",
+                    node_name=node.node_name,
+                    has_info=True,
+                    driver=image.format,
+                )
+            )
+    return nodes
+
+
+def _format_node(
+    layer: str,
+    node: qapi.BlockStats,
+    image: qapi.Image | None,
+    storage: Mapping[str, tuple[int | None, int | None]],
+    per_layer: bool,
+) -> Node:
+    counters = {
+        "layer": layer,
+        "role": "format",
+        "node_name": node.node_name,
+        "stats": node.stats,
+        "layer_io": node.stats if per_layer else None,
+        # A protocol node that is a layer itself: a raw file without a format above it.
+        "driver_specific": node.driver_specific,
+    }
+    if image is None:
+        return Node(**counters)
+    size, available = storage.get(local_path(image.filename) or "", (None, None))
+    data = image.format_specific.data if image.format_specific else None
+    return Node(
+        **counters,
+        image=image,
+        internal_snapshots=None if image.snapshots is None else len(image.snapshots),
+        storage_size_bytes=size,
+        storage_available_bytes=available,
+        has_info=True,
+        driver=image.format,
+        file=public(image.filename),
+        backing_file=public(image.backing_filename),
+        backing_format=image.backing_filename_format,
+        encrypted=_word(image.encrypted),
+        compat=(data and data.compat) or "",
+    )
+
+
+def _throttle(info: qapi.BlockInfo, topology: Topology) -> Throttle | None:
+    """Limits of the device itself, else those of the group of a filter above its chain."""
+    inserted = info.inserted
+    if inserted is None:
+        return None
+    if inserted.group or any(getattr(inserted, name) for name in _LIMIT_NAMES):
+        return Throttle(inserted.group, inserted)
+    for image in chains.images(info):
+        if image.format == "throttle" and (group := throttle_group(image.filename)):
+            limits = topology.limits.get(group)
+            return Throttle(group, limits) if limits is not None else None
+    return None

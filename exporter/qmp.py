@@ -1,0 +1,372 @@
+"""One VM's QMP session, built on qemu.qmp: the only door to a monitor socket.
+
+A session is read-only by construction: it sends `qapi` queries and nothing else. Queries leave in
+one write and are answered in order, so they carry no ids; an answer that comes after its asker has
+given up is dropped, and until then nothing more is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from qemu.qmp import ConnectError, Message, QMPClient, QMPError, Runstate
+
+from exporter import peer, qapi
+from exporter.errors import (
+    CommandRefused,
+    ProtocolError,
+    TargetError,
+    TargetTimeout,
+    Unreachable,
+)
+from exporter.qapi import CommandError, Query
+
+T = TypeVar("T")
+
+#: The longest reply that is read.
+REPLY_LIMIT_BYTES = 16 * 1024 * 1024
+#: A greeting comes within milliseconds; after this long somebody looks why it does not.
+GREETING_PATIENCE_SECONDS = 0.2
+#: How long a client that found the socket in use waits for the other one to leave.
+BUSY_PATIENCE_SECONDS = 1.0
+_PATH_LIMIT_BYTES = 107
+
+# The library logs whole messages, with the secrets in them; what went wrong is said here.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all sessions sent and were refused, since the start of the program."""
+
+    commands: Counter[str] = field(default_factory=Counter)
+    #: (command, error class) -> replies.
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class Answers:
+    """The answers to one batch of queries."""
+
+    def __init__(self, queries: Iterable[Query[Any]]) -> None:
+        self.queries = tuple(queries)
+        self._answers: dict[Query[Any], object] = {}
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def get(self, query: Query[T]) -> T | None:
+        """Return the answer to `query`, None where this QEMU does not know the command.
+
+        Raises:
+            ProtocolError: the answer is no answer, or QEMU refused the query.
+        """
+        answer: Any = self._answers.get(query)
+        if answer is None:
+            return None  # known to be unknown, and not asked
+        if isinstance(answer, ProtocolError):
+            raise answer
+        if not isinstance(answer, CommandError):
+            return answer  # type: ignore[no-any-return]
+        if answer.unknown_command:
+            return None
+        raise ProtocolError(f"{query.name} was refused with {answer.class_}")
+
+    def refused(self, query: Query[Any]) -> bool:
+        """Whether QEMU answered `query` with an error."""
+        return isinstance(self._answers.get(query), CommandError)
+
+    def unknown_commands(self) -> set[str]:
+        """Return the commands that this QEMU does not have."""
+        return {
+            query.name
+            for query, answer in self._answers.items()
+            if isinstance(answer, CommandError) and answer.unknown_command
+        }
+
+    def _put(self, query: Query[Any], answer: object) -> None:
+        self._answers[query] = answer
+        if len(self._answers) == len(self.queries) and not self._done.done():
+            self._done.set_result(None)
+
+    def _fail(self, error: TargetError) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._done.exception()  # whoever asked may have given up: that is no news then
+
+
+class _Client(QMPClient):
+    """qemu.qmp without its per-message debug log, decoding each answer into its own type."""
+
+    def __init__(self, tally: Tally, on_event: Callable[[str, bytes], None]) -> None:
+        super().__init__(readbuflen=REPLY_LIMIT_BYTES)
+        self.awaited: deque[tuple[Query[Any], Answers]] = deque()
+        #: Why the connection was given up, where it was not the VM that closed it.
+        self.fault: ProtocolError | None = None
+        self._tally = tally
+        self._on_event = on_event
+
+    def ask(self, answers: Answers) -> None:
+        wire = []
+        for query in answers.queries:
+            if query.name not in qapi.COMMANDS:
+                raise CommandRefused(f"{query.name} is not a query of this program")
+            self._tally.commands[query.name] += 1
+            self.awaited.append((query, answers))
+            wire.append(query.wire)
+        self._do_send(Message(b"".join(wire), eager=False))
+
+    def abort(self) -> None:
+        """Drop the connection without flushing: a stopped QEMU takes nothing any more."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        # What the library itself sends passes here; batches of queries do not.
+        if msg.get("execute") != "qmp_capabilities":
+            raise CommandRefused("only queries may be sent in a session")
+        self._tally.commands["qmp_capabilities"] += 1
+        return msg
+
+    async def _do_recv(self) -> Message:
+        try:
+            line = await self._readline()
+        except ValueError:
+            self.fault = ProtocolError(f"sent a line of more than {REPLY_LIMIT_BYTES} bytes")
+            raise self.fault from None
+        if not line.endswith(b"\n"):
+            raise EOFError
+        # Kept as bytes: `_on_message` knows which type they are to be.
+        return Message(line, eager=False)
+
+    async def _on_message(self, msg: Message) -> None:
+        line = bytes(msg)
+        query, answers = self.awaited[0] if self.awaited else (None, None)
+        decoder: Any = query.decoder if query else qapi.UNASKED
+        answer: object
+        try:
+            message = decoder.decode(line)
+        except (msgspec.ValidationError, RecursionError) as error:
+            # Still one whole line: it costs this answer, not the session.
+            message, answer = None, _not_understood(query, error)
+        except (msgspec.DecodeError, UnicodeError):
+            self.fault = ProtocolError("sent what is no JSON")
+            raise self.fault from None
+        if message is not None:
+            if message.event:
+                self._on_event(message.event, bytes(message.data))
+                return
+            answer = message.error or message.return_
+            if answer is msgspec.UNSET:
+                answer = _not_understood(query, "it is neither an answer nor an event")
+        if query is None or answers is None:
+            self.fault = ProtocolError("said something that nobody asked for")
+            raise self.fault
+        self.awaited.popleft()
+        if isinstance(answer, CommandError):
+            self._tally.errors[query.name, answer.class_] += 1
+        answers._put(query, answer)
+
+    async def _bh_disconnect(self) -> None:
+        try:
+            await super()._bh_disconnect()
+        finally:
+            error = self.fault or ProtocolError("hung up before it answered")
+            while self.awaited:
+                self.awaited.popleft()[1]._fail(error)
+
+
+def _not_understood(query: Query[Any] | None, error: object) -> ProtocolError:
+    return ProtocolError(f"answered {query.name if query else 'nothing'} badly: {error}")
+
+
+class Session:
+    """The connection to one monitor socket, made and kept as needed."""
+
+    def __init__(
+        self,
+        path: str,
+        tally: Tally,
+        on_event: Callable[[str, bytes], None] = lambda name, data: None,
+    ) -> None:
+        """Connect to nothing yet. `on_event` gets each event's name and its data as JSON."""
+        self.path = path
+        #: (major, minor, micro) of the greeting.
+        self.version: tuple[int, ...] = ()
+        self.package = ""
+        self._tally = tally
+        self._on_event = on_event
+        self._client: _Client | None = None
+        self._greeting: asyncio.Task[None] | None = None
+        #: The process at the other end, 0 where that cannot be seen.
+        self.peer_pid = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether queries can be asked."""
+        return self._client is not None and self._client.runstate is Runstate.RUNNING
+
+    @property
+    def owes_answers(self) -> bool:
+        """Whether an earlier query is still unanswered."""
+        return self.connected and bool(self._client and self._client.awaited)
+
+    async def connect(self, timeout_seconds: float, *, keep_waiting: bool) -> None:
+        """Connect and be greeted, if that has not happened yet.
+
+        With `keep_waiting` a connection that is not greeted in time is kept: a later call costs
+        nothing until the greeting comes. Without, it is dropped.
+
+        Raises:
+            Unreachable: it cannot be connected to, with the reason.
+        """
+        if self.connected:
+            return
+        if self._greeting is None:
+            await self.close()
+            sock = self._socket()
+            self._client = _Client(self._tally, self._on_event)
+            self._greeting = asyncio.create_task(self._greet(self._client, sock))
+            await self._await_greeting(timeout_seconds, keep_waiting)
+        if not self._greeting.done():
+            error = self._silence()
+            # To sit in the backlog of a monitor that another client uses is to take it over
+            # when that client reconnects.
+            if not keep_waiting or error.reason == "busy":
+                await self.close()
+            raise error
+        greeting, self._greeting = self._greeting, None
+        try:
+            greeting.result()
+        except TargetError:
+            self._client = None
+            raise
+
+    async def ask(self, *queries: Query[Any], timeout_seconds: float) -> Answers:
+        """Ask all queries in one write and wait for all answers.
+
+        Raises:
+            TargetTimeout: not all came in time; the rest is dropped when it comes.
+            ProtocolError: the VM hung up, or what it said is no QMP.
+        """
+        client = self._client
+        if client is None or not self.connected:
+            raise ProtocolError("hung up")
+        if client.awaited:
+            raise self.overdue()
+        answers = Answers(queries)
+        if not queries:
+            return answers
+        client.ask(answers)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await asyncio.shield(answers._done)
+        except TimeoutError:
+            raise self.overdue() from None
+        return answers
+
+    def overdue(self) -> TargetTimeout:
+        """Return the error for a VM that has a session and does not answer."""
+        if peer.is_stopped(self.peer_pid):
+            return TargetTimeout("its process is stopped", "stopped")
+        waiting = self._client.awaited[0][0].name if self._client and self._client.awaited else ""
+        return TargetTimeout(f"does not answer {waiting}")
+
+    async def close(self) -> None:
+        """Drop the connection, whatever its state."""
+        greeting, self._greeting = self._greeting, None
+        client, self._client = self._client, None
+        if greeting is not None:
+            greeting.cancel()
+            await asyncio.wait((greeting,))
+            if not greeting.cancelled():
+                greeting.exception()
+        if client is not None and client.runstate is not Runstate.IDLE:
+            client.abort()
+            # It was said, or will be, why the connection ended; here it only ends.
+            with contextlib.suppress(QMPError, TargetError, OSError, EOFError, ValueError):
+                await client.disconnect()
+
+    async def _greet(self, client: _Client, sock: socket.socket) -> None:
+        try:
+            await client.connect(sock)
+        except ConnectError as error:
+            if isinstance(error.exc, (EOFError, ConnectionError)):
+                raise ProtocolError("hung up before its greeting") from None
+            raise ProtocolError("does not greet like QMP") from None
+        finally:
+            if client.runstate is Runstate.IDLE:
+                sock.close()
+        version = client.greeting.QMP.version if client.greeting else {}
+        qemu: Any = version.get("qemu")
+        try:
+            self.version = tuple(int(qemu[part]) for part in ("major", "minor", "micro"))
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError("greets without a version") from None
+        self.package = str(version.get("package", ""))
+
+    def _socket(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            _connect(sock, self.path)
+            self.peer_pid = peer.pid(sock)
+        except OSError as error:
+            sock.close()
+            raise self._refusal(error) from None
+        return sock
+
+    def _refusal(self, error: OSError) -> Unreachable:
+        text = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        if isinstance(error, BlockingIOError):
+            if peer.is_stopped(self.peer_pid):
+                return Unreachable("stopped", "its process is stopped")
+            return Unreachable("busy", "too many clients wait for this socket")
+        if isinstance(error, PermissionError):
+            return Unreachable("permission", f"cannot be opened: {text}")
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return Unreachable("no_socket", f"is not there: {text}")
+        return Unreachable("refused", f"nobody listens: {text}")
+
+    async def _await_greeting(self, timeout_seconds: float, keep_waiting: bool) -> None:
+        assert self._greeting is not None
+        patience = min(timeout_seconds, GREETING_PATIENCE_SECONDS)
+        await asyncio.wait((self._greeting,), timeout=patience)
+        if self._greeting.done():
+            return
+        rest = timeout_seconds - patience
+        match self._silence().reason:
+            case "stopped":
+                rest = 0
+            case "busy":
+                # A tool that connects for each question is gone in a moment.
+                rest = 0 if keep_waiting else min(rest, BUSY_PATIENCE_SECONDS)
+        await asyncio.wait((self._greeting,), timeout=rest)
+
+    def _silence(self) -> Unreachable:
+        if peer.is_stopped(self.peer_pid):
+            return Unreachable("stopped", "its process is stopped")
+        if peer.has_another_client(self.path):
+            return Unreachable("busy", "another client uses this socket")
+        return Unreachable("greeting_timeout", "does not greet")
+
+
+def _connect(sock: socket.socket, path: str) -> None:
+    if len(os.fsencode(path)) <= _PATH_LIMIT_BYTES:
+        sock.connect(path)
+        return
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+    try:
+        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.close(folder)

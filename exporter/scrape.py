@@ -1,0 +1,214 @@
+"""The fleet: every VM at once, one sweep for all who ask, each VM rendered as its answers come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from exporter import __version__
+from exporter.config import Config
+from exporter.discovery import Discovery, Target
+from exporter.model import Exporter, Snapshot
+from exporter.qmp import Tally
+from exporter.render import Blobs, Plan, render_exporter
+from exporter.storage import Storage
+from exporter.vm import Vm
+
+log = logging.getLogger(__name__)
+
+#: A scrape joins a sweep that began less than this long ago.
+JOIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """One VM's answer, as a snapshot and as its lines."""
+
+    snapshot: Snapshot
+    blobs: Blobs
+
+
+class Member:
+    """A target with its collector and the plan that it is rendered by."""
+
+    def __init__(self, target: Target, tally: Tally, storage: Storage) -> None:
+        self.target = target
+        self.name = target.vm
+        self._vm = Vm(target, tally, storage)
+        self._plan = Plan(target.settings.without)
+        self._collecting: asyncio.Task[Collected] | None = None
+
+    async def collect(self) -> Collected:
+        """Ask the VM, or join whoever is asking it now."""
+        if self._collecting is None or self._collecting.done():
+            self._collecting = asyncio.create_task(self._collect())
+        return await asyncio.shield(self._collecting)
+
+    def late(self, elapsed_seconds: float) -> Collected:
+        """Return the VM as one that did not answer in time for this scrape."""
+        snapshot = self._vm.down("timeout", elapsed_seconds)
+        return Collected(snapshot, self._plan.render(snapshot))
+
+    async def leave(self) -> None:
+        """Leave the socket."""
+        if self._collecting is not None and not self._collecting.done():
+            self._collecting.cancel()
+            await asyncio.wait((self._collecting,))
+        await self._vm.close()
+
+    async def _collect(self) -> Collected:
+        try:
+            snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
+            return Collected(snapshot, self._plan.render(snapshot))
+        except Exception as error:
+            # The one place that catches everything: a mistake of this program that one VM's
+            # answers bring out must not cost the others their scrape.
+            log.error(
+                "vm not collected: a defect of this program, please report it",
+                extra={"vm": self.name, "err": f"{type(error).__name__}: {error}"},
+            )
+            log.debug("the defect", exc_info=True)
+            snapshot = self._vm.down("protocol", 0.0)
+            return Collected(snapshot, self._plan.render(snapshot))
+
+
+class Sweep:
+    """One round through all VMs; its answers fill in as they come."""
+
+    def __init__(self, members: Iterable[Member]) -> None:
+        self.started = time.monotonic()
+        self.finished = asyncio.Event()
+        self._pending = {member.name: member for member in members}
+        self._done: list[Collected] = []
+
+    async def run(self) -> None:
+        """Ask every VM at once."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for member in list(self._pending.values()):
+                    group.create_task(self._ask(member))
+        finally:
+            self.finished.set()
+
+    def result(self) -> list[Collected]:
+        """Return every VM: those still pending as timed out."""
+        elapsed = time.monotonic() - self.started
+        return [*self._done, *(member.late(elapsed) for member in self._pending.values())]
+
+    async def _ask(self, member: Member) -> None:
+        collected = await member.collect()
+        del self._pending[member.name]
+        self._done.append(collected)
+
+
+class Fleet:
+    """All targets, and the sweeps through them."""
+
+    def __init__(self, config: Config, storage: Storage | None = None) -> None:
+        self.discovery = Discovery(config)
+        #: Whether the configuration was read without an error the last time.
+        self.reload_successful = True
+        #: Whether sockets have been looked for.
+        self.discovered = False
+        self.members: dict[str, Member] = {}
+        self._tally = Tally()
+        self._storage = storage or Storage()
+        self._sweep: Sweep | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def reconfigure(self, config: Config) -> None:
+        """Collect by another configuration from the next sweep on."""
+        self.discovery.config = config
+        self.reload_successful = True
+
+    def discover(self) -> None:
+        """Look for sockets that came and went."""
+        self.discovery.refresh()
+        self.discovered = True
+        targets = self.discovery.targets
+        for name, member in list(self.members.items()):
+            if targets.get(name) != member.target:
+                del self.members[name]
+                self._leave(member)
+        for name, target in targets.items():
+            if name not in self.members:
+                self.members[name] = Member(target, self._tally, self._storage)
+
+    async def scrape(self, timeout_seconds: float) -> list[Collected]:
+        """Return every VM as it is now, within `timeout_seconds`."""
+        deadline = time.monotonic() + timeout_seconds
+        sweep = self._sweep
+        if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS:
+            if sweep is not None and not await _set_before(sweep.finished, deadline):
+                return sweep.result()
+            # Whoever waited for the same sweep may have begun the next one already.
+            if self._sweep is sweep:
+                self._begin()
+            sweep = self._sweep
+        assert sweep is not None
+        await _set_before(sweep.finished, deadline)
+        return sweep.result()
+
+    async def probe(self, vm: str, timeout_seconds: float) -> Collected:
+        """Collect one VM alone.
+
+        Raises:
+            KeyError: there is no such target.
+        """
+        self.discover()
+        member = self.members[vm]
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await member.collect()
+        except TimeoutError:
+            return member.late(timeout_seconds)
+
+    def own(self, collected: Iterable[Collected]) -> Blobs:
+        """Return the lines of the program itself, for a scrape that found `collected`."""
+        return render_exporter(
+            Exporter(
+                version=__version__,
+                python_version=platform.python_version(),
+                targets=len(self.members),
+                targets_up=sum(each.snapshot.up for each in collected),
+                target_conflicts=len(self.discovery.conflicts),
+                reload_successful=self.reload_successful,
+                commands=self._tally.commands,
+                errors=self._tally.errors,
+            )
+        )
+
+    async def close(self) -> None:
+        """Leave every socket."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait((self._sweeping,))
+        for member in self.members.values():
+            self._leave(member)
+        self.members.clear()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    def _begin(self) -> None:
+        self.discover()
+        self._sweep = Sweep(self.members.values())
+        self._sweeping = asyncio.create_task(self._sweep.run())
+
+    def _leave(self, member: Member) -> None:
+        task = asyncio.create_task(member.leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+
+async def _set_before(event: asyncio.Event, deadline: float) -> bool:
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

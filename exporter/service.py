@@ -1,0 +1,96 @@
+"""The process among others: its log lines, and what systemd wants to hear and hands over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from exporter.errors import ConfigError
+
+#: systemd hands sockets over from this descriptor on. [sd_listen_fds(3)]
+_FIRST_SOCKET = 3
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class Formatter(logging.Formatter):
+    """Log lines as Prometheus writes them: `time=... level=INFO source=vm.py:90 msg="..." k=v`."""
+
+    def __init__(self, kind: str) -> None:
+        """`kind` is `logfmt` or `json`."""
+        super().__init__()
+        self._json = kind == "json"
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.replace("WARNING", "WARN"),
+            "source": f"{record.filename}:{record.lineno}",
+            "msg": record.getMessage(),
+        }
+        fields |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
+        if record.exc_info:
+            fields["trace"] = self.formatException(record.exc_info)
+        if self._json:
+            return json.dumps(fields, default=str)
+        return " ".join(f"{name}={_logfmt(value)}" for name, value in fields.items())
+
+
+def _logfmt(value: object) -> str:
+    text = str(value)
+    plain = text and all(c.isprintable() and c not in ' "=\\' for c in text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def set_up_logging(level: str, kind: str) -> None:
+    """Log to stderr from `level` (debug, info, warn, error) on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(kind))
+    root = logging.getLogger("exporter")
+    root.handlers[:] = [handler]
+    root.propagate = False
+    root.setLevel({"warn": "WARNING"}.get(level, level.upper()))
+
+
+def notify(*states: str) -> None:
+    """Tell systemd, if it started this process, how the service is. [sd_notify(3)]"""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto("\n".join(states).encode(), address)
+        except OSError as error:
+            logging.getLogger(__name__).warning("systemd not told", extra={"err": error.strerror})
+
+
+def notify_reloading() -> None:
+    """Say that the configuration is being read again."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def watchdog_seconds() -> float | None:
+    """Return how often systemd wants to hear from this process, None if it does not."""
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    if not usec.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(usec) / 1e6 / 2
+
+
+def systemd_sockets() -> list[socket.socket]:
+    """Return the listening sockets that systemd handed over.
+
+    Raises:
+        ConfigError: it handed none over.
+    """
+    count = os.environ.pop("LISTEN_FDS", "")
+    pid = os.environ.pop("LISTEN_PID", "")
+    if pid != str(os.getpid()) or not count.isdigit() or count == "0":
+        raise ConfigError("--web.systemd-socket: systemd handed no socket over")
+    return [socket.socket(fileno=_FIRST_SOCKET + index) for index in range(int(count))]

@@ -1,0 +1,190 @@
+"""The canary: does the storage of an image file answer?
+
+query-block and query-named-block-nodes stat every image file on QEMU's main loop. On storage that
+hangs (a dead NFS server) they stop the whole VM, so this asks first, from a thread that can be
+lost. There is one thread per mount; while one hangs, its mount counts as hanging and gets no
+second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import queue
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.errors import ExporterError
+
+_AT_FDCWD = -100
+_AT_STATX_FORCE_SYNC = 0x2000
+_STATX_BASIC_STATS = 0x7FF
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3"}
+)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class StorageHangs(ExporterError):
+    """A mount did not answer within the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What was seen of one image file."""
+
+    #: Whether the file can be seen from here at all.
+    visible: bool
+    #: Bytes of the file system, or of the block device; None where unknown.
+    size_bytes: int | None = None
+    available_bytes: int | None = None
+
+
+class Storage:
+    """All mounts of this host that image files are on."""
+
+    def __init__(self, look: Callable[[str], Sight] | None = None) -> None:
+        """`look` replaces the system calls, in tests."""
+        self._look = look or look_at
+        self._mounts: dict[str, _Mount] = {}
+
+    async def see(self, paths: Iterable[str], timeout_seconds: float) -> dict[str, Sight]:
+        """Ask the storage of each path for the file's attributes.
+
+        Raises:
+            StorageHangs: a mount did not answer in time, or still owes an earlier answer.
+        """
+        points = mount_points()
+        by_mount: dict[str, list[str]] = {}
+        for path in paths:
+            by_mount.setdefault(_mount_of(path, points), []).append(path)
+        mounts = [
+            (self._mounts.setdefault(point, _Mount(point, self._look)), of_mount)
+            for point, of_mount in by_mount.items()
+        ]
+        if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
+            raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
+        asked = [mount.ask(of_mount) for mount, of_mount in mounts]
+        if not asked:
+            return {}
+        _, late = await asyncio.wait(asked, timeout=timeout_seconds)
+        for (mount, _), answer in zip(mounts, asked, strict=True):
+            mount.hangs = answer in late
+        if late:
+            point = next(mount.point for mount, _ in mounts if mount.hangs)
+            raise StorageHangs(f"{point} did not answer within {timeout_seconds:g} s")
+        return {path: sight for answer in asked for path, sight in answer.result().items()}
+
+    async def see_network(self, timeout_seconds: float) -> None:
+        """Ask every network and FUSE mount of this host: for a VM whose files are not known yet.
+
+        Raises:
+            StorageHangs: one did not answer.
+        """
+        await self.see(
+            [point for point, kind in mount_points().items() if _is_network(kind)],
+            timeout_seconds,
+        )
+
+
+class _Mount:
+    """One mount and the thread that may hang in it."""
+
+    def __init__(self, point: str, look: Callable[[str], Sight]) -> None:
+        self.point = point
+        #: Whether the thread owes an answer beyond its deadline.
+        self.hangs = False
+        self._look = look
+        self._asked: queue.SimpleQueue[
+            tuple[list[str], asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
+        ] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, paths: list[str]) -> asyncio.Future[dict[str, Sight]]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[dict[str, Sight]] = loop.create_future()
+        self._asked.put((paths, loop, answer))
+        if self._thread is None:
+            # A daemon: a thread that hangs must not keep the process from ending.
+            self._thread = threading.Thread(target=self._run, name=f"canary {self.point}", daemon=True)
+            self._thread.start()
+        return answer
+
+    def _run(self) -> None:
+        while True:
+            paths, loop, answer = self._asked.get()
+            sights = {path: self._look(path) for path in paths}
+            self.hangs = False
+            try:
+                loop.call_soon_threadsafe(_answer, answer, sights)
+            except RuntimeError:  # the loop was closed while this thread hung
+                return
+
+
+def _answer(answer: asyncio.Future[dict[str, Sight]], sights: dict[str, Sight]) -> None:
+    if not answer.done():
+        answer.set_result(sights)
+
+
+def look_at(path: str) -> Sight:
+    """Ask the server of a file system for a file's attributes and for the space that is left.
+
+    Blocks for as long as the server does not answer.
+    """
+    # A relative path is relative to a folder that only QEMU knows.
+    if not path.startswith("/") or not _exists(os.fsencode(path)):
+        return Sight(visible=False)
+    try:
+        mode = os.stat(path)
+        if stat.S_ISBLK(mode.st_mode):
+            return Sight(True, _device_size(mode.st_rdev))
+        space = os.statvfs(os.path.dirname(path) or "/")
+    except OSError:
+        return Sight(visible=True)
+    return Sight(True, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
+
+
+def mount_points() -> dict[str, str]:
+    """Return every mount point of this namespace with its file system's type."""
+    points = {}
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+        fields, _, kinds = line.partition(" - ")
+        point = fields.split(" ")[4]
+        for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+            point = point.replace(code, character)
+        points[point] = kinds.split(" ")[0]
+    return points
+
+
+def _mount_of(path: str, points: Iterable[str]) -> str:
+    # By the name alone: to resolve a link is to ask the file system.
+    folder = os.path.normpath(path)
+    known = frozenset(points)
+    while folder not in known and folder != "/":
+        folder = os.path.dirname(folder) or "/"
+    return folder
+
+
+def _is_network(kind: str) -> bool:
+    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.") or kind == "fuse"
+
+
+def _exists(path: bytes) -> bool:
+    buffer = ctypes.create_string_buffer(512)
+    if _libc.statx(_AT_FDCWD, path, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) == 0:
+        return True
+    # Any other error is the server's answer too; these say that the file is not ours to see.
+    return ctypes.get_errno() not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+
+
+def _device_size(device: int) -> int | None:
+    sysfs = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size")
+    try:
+        return int(sysfs.read_text()) * 512
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,181 @@
+"""What query-block knows of one VM, and when it may be asked again.
+
+query-block stats every image file on QEMU's main loop, so it is asked seldom, and never while the
+storage does not answer (`storage`): on first contact, when the chains changed, when an event says
+so, and when the last answer is old.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from exporter import chain as chains
+from exporter import parse, qapi
+from exporter.config import Settings
+from exporter.identity import key
+from exporter.parse import Topology
+from exporter.storage import Sight, Storage, StorageHangs
+
+log = logging.getLogger(__name__)
+
+#: Longest that the storage may take to say that it is there.
+CANARY_SECONDS = 1.0
+#: What comes from query-block is dropped when it is older than this many times its max-age.
+_STALE_AGES = 3
+#: Events after which a device or image is not what query-block said.
+EVENTS = frozenset(
+    {
+        "BLOCK_IMAGE_CORRUPTED",
+        "BLOCK_IO_ERROR",
+        "BLOCK_JOB_CANCELLED",
+        "BLOCK_JOB_COMPLETED",
+        "BLOCK_WRITE_THRESHOLD",
+        "DEVICE_TRAY_MOVED",
+        "RESUME",
+    }
+)
+
+NodeNames = Mapping[str, tuple[str, ...]]
+
+
+class TopologyCache:
+    """The last answer of query-block of one VM."""
+
+    def __init__(self, vm: str, settings: Settings, storage: Storage) -> None:
+        self._vm = vm
+        self._settings = settings
+        self._storage = storage
+        self._topology: Topology | None = None
+        self._node_names: NodeNames = {}
+        self._asked_at = float("-inf")
+        #: Something happened since: the next scrape asks.
+        self._outdated = False
+        self._disagreed: NodeNames | None = None
+        self._all_visible = True
+        #: When query-block last answered, seconds since 1970.
+        self.timestamp: float | None = None
+        #: Whether the storage of the image files answers; None where they cannot be seen.
+        self.responding: bool | None = None
+
+    def note(self, event: str) -> None:
+        """Take an event into account."""
+        self._outdated |= event in EVENTS
+
+    def forget(self) -> None:
+        """Another QEMU has taken the socket over: nothing is known of it."""
+        self._topology = self.timestamp = None
+
+    def current(self) -> Topology | None:
+        """Return what is known, None where it is too old to be shown."""
+        age = time.monotonic() - self._asked_at
+        return self._topology if age <= _STALE_AGES * self._settings.topology_max_age_seconds else None
+
+    def known(self, node_names: NodeNames) -> bool:
+        """Whether what is known is of exactly these chains: all that a flat answer leaves out."""
+        return self._topology is not None and node_names == self._node_names
+
+    def has_filters(self) -> bool:
+        """Whether a filter stands above the chain of a device."""
+        return self._topology is not None and any(
+            image.format in chains.FILTERS
+            for info in self._topology.blocks.values()
+            for image in chains.images(info)
+        )
+
+    def is_due(self, node_names: NodeNames) -> bool:
+        """Whether query-block should be asked now, given the chains of query-blockstats."""
+        mode = self._settings.topology
+        if mode == "never" or not node_names:
+            return False
+        if self._topology is None or self._outdated or node_names != self._node_names:
+            return True
+        if time.monotonic() - self._asked_at < self._settings.topology_max_age_seconds:
+            return False
+        return mode == "always" or self._all_visible
+
+    async def may_ask(self, node_names: NodeNames, timeout_seconds: float) -> bool:
+        """Ask the storage first: whether query-block would not hang in it."""
+        files = parse.image_files(self._topology.blocks) if self._topology else frozenset()
+        timeout = min(CANARY_SECONDS, timeout_seconds)
+        try:
+            if not self.known(node_names):
+                await self._storage.see_network(timeout)
+            sights = await self._storage.see(files, timeout)
+        except StorageHangs as error:
+            if self.responding is not False:
+                log.warning("storage does not answer", extra={"vm": self._vm, "err": str(error)})
+            self.responding = False
+            return self._settings.topology == "always"
+        self._saw(sights)
+        if self._settings.topology == "auto" and self.known(node_names) and not self._outdated:
+            return self._all_visible
+        return True
+
+    async def put(
+        self,
+        blocks: Sequence[qapi.BlockInfo],
+        entries: Sequence[qapi.BlockStats],
+        limits: Mapping[str, qapi.Limits],
+        timeout_seconds: float,
+    ) -> None:
+        """Keep an answer, with what the storage of its files says of itself."""
+        by_key = {key(info): info for info in blocks}
+        names = node_names_of(entries)
+        agreed = agree(blocks, entries)
+        # A chain that goes on disagreeing is one that this program does not understand: to ask
+        # again in each scrape would not help.
+        self._outdated = not agreed and self._disagreed != names
+        self._disagreed = None if agreed else names
+        self._node_names = names
+        self._asked_at, self.timestamp = time.monotonic(), time.time()
+        sights: Mapping[str, Sight] = {}
+        try:
+            sights = await self._storage.see(
+                parse.image_files(by_key), min(CANARY_SECONDS, timeout_seconds)
+            )
+            self._saw(sights)
+        except StorageHangs:
+            self.responding = False
+        self._topology = Topology(
+            blocks=by_key,
+            limits=limits,
+            storage={p: (s.size_bytes, s.available_bytes) for p, s in sights.items()},
+        )
+
+    def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
+        """Put the backing images, which a flat answer leaves out, back from the last one."""
+        assert self._topology is not None
+        for info in blocks:
+            before = self._topology.blocks.get(key(info))
+            if info.inserted and before and before.inserted:
+                info.inserted.image.backing_image = before.inserted.image.backing_image
+
+    def _saw(self, sights: Mapping[str, Sight]) -> None:
+        visible = [sight.visible for sight in sights.values()]
+        if self.responding is False and any(visible):
+            log.info("storage answers again", extra={"vm": self._vm})
+        if all(visible) != self._all_visible and self._settings.topology == "auto":
+            if self._all_visible:
+                log.warning(
+                    "image files cannot be seen from here: query-block is asked only when"
+                    " something changed (--collector.topology=always asks all the same)",
+                    extra={"vm": self._vm},
+                )
+        self._all_visible = all(visible)
+        self.responding = True if any(visible) else None
+
+
+def node_names_of(entries: Sequence[qapi.BlockStats]) -> NodeNames:
+    """Return the names of the nodes of each device's chain."""
+    return {key(entry): chains.of_nodes(entry).node_names for entry in entries}
+
+
+def agree(blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]) -> bool:
+    """Whether query-block and query-blockstats saw the same chains."""
+    by_key = {key(info): info for info in blocks}
+    return all(
+        (info := by_key.get(key(entry))) is not None and chains.agree(chains.of_nodes(entry), info)
+        for entry in entries
+    )

@@ -1,0 +1,302 @@
+"""One VM: its session, what is asked of it in a scrape, and what is kept until the next."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from exporter import parse, qapi
+from exporter.discovery import Target, printable
+from exporter.errors import ProtocolError, TargetError
+from exporter.graph import Place, place_job
+from exporter.model import Snapshot
+from exporter.qapi import Query
+from exporter.qmp import Answers, Session, Tally
+from exporter.storage import Storage
+from exporter.topology import NodeNames, TopologyCache, agree, node_names_of
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: The first QEMU whose query-block can leave the backing images out.
+_FLAT_VERSION = (11, 1)
+#: How often a chain that two queries tell differently is asked for in one scrape.
+_AGREE_TRIES = 2
+
+
+class Vm:
+    """The collector of one target. `collect` is called by one task at a time."""
+
+    def __init__(self, target: Target, tally: Tally, storage: Storage) -> None:
+        self.target = target
+        self._tally = tally
+        self._session = Session(target.socket, tally, self._on_event)
+        self._topology = TopologyCache(target.vm, target.settings, storage)
+        #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
+        self._places: dict[tuple[str, str], Place] = {}
+        self._last_seen: float | None = None
+        self._was: str | None = "new"
+        self._peer_pid = 0
+        self._connection_is_new()
+
+    async def collect(self, timeout_seconds: float) -> Snapshot:
+        """Ask everything that is due and return the VM as it is now, up or down."""
+        started = time.monotonic()
+        deadline = started + timeout_seconds
+        try:
+            snapshot = await self._ask(deadline)
+        except TargetError as error:
+            self._say(error.reason, str(error))
+            snapshot = self.down(error.reason, time.monotonic() - started)
+        else:
+            self._say(None, "")
+            self._last_seen = time.time()
+            snapshot = msgspec.structs.replace(
+                snapshot,
+                duration_seconds=time.monotonic() - started,
+                last_seen_timestamp_seconds=self._last_seen,
+            )
+        finally:
+            if self.target.settings.connection == "per-scrape":
+                await self.close()
+        return snapshot
+
+    def down(self, reason: str, duration_seconds: float) -> Snapshot:
+        """Return the VM as one that does not answer."""
+        return Snapshot(
+            vm=self.target.vm,
+            up=False,
+            reason=reason,
+            duration_seconds=duration_seconds,
+            last_seen_timestamp_seconds=self._last_seen,
+        )
+
+    async def close(self) -> None:
+        """Leave the socket."""
+        await self._session.close()
+        self._connection_is_new()
+
+    def _connection_is_new(self) -> None:
+        self._name: str | None = None
+        self._uuid = ""
+        #: Commands that this QEMU does not have.
+        self._unknown: set[str] = set()
+        self._flat = True
+        self._ask_jobs = True
+        self._ask_nodes = self.target.settings.nodes
+        #: Ids of jobs that events named since the last scrape.
+        self._event_job_ids: set[str] = set()
+
+    async def _ask(self, deadline: float) -> Snapshot:
+        queries: list[Query[Any]] = [qapi.STATUS, qapi.BLOCKSTATS, qapi.BLOCK_JOBS]
+        answers = await self._first_answers(queries, deadline)
+        entries = answers.get(qapi.BLOCKSTATS) or []
+        block_jobs = answers.get(qapi.BLOCK_JOBS) or []
+        if self._topology.is_due(node_names_of(entries)):
+            entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
+        await self._place_jobs(block_jobs, entries, deadline)
+        nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
+        self._ask_nodes = self.target.settings.nodes or not entries
+        others = await self._other_jobs(answers, block_jobs, deadline)
+        status = answers.get(qapi.STATUS)
+        return Snapshot(
+            vm=self.target.vm,
+            up=True,
+            topology_timestamp_seconds=self._topology.timestamp,
+            storage_responding=self._topology.responding,
+            running=status and status.running,
+            status=status and status.status,
+            name=self._name or "",
+            uuid=self._uuid,
+            qemu_version=".".join(map(str, self._session.version)),
+            manager=parse.manager(self._session.package, entries),
+            socket=printable(self.target.socket),
+            devices=parse.devices(
+                entries,
+                self._topology.current(),
+                self._session.version,
+                self.target.settings.expected_depth,
+            ),
+            nodes=parse.free_nodes(nodes or [], entries),
+            jobs=parse.jobs(block_jobs, others, self._places),
+        )
+
+    async def _first_answers(self, queries: list[Query[Any]], deadline: float) -> Answers:
+        """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""
+        keep_waiting = self.target.settings.connection == "persistent"
+        fresh = False
+        while True:
+            if not self._session.connected:
+                self._connection_is_new()
+                fresh = True
+                await self._session.connect(_left(deadline), keep_waiting=keep_waiting)
+                if keep_waiting or self._session.peer_pid != self._peer_pid:
+                    self._topology.forget()
+                self._peer_pid = self._session.peer_pid
+            more: list[Query[Any]] = []
+            if self._name is None:
+                more += [qapi.NAME, qapi.UUID]
+            if self._ask_jobs:
+                more.append(qapi.JOBS)
+            if self._ask_nodes:
+                more.append(qapi.NODESTATS)
+            try:
+                answers = await self._batch([*queries, *more], deadline)
+            except ProtocolError:
+                if fresh or self._session.connected:
+                    raise
+                continue
+            if self._name is None:
+                name, uuid = answers.get(qapi.NAME), answers.get(qapi.UUID)
+                self._name, self._uuid = name.name if name else "", uuid.UUID if uuid else ""
+            return answers
+
+    async def _batch(self, queries: Sequence[Query[Any]], deadline: float) -> Answers:
+        known = [query for query in queries if query.name not in self._unknown]
+        answers = await self._session.ask(*known, timeout_seconds=_left(deadline))
+        self._unknown |= answers.unknown_commands()
+        return answers
+
+    async def _later(
+        self, answers: Answers, query: Query[T], deadline: float, wanted: bool
+    ) -> T | None:
+        """Return the answer to a query that the first batch may have had already."""
+        if not wanted:
+            return None
+        if query not in answers.queries:
+            answers = await self._batch([query], deadline)
+        return answers.get(query)
+
+    async def _ask_topology(
+        self,
+        entries: list[qapi.BlockStats],
+        block_jobs: list[qapi.BlockJob],
+        deadline: float,
+    ) -> tuple[list[qapi.BlockStats], list[qapi.BlockJob]]:
+        """Ask query-block if the storage lets it, and return the chains and jobs as they are then."""
+        names = node_names_of(entries)
+        if not await self._topology.may_ask(names, _left(deadline)):
+            return entries, block_jobs
+        blocks = None
+        if self._flat_will_do(names, block_jobs):
+            answers = await self._batch([qapi.BLOCK_FLAT], deadline)
+            if answers.refused(qapi.BLOCK_FLAT):
+                self._flat = False
+            elif (blocks := answers.get(qapi.BLOCK_FLAT)) is not None:
+                self._topology.merge_flat(blocks)
+        if blocks is None:
+            blocks = (await self._batch([qapi.BLOCK], deadline)).get(qapi.BLOCK) or []
+        for _ in range(_AGREE_TRIES):
+            if agree(blocks, entries):
+                break
+            again = await self._batch([qapi.BLOCKSTATS, qapi.BLOCK, qapi.BLOCK_JOBS], deadline)
+            entries = again.get(qapi.BLOCKSTATS) or []
+            blocks = again.get(qapi.BLOCK) or []
+            block_jobs = again.get(qapi.BLOCK_JOBS) or []
+        await self._topology.put(
+            blocks, entries, await self._throttle_limits(blocks, deadline), _left(deadline)
+        )
+        return entries, block_jobs
+
+    def _flat_will_do(
+        self, names: NodeNames, block_jobs: list[qapi.BlockJob]
+    ) -> bool:
+        # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
+        return (
+            self._flat
+            and self._session.version >= _FLAT_VERSION
+            and not block_jobs
+            and self._topology.known(names)
+            and not self._topology.has_filters()
+        )
+
+    async def _throttle_limits(
+        self, blocks: list[qapi.BlockInfo], deadline: float
+    ) -> dict[str, qapi.Limits]:
+        by_key = {str(index): info for index, info in enumerate(blocks)}
+        queries = {
+            group: query
+            for group in sorted(parse.throttle_groups(by_key))
+            if (query := qapi.throttle_limits(group))
+        }
+        if not queries or "throttle" in self.target.settings.without:
+            return {}
+        answers = await self._batch(list(queries.values()), deadline)
+        return {
+            group: qapi.limits_of_group(limits)
+            for group, query in queries.items()
+            if not answers.refused(query) and (limits := answers.get(query))
+        }
+
+    async def _place_jobs(
+        self,
+        block_jobs: list[qapi.BlockJob],
+        entries: list[qapi.BlockStats],
+        deadline: float,
+    ) -> None:
+        keys = [(job.device, job.type) for job in block_jobs]
+        self._places = {key: self._places[key] for key in keys if key in self._places}
+        new = [key for key in keys if key not in self._places]
+        if new:
+            graph = (await self._batch([qapi.GRAPH], deadline)).get(qapi.GRAPH)
+            self._places |= {key: place_job(key[0], graph, entries) for key in new}
+
+    async def _other_jobs(
+        self, answers: Answers, block_jobs: list[qapi.BlockJob], deadline: float
+    ) -> list[qapi.JobInfo]:
+        """Return the jobs that are no block jobs; asked for only where there may be some."""
+        ids = {job.device for job in block_jobs}
+        named, self._event_job_ids = self._event_job_ids, set()
+        wanted = self._ask_jobs or bool(named - ids)
+        jobs = await self._later(answers, qapi.JOBS, deadline, wanted) or []
+        others = [job for job in jobs if job.id not in ids and not _is_block_job(job)]
+        self._ask_jobs = bool(others)
+        return others
+
+    def _on_event(self, name: str, data: bytes) -> None:
+        self._topology.note(name)
+        if name != "JOB_STATUS_CHANGE":
+            return
+        try:
+            change = msgspec.json.decode(data, type=_JobStatusChange)
+        except msgspec.DecodeError:
+            log.warning("event not understood", extra={"vm": self.target.vm, "event": name})
+            return
+        if change.status == "null":
+            self._event_job_ids.discard(change.id)
+        elif change.status == "created":
+            self._event_job_ids.add(change.id)
+            # An id may be used again, for another disk.
+            self._places = {key: p for key, p in self._places.items() if key[0] != change.id}
+
+    def _say(self, reason: str | None, detail: str) -> None:
+        """Log a change of state, once."""
+        was, self._was = self._was, reason
+        if reason == was:
+            return
+        about = {"vm": self.target.vm, "socket": printable(self.target.socket)}
+        if reason:
+            log.warning("vm is down", extra={**about, "reason": reason, "err": detail})
+        else:
+            log.info("vm is up", extra=about)
+
+
+class _JobStatusChange(msgspec.Struct):
+    id: str
+    status: str
+
+
+#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
+_BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
+
+
+def _is_block_job(job: qapi.JobInfo) -> bool:
+    return job.type in _BLOCK_JOB_TYPES
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

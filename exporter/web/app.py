@@ -1,0 +1,250 @@
+"""Every endpoint that reads."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import html
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from string import Template
+
+from aiohttp import hdrs, web
+from msgspec import Struct
+
+from exporter import __version__, exposition
+from exporter.config import describe
+from exporter.discovery import printable
+from exporter.errors import ConfigError
+from exporter.render import Blobs
+from exporter.scrape import Fleet
+from exporter.service import Formatter
+
+log = logging.getLogger(__name__)
+
+#: A smaller body is sent as it is.
+GZIP_FROM_BYTES = 4096
+_NAME = "QEMU Block Exporter"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """The web flags."""
+
+    telemetry_path: str = "/metrics"
+    route_prefix: str = ""
+    max_requests: int = 40
+    exporter_metrics: bool = True
+    lifecycle: bool = False
+    timeout_seconds: float = 5.0
+
+
+class Endpoints:
+    """The handlers, over one fleet."""
+
+    def __init__(self, fleet: Fleet, options: Options, reload: Callable[[], None]) -> None:
+        """`reload` reads the configuration again and raises ConfigError where it is wrong."""
+        self._fleet = fleet
+        self._options = options
+        self._reload = reload
+        self._scrapes = 0
+
+    def application(self) -> web.Application:
+        """Return the application with every route under the prefix."""
+        app = web.Application()
+        prefix = self._options.route_prefix
+        for path, handler in (
+            (self._options.telemetry_path, self._limited(self.metrics)),
+            ("/probe", self._limited(self.probe)),
+            ("/sd", self.service_discovery),
+            ("/config", self.config),
+            ("/-/healthy", self.healthy),
+            ("/-/ready", self.ready),
+            ("/", self.landing_page),
+        ):
+            app.router.add_get(prefix + path, handler)
+        app.router.add_route("*", prefix + "/-/reload", self.reload)
+        if prefix:
+            app.router.add_get("/", self._to_prefix)
+        return app
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Every VM, and the exporter itself."""
+        collected = await self._fleet.scrape(self._seconds(request))
+        blobs = [each.blobs for each in collected]
+        if self._options.exporter_metrics:
+            blobs.append(self._fleet.own(collected))
+        return await self._exposition(request, blobs, process=self._options.exporter_metrics)
+
+    async def probe(self, request: web.Request) -> web.Response:
+        """One VM, by its name: never by a path that a request brings."""
+        vm = request.query.get("target", "")
+        if not vm:
+            return _plain("the target parameter is missing: /probe?target=VM", 400)
+        with _captured_log(vm) as lines:
+            try:
+                collected = await self._fleet.probe(vm, self._seconds(request))
+            except KeyError:
+                return _plain(f"no VM is named {vm!r}; /sd lists those that are known", 404)
+        if request.query.get("debug") != "true":
+            return await self._exposition(request, [collected.blobs], process=False)
+        member = self._fleet.members.get(vm)
+        target = member.target if member else None
+        body = exposition.body([collected.blobs], openmetrics=False, process=False).decode()
+        about = (
+            f"socket: {printable(target.socket)}\ngroup: {target.group}\n"
+            f"connection: {target.settings.connection}\n"
+            f"timeout_seconds: {target.settings.timeout_seconds:g}\n"
+            f"topology: {target.settings.topology}\n"
+            if target
+            else ""
+        )
+        return _plain(
+            f"Logs for the probe:\n{chr(10).join(lines)}\n\n"
+            f"Metrics that would have been returned:\n{body}\n\nTarget:\n{about}"
+        )
+
+    async def service_discovery(self, request: web.Request) -> web.Response:
+        """Every target for Prometheus's HTTP service discovery, to be relabelled for /probe."""
+        self._fleet.discover()
+        groups = [
+            {
+                "targets": [target.vm],
+                "labels": {
+                    "__meta_qemu_vm": target.vm,
+                    "__meta_qemu_socket": printable(target.socket),
+                    "__meta_qemu_group": target.group,
+                },
+            }
+            for target in self._fleet.discovery.targets.values()
+        ]
+        return web.Response(text=json.dumps(groups), content_type="application/json")
+
+    async def config(self, request: web.Request) -> web.Response:
+        """The effective configuration."""
+        return web.Response(
+            text=describe(self._fleet.discovery.config), content_type="application/yaml"
+        )
+
+    async def healthy(self, request: web.Request) -> web.Response:
+        """Whether the process answers."""
+        return _plain(f"{_NAME} is Healthy.")
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Whether the targets have been looked for."""
+        if not self._fleet.discovered:
+            return _plain(f"{_NAME} is not ready: it has not looked for sockets yet.", 503)
+        return _plain(f"{_NAME} is Ready.")
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Read the configuration again, where the flags allow it."""
+        if request.method not in (hdrs.METH_POST, hdrs.METH_PUT):
+            return _plain("Only POST or PUT requests allowed.", 405, {hdrs.ALLOW: "POST, PUT"})
+        if not self._options.lifecycle:
+            return _plain("Lifecycle API is not enabled.", 403)
+        try:
+            self._reload()
+        except ConfigError as error:
+            return _plain(f"failed to reload config: {error}", 500)
+        return _plain("")
+
+    async def landing_page(self, request: web.Request) -> web.Response:
+        """What this is and where to look."""
+        prefix = self._options.route_prefix
+        links = (
+            (self._options.telemetry_path, "Metrics", "every virtual machine"),
+            ("/sd", "Targets", "for HTTP service discovery, to be scraped by /probe?target=VM"),
+            ("/config", "Configuration", "as it is in effect"),
+            ("/-/healthy", "Healthy", "whether the exporter answers"),
+            ("/-/ready", "Ready", "whether it has looked for sockets"),
+        )
+        items = "".join(
+            f'<li><a href="{html.escape(prefix + path)}">{name}</a>: {text}</li>'
+            for path, name, text in links
+        )
+        targets = len(self._fleet.discovery.targets)
+        page = _PAGE.substitute(name=_NAME, version=__version__, links=items, targets=targets)
+        return web.Response(text=page, content_type="text/html")
+
+    async def _to_prefix(self, request: web.Request) -> web.Response:
+        raise web.HTTPFound(self._options.route_prefix + "/")
+
+    def _limited(self, handler: Handler) -> Handler:
+        """Refuse more scrapes at once than the flags allow."""
+        limit = self._options.max_requests
+
+        async def limited(request: web.Request) -> web.StreamResponse:
+            if limit and self._scrapes >= limit:
+                text = f"Limit of concurrent requests reached ({limit}), try again later."
+                return _plain(text, 503)
+            self._scrapes += 1
+            try:
+                return await handler(request)
+            finally:
+                self._scrapes -= 1
+
+        return limited
+
+    def _seconds(self, request: web.Request) -> float:
+        header = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
+        return exposition.scrape_seconds(header, self._options.timeout_seconds)
+
+    async def _exposition(
+        self, request: web.Request, blobs: Sequence[Blobs], *, process: bool
+    ) -> web.Response:
+        openmetrics = exposition.wants_openmetrics(",".join(request.headers.getall("Accept", [])))
+        body = exposition.body(blobs, openmetrics=openmetrics, process=process)
+        headers = {
+            hdrs.CONTENT_TYPE: exposition.OPENMETRICS if openmetrics else exposition.TEXT,
+            hdrs.VARY: "Accept, Accept-Encoding",
+        }
+        encodings = request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        if len(body) >= GZIP_FROM_BYTES and exposition.wants_gzip(encodings):
+            body = await asyncio.to_thread(gzip.compress, body, 1)
+            headers[hdrs.CONTENT_ENCODING] = "gzip"
+        return web.Response(body=body, headers=headers)
+
+
+def _plain(text: str, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(text=text + "\n" if text else "", status=status, headers=headers)
+
+
+@contextmanager
+def _captured_log(vm: str) -> Iterator[list[str]]:
+    """Collect the log lines about one VM."""
+    lines: list[str] = []
+
+    class Capture(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "vm", None) == vm:
+                lines.append(self.format(record))
+
+    handler = Capture()
+    handler.setFormatter(Formatter("logfmt"))
+    logger = logging.getLogger("exporter")
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>$name</title>
+<style>
+body { font-family: system-ui, sans-serif; margin: 3rem auto; max-width: 42rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } li { margin: .4rem 0; } footer { color: #666; margin-top: 2rem; }
+</style></head>
+<body>
+<h1>$name</h1>
+<p>Block devices, backing layers and block jobs of QEMU virtual machines, for Prometheus.</p>
+<p>$targets targets.</p>
+<ul>$links</ul>
+<footer>Version $version</footer>
+</body>
+</html>
+""")

@@ -1,0 +1,100 @@
+"""The serving process: its sockets, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+from aiohttp import web
+
+from exporter import __version__, service
+from exporter.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+#: A client that has not finished by then is cut off when the process ends.
+_SHUTDOWN_SECONDS = 3.0
+
+
+def listen(address: str) -> list[socket.socket]:
+    """Return sockets that listen on `host:port`, `:port` or `[ip6]:port`.
+
+    Raises:
+        ConfigError: the address is none, or cannot be had.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdigit() or not 0 <= int(port) < 65536 or "/" in host:
+        raise ConfigError(f"--web.listen-address: {address!r} is not host:port")
+    try:
+        found = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise ConfigError(f"--web.listen-address: {address}: {error.strerror}") from error
+    sockets = []
+    for family, kind, protocol, _, place in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind(place)
+            sock.listen(128)
+        except OSError as error:
+            for other in (sock, *sockets):
+                other.close()
+            reason = os.strerror(error.errno or 0)
+            raise ConfigError(f"--web.listen-address: {address}: {reason}") from error
+        sockets.append(sock)
+    return sockets
+
+
+async def serve(
+    app: web.Application,
+    sockets: Sequence[socket.socket],
+    reload: Callable[[], None],
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP calls `reload`."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, reload)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    await runner.setup()
+    try:
+        for sock in sockets:
+            await web.SockSite(runner, sock).start()
+            host, port = sock.getsockname()[:2] if sock.family != socket.AF_UNIX else ("unix", 0)
+            log.info("listening", extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"})
+        if os.geteuid() == 0:
+            log.warning("running as root: a user that may open the sockets is enough")
+        service.notify("READY=1", f"STATUS=version {__version__}")
+        ready()
+        await _until(ended)
+    finally:
+        service.notify("STOPPING=1")
+        await runner.cleanup()
+
+
+async def _until(ended: asyncio.Event) -> None:
+    interval = service.watchdog_seconds()
+    while not ended.is_set():
+        try:
+            async with asyncio.timeout(interval):
+                await ended.wait()
+        except TimeoutError:
+            service.notify("WATCHDOG=1")
+
+
+def _reload(reload: Callable[[], None]) -> None:
+    try:
+        reload()
+    except ConfigError:
+        return  # logged where it was noticed; the old configuration stays

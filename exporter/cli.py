@@ -162,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     add("command", nargs="?", choices=_COMMANDS, default="serve", metavar="COMMAND",
         help="serve, once or demo")  # fmt: skip
     add("--version", action="version", version=_version())
-    add("--config.file", dest="config_file", metavar="FILE", help="YAML file with groups of targets")
+    add(
+        "--config.file", dest="config_file", metavar="FILE", help="YAML file with groups of targets"
+    )
     add("--config.check", dest="config_check", action="store_true",
         help="check the configuration and exit")  # fmt: skip
 
@@ -219,8 +221,12 @@ def _parser() -> argparse.ArgumentParser:
 class _Replace(argparse.Action):
     """Append, but to an empty list: the default goes when the flag is given."""
 
-    def __call__(  # type: ignore[no-untyped-def]
-        self, parser, namespace, values, option_string=None
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
     ) -> None:
         chosen = getattr(namespace, self.dest)
         setattr(namespace, self.dest, [values] if chosen is self.default else [*chosen, values])

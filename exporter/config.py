@@ -152,7 +152,8 @@ def check_glob(glob: str, where: str) -> None:
 def describe(config: Config) -> str:
     """Return the effective configuration as YAML. It holds no secrets; file names are public."""
     plain = msgspec.to_builtins(
-        config, enc_hook=lambda value: value.pattern if isinstance(value, re.Pattern) else str(value)
+        config,
+        enc_hook=lambda value: value.pattern if isinstance(value, re.Pattern) else str(value),
     )
     for group in plain["groups"]:
         group["settings"]["without"] = sorted(group["settings"]["without"])

@@ -52,7 +52,11 @@ class Discovery:
                 vm = candidates[socket].vm
                 log.warning(
                     "socket left out: another one has its name",
-                    extra={"vm": vm, "socket": printable(socket), "kept": printable(targets[vm].socket)},
+                    extra={
+                        "vm": vm,
+                        "socket": printable(socket),
+                        "kept": printable(targets[vm].socket),
+                    },
                 )
         self.conflicts = tuple(conflicts)
         self.targets = targets

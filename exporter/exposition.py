@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -76,7 +76,9 @@ def body(blobs: Sequence[Blobs], *, openmetrics: bool, process: bool) -> bytes:
 def _parts(blobs: Sequence[Blobs], *, openmetrics: bool, process: bool) -> Iterable[bytes]:
     yield join(blobs, openmetrics=openmetrics)
     if process:
-        own = generate_openmetrics(_REGISTRY) if openmetrics else generate_latest(_REGISTRY)
-        yield own.removesuffix(b"# EOF\n")
+        generate: Callable[[CollectorRegistry], bytes] = (
+            generate_openmetrics if openmetrics else generate_latest
+        )
+        yield generate(_REGISTRY).removesuffix(b"# EOF\n")
     if openmetrics:
         yield b"# EOF\n"

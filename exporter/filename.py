@@ -22,7 +22,9 @@ _IN_TEXT = re.compile(
       | \b(?:rbd|blkdebug|blkverify|nbd|vvfat|iscsi|sheepdog|ssh):[^\s'"]*""",
     re.VERBOSE | re.DOTALL,
 )
-_CREDENTIAL = re.compile(r"(?i)\b(pass(word|wd)?|secret|key|cookie|token|user(name)?)\s*=\s*[^\s'\",;]+")
+_CREDENTIAL = re.compile(
+    r"(?i)\b(pass(word|wd)?|secret|key|cookie|token|user(name)?)\s*=\s*[^\s'\",;]+"
+)
 
 
 def public(filename: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from exporter.family import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, Zero
 
+
 # fmt: off
 def _row(scope: Scope, owner: str, name: str, field: str, text: str, collector: str,
          divisor: int = 1, type: type = int, zero: Zero = Zero.VALUE, labels: tuple[str, ...] = (),

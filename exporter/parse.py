@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain
@@ -44,13 +46,23 @@ def devices(
     Raises:
         ProtocolError: two entries cannot be told apart.
     """
+    per_layer = version < _DEVICE_COUNTERS
     found = []
     for name, entry in zip(device_names(entries), entries, strict=True):
         chain = chains.of_nodes(entry)
         info = topology.blocks.get(key(entry)) if topology else None
         if info is not None and not chains.agree(chain, info):
             info = None
-        found.append(_device(name, entry, chain, info, topology, version, expected_depth(name)))
+        counters = Device(
+            device=name,
+            qdev=entry.qdev,
+            stats=entry.stats,
+            nodes=_nodes(chain, info, topology, per_layer=per_layer),
+            intervals=tuple(Interval(str(t.interval_length), t) for t in entry.stats.timed_stats),
+            backing_depth=len(chain.layers) - 1 if chain.layers else None,
+            expected_backing_depth=expected_depth(name),
+        )
+        found.append(_device(counters, info, chain, topology) if info and topology else counters)
     return tuple(found)
 
 
@@ -153,119 +165,81 @@ def _word(value: bool | None) -> str:
     return "" if value is None else "true" if value else "false"
 
 
-def _device(
-    name: str,
-    entry: qapi.BlockStats,
-    chain: Chain,
-    info: qapi.BlockInfo | None,
-    topology: Topology | None,
-    version: tuple[int, ...],
-    expected_depth: int,
-) -> Device:
-    counters = Device(
-        device=name,
-        stats=entry.stats,
-        nodes=tuple(_nodes(chain, info, topology, version < _DEVICE_COUNTERS)),
-        intervals=tuple(Interval(str(t.interval_length), t) for t in entry.stats.timed_stats),
-        backing_depth=len(chain.layers) - 1 if chain.layers else None,
-        expected_backing_depth=expected_depth,
+def _device(counters: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
+    """Return `counters` with what query-block knows of the device."""
+    inserted = info.inserted
+    known = msgspec.structs.replace(
+        counters, block=info, inserted=inserted is not None, removable=_word(info.removable)
     )
-    if info is None or topology is None:
-        return counters
-    known = {"block": info, "inserted": info.inserted is not None, "qdev": entry.qdev}
-    known["removable"] = _word(info.removable)
-    if inserted := info.inserted:
-        active = chains.layer_images(info)[:1]
-        node_name = chain.layers[0].node_name if chain.layers else inserted.node_name
-        throttle = _throttle(info, topology)
-        cache = inserted.cache
-        known |= {
-            "node_name": node_name,
-            "driver": active[0].format if active else inserted.drv,
-            "file": public(active[0].filename if active else inserted.file),
-            "read_only": _word(inserted.ro),
-            "cache_writeback": _word(cache and cache.writeback),
-            "cache_direct": _word(cache and cache.direct),
-            "cache_no_flush": _word(cache and cache.no_flush),
-            "detect_zeroes": inserted.detect_zeroes,
-            "throttle": throttle,
-            "throttle_group": throttle.throttle_group if throttle else "",
-            "bitmaps": tuple(
-                Bitmap(bitmap.name, node_name, bitmap)
-                for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
-                if bitmap.name
-            ),
-        }
-    return _with(counters, known)
-
-
-def _with(device: Device, known: Mapping[str, object]) -> Device:
-    fields = {name: getattr(device, name) for name in device.__struct_fields__}
-    return Device(**{**fields, **known})
+    if inserted is None:
+        return known
+    active = next(iter(chains.layer_images(info)), inserted.image)
+    node_name = chain.layers[0].node_name if chain.layers else inserted.node_name
+    throttle = _throttle(inserted, info, topology)
+    cache = inserted.cache
+    return msgspec.structs.replace(
+        known,
+        node_name=node_name,
+        driver=active.format,
+        file=public(active.filename),
+        read_only=_word(inserted.ro),
+        cache_writeback=_word(cache.writeback if cache else None),
+        cache_direct=_word(cache.direct if cache else None),
+        cache_no_flush=_word(cache.no_flush if cache else None),
+        detect_zeroes=inserted.detect_zeroes,
+        throttle=throttle,
+        throttle_group=throttle.throttle_group if throttle else "",
+        bitmaps=tuple(
+            Bitmap(bitmap.name, node_name, bitmap)
+            for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
+            if bitmap.name
+        ),
+    )
 
 
 def _nodes(
-    chain: Chain, info: qapi.BlockInfo | None, topology: Topology | None, per_layer: bool
-) -> list[Node]:
+    chain: Chain, info: qapi.BlockInfo | None, topology: Topology | None, *, per_layer: bool
+) -> tuple[Node, ...]:
     images = chains.layer_images(info) if info else ()
     storage = topology.storage if topology else {}
     nodes = []
     for index, layer in enumerate(chain.layers):
         image = images[index] if images else None
-        protocol = chains.protocol_of(layer)
-        nodes.append(_format_node(str(index), layer, image, storage, per_layer))
-        if protocol is not None:
-            specific = protocol.driver_specific
-            nodes.append(
-                Node(
-                    layer=str(index),
-                    role="protocol",
-                    node_name=protocol.node_name,
-                    stats=protocol.stats,
-                    layer_io=protocol.stats if per_layer else None,
-                    driver_specific=specific,
-                    has_info=image is not None or None,
-                    driver=specific.driver if specific else "",
-                    file=public(image.filename) if image else "",
-                )
-            )
+        nodes.append(_format_node(str(index), layer, image, storage, per_layer=per_layer))
+        if (protocol := chains.protocol_of(layer)) is not None:
+            nodes.append(_protocol_node(str(index), protocol, image, per_layer=per_layer))
     filters = [i for i in chains.images(info) if i.format in chains.FILTERS] if info else []
-    for node, image in zip(chain.filters, filters, strict=False):
-        if image.format in chains.LASTING_FILTERS:
-            nodes.append(
-                Node(
-                    layer="",
-                    role="filter",
-                    node_name=node.node_name,
-                    has_info=True,
-                    driver=image.format,
-                )
-            )
-    return nodes
+    nodes += [
+        Node(layer="", role="filter", node_name=n.node_name, has_info=True, driver=image.format)
+        for n, image in zip(chain.filters, filters, strict=False)
+        if image.format in chains.LASTING_FILTERS
+    ]
+    return tuple(nodes)
 
 
 def _format_node(
     layer: str,
-    node: qapi.BlockStats,
+    entry: qapi.BlockStats,
     image: qapi.Image | None,
     storage: Mapping[str, tuple[int | None, int | None]],
+    *,
     per_layer: bool,
 ) -> Node:
-    counters = {
-        "layer": layer,
-        "role": "format",
-        "node_name": node.node_name,
-        "stats": node.stats,
-        "layer_io": node.stats if per_layer else None,
-        # A protocol node that is a layer itself: a raw file without a format above it.
-        "driver_specific": node.driver_specific,
-    }
+    node = Node(
+        layer=layer,
+        role="format",
+        node_name=entry.node_name,
+        stats=entry.stats,
+        layer_io=entry.stats if per_layer else None,
+        # A raw file without a format above it is both.
+        driver_specific=entry.driver_specific,
+    )
     if image is None:
-        return Node(**counters)
+        return node
     size, available = storage.get(local_path(image.filename) or "", (None, None))
     data = image.format_specific.data if image.format_specific else None
-    return Node(
-        **counters,
+    return msgspec.structs.replace(
+        node,
         image=image,
         internal_snapshots=None if image.snapshots is None else len(image.snapshots),
         storage_size_bytes=size,
@@ -280,15 +254,29 @@ def _format_node(
     )
 
 
-def _throttle(info: qapi.BlockInfo, topology: Topology) -> Throttle | None:
-    """Limits of the device itself, else those of the group of a filter above its chain."""
-    inserted = info.inserted
-    if inserted is None:
-        return None
+def _protocol_node(
+    layer: str, entry: qapi.BlockStats, image: qapi.Image | None, *, per_layer: bool
+) -> Node:
+    specific = entry.driver_specific
+    return Node(
+        layer=layer,
+        role="protocol",
+        node_name=entry.node_name,
+        stats=entry.stats,
+        layer_io=entry.stats if per_layer else None,
+        driver_specific=specific,
+        has_info=None if image is None else True,
+        driver=specific.driver if specific else "",
+        file=public(image.filename) if image else "",
+    )
+
+
+def _throttle(inserted: qapi.Inserted, info: qapi.BlockInfo, topology: Topology) -> Throttle | None:
+    """Return the limits of the device itself, else those of a throttle filter above its chain."""
     if inserted.group or any(getattr(inserted, name) for name in _LIMIT_NAMES):
         return Throttle(inserted.group, inserted)
     for image in chains.images(info):
         if image.format == "throttle" and (group := throttle_group(image.filename)):
             limits = topology.limits.get(group)
-            return Throttle(group, limits) if limits is not None else None
+            return None if limits is None else Throttle(group, limits)
     return None

@@ -291,15 +291,12 @@ def throttle_limits(group: str) -> Query[dict[str, int]] | None:
     """
     if not _OBJECT_ID.match(group):
         return None
-    return _query(
-        "qom-get", dict[str, int], {"path": f"/objects/{group}", "property": "limits"}
-    )
+    return _query("qom-get", dict[str, int], {"path": f"/objects/{group}", "property": "limits"})
 
 
 #: Every command that may leave a session.
 COMMANDS = frozenset(
-    query.name
-    for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH)
+    query.name for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH)
 ) | {"qom-get", "qmp_capabilities"}
 
 

@@ -60,7 +60,7 @@ class Answers:
     def __init__(self, queries: Iterable[Query[Any]]) -> None:
         self.queries = tuple(queries)
         self._answers: dict[Query[Any], object] = {}
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def get(self, query: Query[T]) -> T | None:
         """Return the answer to `query`, None where this QEMU does not know the command.
@@ -91,15 +91,15 @@ class Answers:
             if isinstance(answer, CommandError) and answer.unknown_command
         }
 
-    def _put(self, query: Query[Any], answer: object) -> None:
+    def put(self, query: Query[Any], answer: object) -> None:
         self._answers[query] = answer
-        if len(self._answers) == len(self.queries) and not self._done.done():
-            self._done.set_result(None)
+        if len(self._answers) == len(self.queries) and not self.done.done():
+            self.done.set_result(None)
 
-    def _fail(self, error: TargetError) -> None:
-        if not self._done.done():
-            self._done.set_exception(error)
-            self._done.exception()  # whoever asked may have given up: that is no news then
+    def fail(self, error: TargetError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # whoever asked may have given up: that is no news then
 
 
 class _Client(QMPClient):
@@ -175,7 +175,7 @@ class _Client(QMPClient):
         self.awaited.popleft()
         if isinstance(answer, CommandError):
             self._tally.errors[query.name, answer.class_] += 1
-        answers._put(query, answer)
+        answers.put(query, answer)
 
     async def _bh_disconnect(self) -> None:
         try:
@@ -183,7 +183,7 @@ class _Client(QMPClient):
         finally:
             error = self.fault or ProtocolError("hung up before it answered")
             while self.awaited:
-                self.awaited.popleft()[1]._fail(error)
+                self.awaited.popleft()[1].fail(error)
 
 
 def _not_understood(query: Query[Any] | None, error: object) -> ProtocolError:
@@ -197,7 +197,7 @@ class Session:
         self,
         path: str,
         tally: Tally,
-        on_event: Callable[[str, bytes], None] = lambda name, data: None,
+        on_event: Callable[[str, bytes], None],
     ) -> None:
         """Connect to nothing yet. `on_event` gets each event's name and its data as JSON."""
         self.path = path
@@ -270,7 +270,7 @@ class Session:
         client.ask(answers)
         try:
             async with asyncio.timeout(timeout_seconds):
-                await asyncio.shield(answers._done)
+                await asyncio.shield(answers.done)
         except TimeoutError:
             raise self.overdue() from None
         return answers

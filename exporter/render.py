@@ -116,9 +116,7 @@ class Plan:
             of_device = (snapshot.vm, device.device)
             self._record(out, Scope.DEVICE, device, of_device)
             for interval in device.intervals:
-                self._record(
-                    out, Scope.INTERVAL, interval, (*of_device, interval.interval_seconds)
-                )
+                self._record(out, Scope.INTERVAL, interval, (*of_device, interval.interval_seconds))
             if device.throttle:
                 group = device.throttle.throttle_group
                 self._record(out, Scope.THROTTLE, device.throttle, (*of_device, group))
@@ -135,9 +133,7 @@ class Plan:
                 out, Scope.NODE, node, (snapshot.vm, "", node.layer, node.role, node.node_name)
             )
         for job in snapshot.jobs:
-            self._record(
-                out, Scope.JOB, job, (snapshot.vm, job.device, job.job_id, job.job_type)
-            )
+            self._record(out, Scope.JOB, job, (snapshot.vm, job.device, job.job_id, job.job_type))
         return tuple("".join(lines).encode() for lines in out)
 
     def _record(
@@ -186,9 +182,7 @@ def _info(
     out[slot].append(f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n")
 
 
-def _histogram(
-    lines: list[str], metric: Metric, identity: str, histogram: qapi.Histogram
-) -> None:
+def _histogram(lines: list[str], metric: Metric, identity: str, histogram: qapi.Histogram) -> None:
     total = 0
     edges = [number(edge, metric.divisor) for edge in histogram.boundaries]
     for edge, count in zip([*edges, "+Inf"], histogram.bins, strict=False):
@@ -202,7 +196,7 @@ def render_exporter(exporter: Exporter) -> Blobs:
     for slot, metric in enumerate(METRICS):
         if metric.scope is not Scope.EXPORTER:
             continue
-        value = getattr(exporter, metric.path[-1]) if metric.path else None
+        value: Any = getattr(exporter, metric.path[-1]) if metric.path else None
         if metric.kind == "info":
             _info(out, metric, slot, exporter, "")
         elif metric.labels:

@@ -111,7 +111,9 @@ class _Mount:
         self._asked.put((paths, loop, answer))
         if self._thread is None:
             # A daemon: a thread that hangs must not keep the process from ending.
-            self._thread = threading.Thread(target=self._run, name=f"canary {self.point}", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, name=f"canary {self.point}", daemon=True
+            )
             self._thread.start()
         return answer
 

@@ -70,7 +70,9 @@ class TopologyCache:
     def current(self) -> Topology | None:
         """Return what is known, None where it is too old to be shown."""
         age = time.monotonic() - self._asked_at
-        return self._topology if age <= _STALE_AGES * self._settings.topology_max_age_seconds else None
+        return (
+            self._topology if age <= _STALE_AGES * self._settings.topology_max_age_seconds else None
+        )
 
     def known(self, node_names: NodeNames) -> bool:
         """Whether what is known is of exactly these chains: all that a flat answer leaves out."""
@@ -156,13 +158,12 @@ class TopologyCache:
         visible = [sight.visible for sight in sights.values()]
         if self.responding is False and any(visible):
             log.info("storage answers again", extra={"vm": self._vm})
-        if all(visible) != self._all_visible and self._settings.topology == "auto":
-            if self._all_visible:
-                log.warning(
-                    "image files cannot be seen from here: query-block is asked only when"
-                    " something changed (--collector.topology=always asks all the same)",
-                    extra={"vm": self._vm},
-                )
+        if self._all_visible and not all(visible) and self._settings.topology == "auto":
+            log.warning(
+                "image files cannot be seen from here: query-block is asked only when"
+                " something changed (--collector.topology=always asks all the same)",
+                extra={"vm": self._vm},
+            )
         self._all_visible = all(visible)
         self.responding = True if any(visible) else None
 

@@ -108,8 +108,8 @@ class Vm:
             up=True,
             topology_timestamp_seconds=self._topology.timestamp,
             storage_responding=self._topology.responding,
-            running=status and status.running,
-            status=status and status.status,
+            running=status.running if status else None,
+            status=status.status if status else None,
             name=self._name or "",
             uuid=self._uuid,
             qemu_version=".".join(map(str, self._session.version)),
@@ -202,9 +202,7 @@ class Vm:
         )
         return entries, block_jobs
 
-    def _flat_will_do(
-        self, names: NodeNames, block_jobs: list[qapi.BlockJob]
-    ) -> bool:
+    def _flat_will_do(self, names: NodeNames, block_jobs: list[qapi.BlockJob]) -> bool:
         # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
         return (
             self._flat

@@ -36,7 +36,7 @@ def listen(address: str) -> list[socket.socket]:
         )
     except OSError as error:
         raise ConfigError(f"--web.listen-address: {address}: {error.strerror}") from error
-    sockets = []
+    sockets: list[socket.socket] = []
     for family, kind, protocol, _, place in found:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,7 +72,10 @@ async def serve(
         for sock in sockets:
             await web.SockSite(runner, sock).start()
             host, port = sock.getsockname()[:2] if sock.family != socket.AF_UNIX else ("unix", 0)
-            log.info("listening", extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"})
+            log.info(
+                "listening",
+                extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"},
+            )
         if os.geteuid() == 0:
             log.warning("running as root: a user that may open the sockets is enough")
         service.notify("READY=1", f"STATUS=version {__version__}")

@@ -1,0 +1,36 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="qbe-") as folder:
+        yield Path(folder)
+
+
+def samples(exposition: str) -> dict[str, str]:
+    """Return each sample of an exposition: name with labels -> value."""
+    lines = [line for line in exposition.splitlines() if line and not line.startswith("#")]
+    parsed = dict(line.rsplit(" ", 1) for line in lines)
+    assert len(parsed) == len(lines), "a series stands twice"
+    return parsed
+
+
+def series(exposition: str, name: str, **labels: str) -> dict[str, str]:
+    """Return the samples of one family that have all the labels given."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return {
+        sample: value
+        for sample, value in samples(exposition).items()
+        if re.split(r"[{ ]", sample, maxsplit=1)[0] == name
+        and all(label in sample for label in wanted)
+    }

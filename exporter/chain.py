@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from exporter.qapi import BlockInfo, BlockStats, Image
+from exporter.qapi import BlockInfo, BlockStats, Image, Stats
 
 #: Filters that somebody put there to stay.
 LASTING_FILTERS = frozenset({"throttle", "copy-on-read", "preallocate", "compress"})
@@ -78,6 +78,22 @@ def layer_images(info: BlockInfo) -> tuple[Image, ...]:
     return tuple(image for image in images(info) if image.format not in FILTERS)
 
 
+def without_counters(info: BlockInfo) -> BlockStats:
+    """Return an entry of query-block as one of query-blockstats, where that is not to be had."""
+    inserted = info.inserted
+    node = entry = BlockStats(
+        stats=Stats(),
+        device=info.device,
+        qdev=info.qdev,
+        node_name=inserted.node_name if inserted else "",
+        inserted=inserted is not None,
+    )
+    for _ in layer_images(info)[1:]:
+        node.backing = BlockStats(stats=Stats())
+        node = node.backing
+    return entry
+
+
 def agree(chain: Chain, info: BlockInfo) -> bool:
     """Whether both queries saw the same chain.
 
@@ -93,7 +109,7 @@ def agree(chain: Chain, info: BlockInfo) -> bool:
 
 
 def _has_node(entry: BlockStats) -> bool:
-    return bool(entry.node_name or entry.parent or entry.backing)
+    return bool(entry.node_name or entry.parent or entry.backing or entry.inserted)
 
 
 def _is_filter(node: BlockStats) -> bool:

@@ -10,6 +10,7 @@ and where needed the divisor to the base unit, the type of the field, or what a 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from exporter.family import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, Zero
@@ -198,10 +199,12 @@ NODES = (
     _node("nvme_aligned_accesses_total", "driver-specific.aligned-accesses", "Accesses that were aligned."),
     _node("nvme_unaligned_accesses_total", "driver-specific.unaligned-accesses", "Accesses that had to be bounced."),
 )
+#: QEMU before 2.5 counted neither discards nor zone appends.
+_OLD_FIELDS = re.compile(r"stats\.(\w+_)?(rd|wr|flush)_(bytes|operations|total_time_ns|merged)")
 LAYER_IO = tuple(
     _row(Scope.NODE, "layer_io", row.name.removeprefix(Scope.DEVICE.prefix), row.path[-1],
-         f"{row.text} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, zero=row.zero, source="stats.")
-    for row in IO
+         f"{row.text} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, source="stats.")
+    for row in IO if _OLD_FIELDS.fullmatch(row.field)
 )
 
 JOBS = (

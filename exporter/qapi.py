@@ -87,6 +87,8 @@ class BlockStats(Struct, rename="kebab"):
     driver_specific: DriverSpecific | None = None
     parent: BlockStats | None = None
     backing: BlockStats | None = None
+    #: No member of QAPI's: set where an entry is made from query-block.
+    inserted: bool = False
 
 
 @leaves(metrics.NODES, "image", "format_specific", "data")

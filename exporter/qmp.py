@@ -83,10 +83,10 @@ class Answers:
         """Whether QEMU answered `query` with an error."""
         return isinstance(self._answers.get(query), CommandError)
 
-    def unknown_commands(self) -> set[str]:
-        """Return the commands that this QEMU does not have."""
+    def unknown(self) -> set[Query[Any]]:
+        """Return the queries that this QEMU does not know."""
         return {
-            query.name
+            query
             for query, answer in self._answers.items()
             if isinstance(answer, CommandError) and answer.unknown_command
         }

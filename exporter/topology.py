@@ -74,6 +74,11 @@ class TopologyCache:
             self._topology if age <= _STALE_AGES * self._settings.topology_max_age_seconds else None
         )
 
+    def entries(self) -> list[qapi.BlockStats]:
+        """Return the devices of query-block, for a QEMU that has no query-blockstats."""
+        topology = self.current()
+        return [chains.without_counters(b) for b in topology.blocks.values()] if topology else []
+
     def known(self, node_names: NodeNames) -> bool:
         """Whether what is known is of exactly these chains: all that a flat answer leaves out."""
         return self._topology is not None and node_names == self._node_names
@@ -89,7 +94,7 @@ class TopologyCache:
     def is_due(self, node_names: NodeNames) -> bool:
         """Whether query-block should be asked now, given the chains of query-blockstats."""
         mode = self._settings.topology
-        if mode == "never" or not node_names:
+        if mode == "never":
             return False
         if self._topology is None or self._outdated or node_names != self._node_names:
             return True

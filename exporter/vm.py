@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from exporter import chain as chains
 from exporter import parse, qapi
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
@@ -83,8 +84,8 @@ class Vm:
     def _connection_is_new(self) -> None:
         self._name: str | None = None
         self._uuid = ""
-        #: Commands that this QEMU does not have.
-        self._unknown: set[str] = set()
+        #: Queries that this QEMU does not know.
+        self._unknown: set[Query[Any]] = set()
         self._flat = True
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
@@ -94,9 +95,9 @@ class Vm:
     async def _ask(self, deadline: float) -> Snapshot:
         queries: list[Query[Any]] = [qapi.STATUS, qapi.BLOCKSTATS, qapi.BLOCK_JOBS]
         answers = await self._first_answers(queries, deadline)
-        entries = answers.get(qapi.BLOCKSTATS) or []
+        entries = self._entries(answers)
         block_jobs = answers.get(qapi.BLOCK_JOBS) or []
-        if self._topology.is_due(node_names_of(entries)):
+        if self._topology_matters(entries) and self._topology.is_due(node_names_of(entries)):
             entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
         await self._place_jobs(block_jobs, entries, deadline)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
@@ -156,9 +157,9 @@ class Vm:
             return answers
 
     async def _batch(self, queries: Sequence[Query[Any]], deadline: float) -> Answers:
-        known = [query for query in queries if query.name not in self._unknown]
+        known = [query for query in queries if query not in self._unknown]
         answers = await self._session.ask(*known, timeout_seconds=_left(deadline))
-        self._unknown |= answers.unknown_commands()
+        self._unknown |= answers.unknown()
         return answers
 
     async def _later(
@@ -170,6 +171,16 @@ class Vm:
         if query not in answers.queries:
             answers = await self._batch([query], deadline)
         return answers.get(query)
+
+    def _entries(self, answers: Answers) -> list[qapi.BlockStats]:
+        if qapi.BLOCKSTATS in self._unknown:
+            return self._topology.entries()
+        return answers.get(qapi.BLOCKSTATS) or []
+
+    def _topology_matters(self, entries: list[qapi.BlockStats]) -> bool:
+        if qapi.BLOCK in self._unknown:
+            return False
+        return bool(entries) or qapi.BLOCKSTATS in self._unknown
 
     async def _ask_topology(
         self,
@@ -189,14 +200,17 @@ class Vm:
             elif (blocks := answers.get(qapi.BLOCK_FLAT)) is not None:
                 self._topology.merge_flat(blocks)
         if blocks is None:
-            blocks = (await self._batch([qapi.BLOCK], deadline)).get(qapi.BLOCK) or []
+            blocks = (await self._batch([qapi.BLOCK], deadline)).get(qapi.BLOCK)
         for _ in range(_AGREE_TRIES):
-            if agree(blocks, entries):
+            if blocks is None or agree(blocks, entries):
                 break
             again = await self._batch([qapi.BLOCKSTATS, qapi.BLOCK, qapi.BLOCK_JOBS], deadline)
-            entries = again.get(qapi.BLOCKSTATS) or []
-            blocks = again.get(qapi.BLOCK) or []
+            entries, blocks = self._entries(again), again.get(qapi.BLOCK)
             block_jobs = again.get(qapi.BLOCK_JOBS) or []
+        if blocks is None:
+            return entries, block_jobs
+        if qapi.BLOCKSTATS in self._unknown:
+            entries = [chains.without_counters(info) for info in blocks]
         await self._topology.put(
             blocks, entries, await self._throttle_limits(blocks, deadline), _left(deadline)
         )

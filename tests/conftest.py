@@ -34,3 +34,8 @@ def series(exposition: str, name: str, **labels: str) -> dict[str, str]:
         if re.split(r"[{ ]", sample, maxsplit=1)[0] == name
         and all(label in sample for label in wanted)
     }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the flag that writes the golden expositions anew."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")

@@ -1,0 +1,111 @@
+"""Recorded replies, played back step by step to a real collector through a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.config import Settings
+from exporter.discovery import Target
+from exporter.model import Snapshot
+from exporter.qmp import Tally
+from exporter.render import Plan, join
+from exporter.storage import Storage
+from exporter.vm import Vm
+from tests.fakeqmp import GREETING, FakeQmp
+
+RECORDINGS = Path(__file__).parent / "recordings"
+_NOT_FOUND = {"error": {"class": "CommandNotFound", "desc": "not recorded"}}
+_VOLATILE = re.compile(
+    r"^(qemu_vm_(?:scrape_duration_seconds|\w+_timestamp_seconds)\{.*\}) .*$", re.MULTILINE
+)
+
+
+def scenarios(version: str) -> list[str]:
+    """Return what begins the names of the steps of one VM: a letter.
+
+    The session of 2.0 asked one thing before and another after its pivot: two VMs to a collector
+    that learns what a QEMU does not know.
+    """
+    return sorted({step if version == "2.0" else step[0] for step in steps(version)})
+
+
+def steps(version: str, scenario: str = "") -> list[str]:
+    """Return the steps of a scenario that asked the block layer, in order."""
+    return sorted(
+        folder.name
+        for folder in (RECORDINGS / version).iterdir()
+        if folder.name.startswith(scenario) and list(folder.glob("query-block*.json"))
+    )
+
+
+class Recording:
+    """Answers as the present step recorded them, else as an earlier one did.
+
+    What was never asked is CommandNotFound.
+    """
+
+    def __init__(self, version: str, step: str = "") -> None:
+        self.version = version
+        self.step = step
+        self._answers: dict[str, Any] = {}
+
+    def load(self, name: str) -> Any:
+        """Return a recorded reply, None where there is none."""
+        path = RECORDINGS / self.version / self.step / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def replies(self) -> dict[str, Any]:
+        """Return the table of a `FakeQmp`."""
+        names = ("status", "blockstats", "block", "block-jobs", "jobs", "name", "uuid")
+        return {
+            f"query-{name}": (lambda arguments, name=f"query-{name}": self._answer(name, arguments))
+            for name in names
+        }
+
+    def _answer(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        form = ".query-nodes" if arguments.get("query-nodes") else ""
+        answer = self.load(name + form) or self._answers.get(name + form, _NOT_FOUND)
+        self._answers[name + form] = answer
+        return answer
+
+    def greeting(self) -> Mapping[str, Any]:
+        """Return the greeting of this version, whatever step has it."""
+        for folder in sorted((RECORDINGS / self.version).iterdir()):
+            if (folder / "greeting.json").exists():
+                return json.loads((folder / "greeting.json").read_text())
+        return GREETING
+
+
+async def replay(
+    version: str, names: list[str], folder: Path, settings: Settings | None = None
+) -> AsyncIterator[tuple[str, Snapshot, str]]:
+    """Yield each step with its snapshot and exposition, of one collector that lives through all."""
+    recording = Recording(version)
+    settings = settings or Settings()
+    socket = str(folder / "vm.sock")
+    async with FakeQmp(socket, recording.replies()) as fake:
+        fake.greeting = recording.greeting()
+        target = Target(vm="vm", socket=socket, group="test", settings=settings)
+        vm = Vm(target, Tally(), Storage())
+        try:
+            for step in names:
+                recording.step = step
+                if fake.connections:
+                    # Makes the collector ask query-block again: events were not recorded here.
+                    await fake.event("RESUME")
+                    await asyncio.sleep(0.01)
+                snapshot = await vm.collect(5)
+                yield step, snapshot, exposition(snapshot, folder)
+        finally:
+            await vm.close()
+
+
+def exposition(snapshot: Snapshot, folder: Path) -> str:
+    """Return the text of one VM without what differs from run to run."""
+    text = join([Plan().render(snapshot)], openmetrics=False).decode()
+    return _VOLATILE.sub(r"\1 <varies>", text).replace(str(folder), "/run/test")

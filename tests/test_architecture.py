@@ -1,0 +1,85 @@
+"""Arrows point down: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "exporter"
+
+#: From the top down; a module imports only what stands below it.
+ORDER = (
+    "__main__", "cli", "demo", "demo_vms", "simulation", "web.app", "web.server", "scrape", "vm",
+    "topology", "storage", "qmp", "peer", "discovery", "config", "service", "exposition", "render",
+    "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
+    "errors",
+)  # fmt: skip
+#: No I/O: these can be fuzzed and measured alone.
+PURE = {
+    "chain", "family", "filename", "graph", "identity", "metrics", "model", "parse", "qapi", "render",
+}  # fmt: skip
+#: Who alone may import a library.
+DOORS = {
+    "qemu": {"qmp"},
+    "aiohttp": {"web.app", "web.server", "demo"},
+    "prometheus_client": {"exposition"},
+    "yaml": {"config"},
+    "ctypes": {"storage", "demo", "demo_vms"},
+}
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports, those of the package without its name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "exporter":
+            found |= {f"exporter.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    """A new module is put where it belongs, or this fails."""
+    assert MODULES.keys() <= set(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
+    """Arrows point down."""
+    ours = {name.removeprefix("exporter.") for name in imports(MODULES[module]) if "exporter." in name}
+    above = {name for name in ours & set(ORDER) if ORDER.index(name) <= ORDER.index(module)}
+
+    assert not above
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_a_pure_module_does_no_io(module: str) -> None:
+    """Neither asyncio nor sockets, files, threads or clocks."""
+    forbidden = {"asyncio", "socket", "os", "threading", "time", "pathlib", "logging", "subprocess"}
+
+    assert not imports(MODULES[module]) & forbidden
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_has_one_door(library: str) -> None:
+    """What comes from outside is translated once."""
+    users = {m for m, path in MODULES.items() if any(n.split(".")[0] == library for n in imports(path))}
+
+    assert users <= DOORS[library]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_never_above_400_lines(module: str) -> None:
+    """What grows beyond is two things."""
+    assert len(MODULES[module].read_text().splitlines()) <= 400

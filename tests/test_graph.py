@@ -1,0 +1,106 @@
+"""Where a job works, by QEMU's own graph of the block layer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from exporter import qapi
+from exporter.graph import Place, place_job
+
+
+def graph(*edges: str) -> qapi.Graph:
+    """Build a graph of `parent -name-> child`; `job:` and `dev:` tell what is no node."""
+    types = {"job": "block-job", "dev": "block-backend"}
+    ids: dict[str, int] = {}
+    links = []
+    for edge in edges:
+        parent, name, child = edge.split(" ", 2)
+        for end in (parent, child):
+            ids.setdefault(end, len(ids) + 1)
+        links.append({"parent": ids[parent], "child": ids[child], "name": name.replace("_", " ")})
+    nodes = []
+    for end, number in ids.items():
+        kind, colon, name = end.partition(":")
+        nodes.append(
+            {"id": number, "type": types.get(kind, "block-driver") if colon else "block-driver",
+             "name": name if colon else end}
+        )  # fmt: skip
+    return msgspec_graph({"nodes": nodes, "edges": links})
+
+
+def msgspec_graph(tree: dict[str, Any]) -> qapi.Graph:
+    """Decode a graph as a session does."""
+    return qapi.GRAPH.decoder.decode(json.dumps({"return": tree})).return_  # type: ignore[return-value]
+
+
+def disk(device: str, *layers: str, qdev: str = "") -> qapi.BlockStats:
+    """An entry of query-blockstats with a chain of named layers."""
+    entry: qapi.BlockStats | None = None
+    for name in reversed(layers):
+        entry = qapi.BlockStats(stats=qapi.Stats(), node_name=name, backing=entry)
+    assert entry is not None
+    entry.device, entry.qdev = device, qdev
+    return entry
+
+
+CHAIN = ("dev:disk0 root filter", "filter backing top", "top backing mid", "mid backing base")
+
+
+def test_an_active_commit_works_from_its_source_down_to_its_target() -> None:
+    """The filter above the disk is the job's main node."""
+    found = graph(
+        *CHAIN, "job:j main_node filter", "job:j source top", "job:j intermediate_node mid",
+        "job:j target base",
+    )  # fmt: skip
+
+    assert place_job("j", found, [disk("disk0", "top", "mid", "base")]) == Place("disk0", "0", "2")
+
+
+def test_an_intermediate_commit_leaves_the_active_layer_out() -> None:
+    """Its nodes are below the root, and still of that disk."""
+    found = graph(
+        "dev:disk0 root top", "top backing f", "f backing mid", "mid backing base",
+        "job:j main_node f", "job:j intermediate_node mid", "job:j base base",
+    )  # fmt: skip
+
+    assert place_job("j", found, [disk("disk0", "top", "mid", "base")]) == Place("disk0", "1", "2")
+
+
+def test_a_device_without_a_drive_name_is_found_by_its_path() -> None:
+    """As all disks of libvirt."""
+    path = "/machine/peripheral/virtio-disk0/virtio-backend"
+    found = graph(f"dev:{path} root top", "job:j source top")
+
+    assert place_job("j", found, [disk("", "top", qdev=path)]).device == "virtio-disk0"
+
+
+def test_a_shared_base_does_not_make_the_other_disk_the_jobs() -> None:
+    """The disk whose root is nearest above the job's nodes is the one."""
+    found = graph(
+        "dev:a root a0", "a0 backing base", "dev:b root b0", "b0 backing base",
+        "job:j main_node b0", "job:j source b0", "job:j base base",
+    )  # fmt: skip
+
+    assert place_job("j", found, [disk("a", "a0", "base"), disk("b", "b0", "base")]).device == "b"
+
+
+def test_the_target_of_a_mirror_is_not_the_disk_that_it_works_on() -> None:
+    """It may be attached to the same VM."""
+    found = graph("dev:copy root target", "dev:disk0 root top", "job:j source top", "job:j target target")
+
+    entries = [disk("copy", "target"), disk("disk0", "top")]
+    assert place_job("j", found, entries).device == "disk0"
+
+
+def test_without_the_graph_the_id_tells_if_it_is_a_devices_name() -> None:
+    """QEMU before 4.0; the id is the drive's name unless somebody said otherwise."""
+    entries = [disk("disk0", "top")]
+
+    assert place_job("disk0", None, entries).device == "disk0"
+    assert place_job("backup-1", None, entries).device == ""
+
+
+def test_a_job_on_no_device_has_none() -> None:
+    """As all jobs of a storage daemon."""
+    assert place_job("j", graph("job:j source top"), []) == Place()

@@ -1,0 +1,206 @@
+"""Replies of any shape are parsed or refused, and never make two equal series."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter import parse, qapi
+from exporter.errors import ProtocolError
+from exporter.identity import key
+from exporter.model import Device, Snapshot
+from exporter.parse import Topology
+from exporter.render import Plan, join
+from tests.conftest import samples, series
+
+NAMES = st.sampled_from(["", "disk0", "disk1", "a\nb", '"'])
+QDEVS = st.sampled_from(["", "ide0-0-0", "/machine/peripheral/disk0/virtio-backend"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda child: st.lists(child, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["return", "error", "event", "stats", "device", "inserted", "class"]),
+        child,
+        max_size=4,
+    ),
+    max_leaves=15,
+)
+ENTRY = st.recursive(
+    st.builds(lambda name: {"node-name": name, "stats": {"wr_highest_offset": 1}}, NAMES),
+    lambda child: st.builds(
+        lambda name, parent, backing: {
+            "node-name": name,
+            "stats": {"rd_bytes": 7, "wr_highest_offset": -1},
+            "parent": parent,
+            **({"backing": backing} if backing else {}),
+        },
+        NAMES, child, st.none() | child,
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def entries(*values: Any) -> list[qapi.BlockStats]:
+    """Decode entries of query-blockstats."""
+    wire = json.dumps({"return": values})
+    return qapi.BLOCKSTATS.decoder.decode(wire).return_  # type: ignore[return-value]
+
+
+def blocks(*values: Any) -> list[qapi.BlockInfo]:
+    """Decode entries of query-block."""
+    return qapi.BLOCK.decoder.decode(json.dumps({"return": values})).return_  # type: ignore[return-value]
+
+
+def image(filename: str, **more: Any) -> dict[str, Any]:
+    """An ImageInfo."""
+    return {"filename": filename, "format": "qcow2", "virtual-size": 1, **more}
+
+
+def inserted(filename: str, node: str = "n0", **more: Any) -> dict[str, Any]:
+    """A BlockDeviceInfo."""
+    found = image(filename, **more.pop("image", {}))
+    return {"file": filename, "drv": "qcow2", "ro": False, "node-name": node, "image": found, **more}
+
+
+def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device, ...]:
+    """Parse two replies that belong together."""
+    by_key = {key(block): block for block in blocks(*info)}
+    known = Topology(blocks=by_key, **topology)
+    return parse.devices(entries(*stats), known, (7, 2, 0), lambda device: 0)
+
+
+@given(JSON)
+def test_any_json_is_decoded_or_refused(tree: Any) -> None:
+    """No reply, however odd, raises anything that is not expected."""
+    wire = json.dumps(tree)
+    for query in (qapi.BLOCKSTATS, qapi.BLOCK, qapi.BLOCK_JOBS, qapi.STATUS, qapi.GRAPH):
+        try:
+            query.decoder.decode(wire)
+        except msgspec.DecodeError:
+            continue
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(NAMES, QDEVS, ENTRY), max_size=4))
+def test_no_two_series_are_ever_equal(found: list[tuple[str, str, dict[str, Any]]]) -> None:
+    """What would make two equal series is refused for that VM instead."""
+    stats = [{**entry, "device": device, "qdev": qdev} for device, qdev, entry in found]
+    try:
+        parsed = parse.devices(entries(*stats), None, (2, 0, 0), lambda device: 0)
+    except ProtocolError:
+        return
+    text = join([Plan().render(Snapshot(vm="vm", up=True, devices=parsed))], openmetrics=False)
+
+    samples(text.decode())  # asserts that no series stands twice
+
+
+def test_a_device_and_its_image_are_joined_by_name() -> None:
+    """The order of the two replies does not matter."""
+    stats = [{"device": d, "node-name": f"n-{d}", "stats": {}} for d in ("a", "b")]
+    info = [{"device": d, "inserted": inserted(f"/{d}", f"n-{d}")} for d in ("b", "a")]
+
+    assert [(d.device, d.file) for d in devices(stats, info)] == [("a", "/a"), ("b", "/b")]
+
+
+def test_a_chain_that_query_block_tells_differently_is_not_published() -> None:
+    """Around a pivot one command of a scrape may see the old chain and the next the new one."""
+    stats = [{"device": "a", "node-name": "new", "stats": {"rd_bytes": 1}}]
+    (found,) = devices(stats, [{"device": "a", "inserted": inserted("/a", "old")}])
+
+    assert found.block is None
+    assert found.file == ""
+    assert found.stats.rd_bytes == 1  # type: ignore[attr-defined]
+
+
+def test_an_empty_drive_is_a_device_without_medium_and_without_depth() -> None:
+    """As the cdrom of a VM that has none in it."""
+    (found,) = devices([{"device": "cd", "stats": {}}], [{"device": "cd", "removable": True}])
+
+    assert (found.inserted, found.backing_depth, found.removable) == (False, None, "true")
+
+
+def test_limits_of_a_filter_come_from_its_group() -> None:
+    """query-block has only zeros for a device below a throttle filter."""
+    filter_name = 'json:{"throttle-group": "grp1", "driver": "throttle", "file": {}}'
+    below = {"node-name": "n0", "stats": {}}
+    stats = [{"device": "a", "node-name": "f", "stats": {}, "parent": below, "backing": below}]
+    top = {"format": "throttle", "backing-image": image("/a")}
+    info = [{"device": "a", "inserted": inserted(filter_name, "f", bps=0, image=top)}]
+    limits = {"grp1": qapi.limits_of_group({"bps-write": 5, "iops-total": 7, "iops-size": 0})}
+    (found,) = devices(stats, info, limits=limits)
+    lines = join([Plan().render(Snapshot(vm="v", up=True, devices=(found,)))], openmetrics=False)
+    labels = 'vm="v",device="a",throttle_group="grp1"'
+
+    assert {s: v for s, v in samples(lines.decode()).items() if "_throttle_" in s} == {
+        f"qemu_block_throttle_write_bytes_per_second{{{labels}}}": "5",
+        f"qemu_block_throttle_total_operations_per_second{{{labels}}}": "7",
+    }
+
+
+def test_a_burst_has_its_length_only_where_there_is_a_burst() -> None:
+    """QEMU reports a length of 1 for every limit of a group."""
+    limits = qapi.limits_of_group(
+        {"bps-read-max": 0, "bps-read-max-length": 1, "bps-write-max": 9, "bps-write-max-length": 2}
+    )
+
+    assert (limits.bps_rd_max_length, limits.bps_wr_max_length) == (None, 2)  # type: ignore[attr-defined]
+
+
+def test_bitmaps_without_a_name_belong_to_jobs_and_are_left_out() -> None:
+    """A backup keeps two of them for itself."""
+    bitmap = {"granularity": 65536, "count": 1, "recording": True, "busy": False, "persistent": True}
+    info = inserted("/a", **{"dirty-bitmaps": [{**bitmap, "name": "daily"}, bitmap]})
+    stats = [{"device": "a", "node-name": "n0", "stats": {}}]
+    (found,) = devices(stats, [{"device": "a", "inserted": info}])
+
+    assert [(b.bitmap, b.node_name) for b in found.bitmaps] == [("daily", "n0")]
+
+
+def test_free_nodes_are_those_that_no_device_uses() -> None:
+    """A storage daemon has nothing but these."""
+    used = {"node-name": "format", "stats": {}, "parent": {"node-name": "file", "stats": {}}}
+    free = {"node-name": "spare", "stats": {}}
+    nodes = entries(used, used["parent"], free)
+
+    found = parse.free_nodes(nodes, entries({"device": "a", **used}))
+    assert [(node.node_name, node.role, node.layer) for node in found] == [("spare", "protocol", "")]
+
+
+@pytest.mark.parametrize(
+    ("package", "node", "manager"),
+    [
+        ("pve-qemu-kvm_9.2.0-5", "drive-scsi0", "proxmox"),
+        ("Debian 1:7.2", "libvirt-1-format", "libvirt"),
+        ("", "incus_root", "incus"),
+        ("", "#block123", ""),
+    ],
+)
+def test_the_manager_is_known_by_its_names(package: str, node: str, manager: str) -> None:
+    """The names of nodes, and the package string of the greeting."""
+    assert parse.manager(package, entries({"node-name": node, "stats": {}})) == manager
+
+
+def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
+    """snapshot-save and create are only in query-jobs; a total of 0 is no ratio."""
+    other = qapi.JobInfo(
+        id="s", type="snapshot-save", status="running", current_progress=1, total_progress=4
+    )
+    (job,) = parse.jobs([], [other], {})
+    text = join([Plan().render(Snapshot(vm="v", up=True, jobs=(job,)))], openmetrics=False).decode()
+
+    assert list(series(text, "qemu_block_job_progress_ratio").values()) == ["0.25"]
+    assert not series(text, "qemu_block_job_offset_bytes")
+    assert series(text, "qemu_block_job_status", status="running")
+    assert parse.jobs([], [msgspec.structs.replace(other, total_progress=0)], {})[0].progress_ratio is None
+
+
+def test_two_jobs_of_one_id_are_refused() -> None:
+    """QEMU never has them; two equal series would cost the whole scrape."""
+    job = qapi.BlockJob(device="j", type="commit")
+    with pytest.raises(ProtocolError, match="two jobs"):
+        parse.jobs([job, job], [], {})

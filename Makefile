@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint golden clean
+
+demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
+	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
+	@exec $(BIN)/qemu-block-exporter demo
+
+test: $(VENV)/dev lint  ## all checks and all tests, on real QEMU and Prometheus
+	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
+	    qemu-storage-daemon=qemu-system-common prometheus=prometheus promtool=prometheus \
+	    bindfs=bindfs fusermount3=fuse3 setpriv=util-linux
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check exporter
+	$(BIN)/mypy
+
+golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
+	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py
+	git diff --stat -- METRICS.md tests/golden
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/pip: constraints.txt
+	@deploy/debian-packages optional $(PYTHON)=python3
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || \
+	    { deploy/debian-packages required ensurepip=python3-venv && $(PYTHON) -m venv $(VENV); }
+	@echo "installing into $(VENV)"
+	@$(PIP) install -c constraints.txt pip hatchling editables
+	@touch $@
+
+$(VENV)/run: $(VENV)/pip pyproject.toml
+	@$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run
+	@$(PIP) install -c constraints.txt --group dev
+	@touch $@

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from exporter.errors import REASONS
 from exporter.family import Metric, Scope, Zero
 from exporter.metrics import COLLECTORS, METRICS
-from exporter.errors import REASONS
 
 _INTRO = """\
 # Metrics

@@ -1,0 +1,72 @@
+"""What the pages say is what the program does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from exporter.cli import _parser
+from exporter.config import Settings, load
+from exporter.errors import REASONS
+from exporter.metrics import METRICS
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_that_a_page_names_exists(page: str) -> None:
+    """A flag that was renamed is renamed everywhere."""
+    known = set(_parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
+    named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
+
+    assert set(named) <= known
+    assert named or page == "CONTRIBUTING.md"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_metric_that_a_page_names_exists(page: str) -> None:
+    """PromQL that is copied from a page gives something."""
+    known = {metric.name for metric in METRICS} | {"qemu_block_exporter", "qemu_block_node_"}
+    named = set(re.findall(r"\bqemu_[a-z_]+", (ROOT / page).read_text()))
+
+    assert named
+    assert named <= known
+
+
+def test_every_reason_is_explained() -> None:
+    """Whoever is woken by a VM that is down finds its reason in the README."""
+    explained = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+    assert set(explained) >= set(REASONS)
+
+
+def test_the_example_configuration_is_a_configuration() -> None:
+    """Every key in it is known, and its groups are what their comments say."""
+    config = load(str(ROOT / "deploy" / "config.example.yml"), Settings(), ())
+    groups = {group.name: group for group in config.groups}
+
+    assert groups["proxmox"].settings.connection == "per-scrape"
+    assert groups["plain"].settings.connection == "persistent"
+    assert groups["clones"].settings.expected_depth("virtio-disk0") == 1
+    assert groups["by name"].targets[0].vm == "database"
+
+
+def test_the_example_for_prometheus_is_a_configuration_of_prometheus() -> None:
+    """promtool takes it, relabelling and service discovery included."""
+    path = ROOT / "deploy" / "prometheus" / "scrape.yml"
+    check = subprocess.run(
+        ["promtool", "check", "config", str(path)], capture_output=True, text=True, check=False
+    )
+
+    assert check.returncode == 0, check.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_every_link_between_pages_leads_somewhere(page: str) -> None:
+    """A page that was moved is moved in the links too."""
+    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / link).exists(), link

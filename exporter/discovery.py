@@ -6,6 +6,7 @@ import codecs
 import glob
 import logging
 import os
+import re
 from collections.abc import Iterator
 
 from msgspec import Struct
@@ -13,6 +14,7 @@ from msgspec import Struct
 from exporter.config import Config, Group, Settings
 
 log = logging.getLogger(__name__)
+_MAGIC = re.compile(r"[*?\[]")
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -33,6 +35,7 @@ class Discovery:
         self.targets: dict[str, Target] = {}
         #: Sockets left out because another one has their name.
         self.conflicts: tuple[str, ...] = ()
+        self._unreadable: frozenset[str] = frozenset()
 
     def refresh(self) -> None:
         """Look again. A globbed socket that is gone is no target any more."""
@@ -60,6 +63,21 @@ class Discovery:
                 )
         self.conflicts = tuple(conflicts)
         self.targets = targets
+        self._say_unreadable()
+
+    def _say_unreadable(self) -> None:
+        """Log folders that cannot be listed, once: a glob finds nothing there and says nothing."""
+        folders = {
+            os.path.dirname(_MAGIC.split(pattern)[0])
+            for group in self.config.groups
+            for pattern in group.sockets
+        }
+        unreadable = frozenset(
+            f for f in folders if os.path.isdir(f) and not os.access(f, os.R_OK | os.X_OK)
+        )
+        for folder in sorted(unreadable - self._unreadable):
+            log.warning("folder cannot be listed", extra={"folder": printable(folder)})
+        self._unreadable = unreadable
 
 
 def printable(path: str) -> str:
@@ -86,7 +104,7 @@ def _all(config: Config) -> Iterator[Target]:
             yield _target(target.vm, target.socket, group)
         for pattern in group.sockets:
             for socket in glob.iglob(pattern):
-                if (vm := _name(socket, group)) and not os.path.isdir(socket):
+                if vm := _name(socket, group):
                     yield _target(vm, socket, group)
 
 

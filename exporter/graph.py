@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from exporter import chain as chains
@@ -50,31 +51,36 @@ def place_job(job_id: str, graph: qapi.Graph | None, entries: Sequence[qapi.Bloc
         for backend in (entry.device, entry.qdev)
         if backend
         and backend in roots
-        and (distance := _distance(roots[backend], ends, below)) is not None
+        and (distance := _nearest(roots[backend], ends, below)[0]) >= 0
     ]
     if not distances:
         return Place()
     nearest = min(distances)[1]
-    names = {kinds[child].name for child in touched if child in kinds}
-    layers = [
-        str(index)
-        for index, node in enumerate(chains.of_nodes(entries[nearest]).layers)
-        if node.node_name in names
-    ]
+    by_name = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
+    layers = [by_name.get(node.node_name, -1) for node in chains.of_nodes(entries[nearest]).layers]
+    worked = {child for child, name in touched.items() if name != "main node"}
+    # The main node is a filter right above the layer that is read; but that of an intermediate
+    # commit, the only job with a `base`, is the active layer, which it leaves alone.
+    if "base" not in touched.values():
+        for main in touched.keys() - worked:
+            worked |= _nearest(main, set(layers), below)[1]
+    numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
     return Place(
         device_names(entries)[nearest],
-        layers[0] if layers else "",
-        layers[-1] if len(layers) > 1 else "",
+        numbers[0] if numbers else "",
+        numbers[-1] if len(numbers) > 1 else "",
     )
 
 
-def _distance(root: int, ends: set[int], below: Mapping[int, Sequence[int]]) -> int | None:
-    """Return how many edges lie between a root and the nearest of `ends`, None if none do."""
-    level, seen, distance = {root}, {root}, 0
+def _nearest(
+    start: int, wanted: AbstractSet[int], below: Mapping[int, Sequence[int]]
+) -> tuple[int, AbstractSet[int]]:
+    """Return the nearest of `wanted` under a node, and how many edges away: -1 where none is."""
+    level, seen, distance = {start}, {start}, 0
     while level:
-        if level & ends:
-            return distance
+        if found := level & wanted:
+            return distance, found
         level = {child for node in level for child in below.get(node, ())} - seen
         seen |= level
         distance += 1
-    return None
+    return -1, frozenset()

@@ -6,6 +6,7 @@ QEMU looks the same. These look from the side, without a word to QEMU.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from pathlib import Path
@@ -29,6 +30,31 @@ def is_stopped(process: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
+
+
+def open_files(process: int) -> frozenset[str] | None:
+    """Return the paths of the files that a QEMU has open, None where they cannot be known.
+
+    A manager may have made the socket and handed it over: then `process` is the manager, whose
+    files say nothing.
+    """
+    try:
+        name = Path(f"/proc/{process}/comm").read_text()
+        if not name.startswith(("qemu", "kvm")):
+            return None
+        if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return None
+        links = [_link(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
+    except OSError:
+        return None
+    return frozenset(link for link in links if link.startswith("/"))
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:  # closed meanwhile
+        return ""
 
 
 def has_another_client(path: str) -> bool:

@@ -229,11 +229,29 @@ class Graph(Struct):
     edges: list[GraphEdge]
 
 
+#: QapiErrorClass, of all versions.
+_ERROR_CLASSES = frozenset(
+    {
+        "CommandNotFound",
+        "DeviceEncrypted",
+        "DeviceNotActive",
+        "DeviceNotFound",
+        "GenericError",
+        "KVMMissingCap",
+    }
+)
+
+
 class CommandError(Struct, frozen=True):
     """An error reply: QEMU understood the command and refused it."""
 
     class_: str = msgspec.field(name="class")
     desc: str = ""
+
+    @property
+    def known_class(self) -> str:
+        """The class, if it is one of QEMU's: it becomes a label and part of a log line."""
+        return self.class_ if self.class_ in _ERROR_CLASSES else "unknown"
 
     @property
     def unknown_command(self) -> bool:

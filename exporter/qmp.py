@@ -24,6 +24,7 @@ from qemu.qmp import ConnectError, Message, QMPClient, QMPError, Runstate
 from exporter import peer, qapi
 from exporter.errors import (
     CommandRefused,
+    ExporterError,
     ProtocolError,
     TargetError,
     TargetTimeout,
@@ -77,7 +78,7 @@ class Answers:
             return answer  # type: ignore[no-any-return]
         if answer.unknown_command:
             return None
-        raise ProtocolError(f"{query.name} was refused with {answer.class_}")
+        raise ProtocolError(f"{query.name} was refused with {answer.known_class}")
 
     def refused(self, query: Query[Any]) -> bool:
         """Whether QEMU answered `query` with an error."""
@@ -114,14 +115,13 @@ class _Client(QMPClient):
         self._on_event = on_event
 
     def ask(self, answers: Answers) -> None:
-        wire = []
         for query in answers.queries:
             if query.name not in qapi.COMMANDS:
                 raise CommandRefused(f"{query.name} is not a query of this program")
+        for query in answers.queries:
             self._tally.commands[query.name] += 1
             self.awaited.append((query, answers))
-            wire.append(query.wire)
-        self._do_send(Message(b"".join(wire), eager=False))
+        self._do_send(Message(b"".join(query.wire for query in answers.queries), eager=False))
 
     def abort(self) -> None:
         """Drop the connection without flushing: a stopped QEMU takes nothing any more."""
@@ -174,7 +174,7 @@ class _Client(QMPClient):
             raise self.fault
         self.awaited.popleft()
         if isinstance(answer, CommandError):
-            self._tally.errors[query.name, answer.class_] += 1
+            self._tally.errors[query.name, answer.known_class] += 1
         answers.put(query, answer)
 
     async def _bh_disconnect(self) -> None:
@@ -232,7 +232,8 @@ class Session:
         """
         if self.connected:
             return
-        if self._greeting is None:
+        if self._greeting is None or self._greeting.done():
+            # What was waited for came and went again since the last scrape.
             await self.close()
             sock = self._socket()
             self._client = _Client(self._tally, self._on_event)
@@ -246,11 +247,9 @@ class Session:
                 await self.close()
             raise error
         greeting, self._greeting = self._greeting, None
-        try:
-            greeting.result()
-        except TargetError:
-            self._client = None
-            raise
+        if greeting.exception() is not None:
+            await self.close()
+        greeting.result()
 
     async def ask(self, *queries: Query[Any], timeout_seconds: float) -> Answers:
         """Ask all queries in one write and wait for all answers.
@@ -268,11 +267,10 @@ class Session:
         if not queries:
             return answers
         client.ask(answers)
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                await asyncio.shield(answers.done)
-        except TimeoutError:
-            raise self.overdue() from None
+        await asyncio.wait((answers.done,), timeout=timeout_seconds)
+        if not answers.done.done():
+            raise self.overdue()
+        answers.done.result()
         return answers
 
     def overdue(self) -> TargetTimeout:
@@ -294,7 +292,7 @@ class Session:
         if client is not None and client.runstate is not Runstate.IDLE:
             client.abort()
             # It was said, or will be, why the connection ended; here it only ends.
-            with contextlib.suppress(QMPError, TargetError, OSError, EOFError, ValueError):
+            with contextlib.suppress(QMPError, ExporterError, OSError, EOFError, ValueError):
                 await client.disconnect()
 
     async def _greet(self, client: _Client, sock: socket.socket) -> None:
@@ -304,6 +302,9 @@ class Session:
             if isinstance(error.exc, (EOFError, ConnectionError)):
                 raise ProtocolError("hung up before its greeting") from None
             raise ProtocolError("does not greet like QMP") from None
+        except AssertionError:
+            # So the library says that the VM hung up in the last step of the negotiation.
+            raise ProtocolError("hung up before it answered") from None
         finally:
             if client.runstate is Runstate.IDLE:
                 sock.close()
@@ -311,7 +312,7 @@ class Session:
         qemu: Any = version.get("qemu")
         try:
             self.version = tuple(int(qemu[part]) for part in ("major", "minor", "micro"))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ProtocolError("greets without a version") from None
         self.package = str(version.get("package", ""))
 

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from exporter import __version__
 from exporter.config import Config
@@ -39,7 +40,7 @@ class Member:
         self.target = target
         self.name = target.vm
         self._vm = Vm(target, tally, storage)
-        self._plan = Plan(target.settings.without)
+        self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
 
     async def collect(self) -> Collected:
@@ -112,14 +113,18 @@ class Fleet:
         self.discovery = Discovery(config)
         #: Whether the configuration was read without an error the last time.
         self.reload_successful = True
-        #: Whether sockets have been looked for.
-        self.discovered = False
+        self._discovered_at = float("-inf")
         self.members: dict[str, Member] = {}
         self._tally = Tally()
         self._storage = storage or Storage()
         self._sweep: Sweep | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+
+    @property
+    def discovered(self) -> bool:
+        """Whether sockets have been looked for."""
+        return self._discovered_at > 0
 
     def reconfigure(self, config: Config) -> None:
         """Collect by another configuration from the next sweep on."""
@@ -129,7 +134,7 @@ class Fleet:
     def discover(self) -> None:
         """Look for sockets that came and went."""
         self.discovery.refresh()
-        self.discovered = True
+        self._discovered_at = time.monotonic()
         targets = self.discovery.targets
         for name, member in list(self.members.items()):
             if targets.get(name) != member.target:
@@ -160,7 +165,9 @@ class Fleet:
         Raises:
             KeyError: there is no such target.
         """
-        self.discover()
+        # A Prometheus that probes each VM by itself would look for all sockets as often.
+        if vm not in self.members or time.monotonic() - self._discovered_at > JOIN_SECONDS:
+            self.discover()
         member = self.members[vm]
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -203,6 +210,11 @@ class Fleet:
         task = asyncio.create_task(member.leave())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+@cache
+def _plan(without: frozenset[str]) -> Plan:
+    return Plan(without)
 
 
 async def _set_before(event: asyncio.Event, deadline: float) -> bool:

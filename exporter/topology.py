@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from exporter import chain as chains
-from exporter import parse, qapi
+from exporter import parse, peer, qapi
 from exporter.config import Settings
 from exporter.identity import key
 from exporter.parse import Topology
@@ -102,13 +102,20 @@ class TopologyCache:
             return False
         return mode == "always" or self._all_visible
 
-    async def may_ask(self, node_names: NodeNames, timeout_seconds: float) -> bool:
-        """Ask the storage first: whether query-block would not hang in it."""
+    async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:
+        """Ask the storage first: whether query-block would not hang in it.
+
+        Of chains that are not known, the files that `process`, the QEMU, has open are asked for;
+        where those cannot be seen, every network mount of this host.
+        """
         files = parse.image_files(self._topology.blocks) if self._topology else frozenset()
         timeout = min(CANARY_SECONDS, timeout_seconds)
         try:
             if not self.known(node_names):
-                await self._storage.see_network(timeout)
+                if (opened := peer.open_files(process)) is None:
+                    await self._storage.see_network(timeout)
+                else:
+                    await self._storage.see(opened, timeout)
             sights = await self._storage.see(files, timeout)
         except StorageHangs as error:
             if self.responding is not False:

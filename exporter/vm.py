@@ -190,7 +190,8 @@ class Vm:
     ) -> tuple[list[qapi.BlockStats], list[qapi.BlockJob]]:
         """Ask query-block if the storage lets it, and return the chains and jobs as they are then."""
         names = node_names_of(entries)
-        if not await self._topology.may_ask(names, _left(deadline)):
+        process = self._session.peer_pid
+        if not await self._topology.may_ask(names, process, _left(deadline)):
             return entries, block_jobs
         blocks = None
         if self._flat_will_do(names, block_jobs):

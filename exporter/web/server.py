@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: A client that has not finished by then is cut off when the process ends.
 _SHUTDOWN_SECONDS = 3.0
+_BACKLOG = 128
+_NO_IP6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 def listen(address: str) -> list[socket.socket]:
@@ -38,20 +42,30 @@ def listen(address: str) -> list[socket.socket]:
         raise ConfigError(f"--web.listen-address: {address}: {error.strerror}") from error
     sockets: list[socket.socket] = []
     for family, kind, protocol, _, place in found:
-        sock = socket.socket(family, kind, protocol)
+        try:
+            sockets.append(_bound(family, kind, protocol, place))
+        except OSError as error:
+            if not host and sockets and error.errno in _NO_IP6:
+                continue  # any address, on a host without IPv6
+            for sock in sockets:
+                sock.close()
+            reason = os.strerror(error.errno or 0)
+            raise ConfigError(f"--web.listen-address: {address}: {reason}") from error
+    return sockets
+
+
+def _bound(family: int, kind: int, protocol: int, place: Any) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.bind(place)
-            sock.listen(128)
-        except OSError as error:
-            for other in (sock, *sockets):
-                other.close()
-            reason = os.strerror(error.errno or 0)
-            raise ConfigError(f"--web.listen-address: {address}: {reason}") from error
-        sockets.append(sock)
-    return sockets
+        sock.bind(place)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 async def serve(

@@ -30,6 +30,9 @@ from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
 
+#: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
+_GRACE_SECONDS = 0.25
+
 _COMMANDS = {
     "serve": "serve metrics over HTTP (the default)",
     "once": "collect once, print the metrics, and exit",
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> int:
     if flags.command == "demo":
-        from exporter import demo  # noqa: PLC0415  # it is no part of the serving process
+        from exporter.demo import main as demo  # noqa: PLC0415  # it is no part of the serving process
 
         return demo.run(flags.web_listen_address)
     settings = _settings(flags)
@@ -69,7 +72,7 @@ def _run(flags: argparse.Namespace) -> int:
 async def _once(config: Config, flags: argparse.Namespace) -> int:
     fleet = Fleet(config)
     try:
-        collected = await fleet.scrape(flags.qmp_timeout)
+        collected = await fleet.scrape(flags.qmp_timeout + _GRACE_SECONDS)
         blobs = [each.blobs for each in collected]
         if flags.exporter_metrics:
             blobs.append(fleet.own(collected))
@@ -139,7 +142,7 @@ def _options(flags: argparse.Namespace) -> Options:
         max_requests=flags.web_max_requests,
         exporter_metrics=flags.exporter_metrics,
         lifecycle=flags.web_enable_lifecycle,
-        timeout_seconds=flags.qmp_timeout,
+        timeout_seconds=flags.qmp_timeout + _GRACE_SECONDS,
     )
 
 

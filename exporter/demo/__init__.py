@@ -1,0 +1,1 @@
+"""The demo: small virtual machines, real or simulated, with block jobs to look at."""

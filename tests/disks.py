@@ -1,0 +1,76 @@
+"""Devices for the fake QMP server, told alike by query-blockstats and query-block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.fakeqmp import FakeQmp
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A device on a chain of qcow2 files."""
+
+    device: str = "disk0"
+    #: Node names from the active layer down to the base.
+    nodes: tuple[str, ...] = ("top", "base")
+    qdev: str = ""
+
+    def stats(self) -> dict[str, Any]:
+        """Return the entry of query-blockstats."""
+        entry: dict[str, Any] = {}
+        for node in reversed(self.nodes):
+            file = {"node-name": f"{node}-file", "stats": {}}
+            below = {"backing": entry} if entry else {}
+            entry = {"node-name": node, "stats": {}, "parent": file, **below}
+        return {"stats": {}, **entry, **self._name()}
+
+    def block(self, *, flat: bool = False) -> dict[str, Any]:
+        """Return the entry of query-block; a flat one has no image but the active."""
+        image: dict[str, Any] = {}
+        for node in reversed(self.nodes[:1] if flat else self.nodes):
+            below = {"backing-image": image} if image else {}
+            name = f"/images/{node}.qcow2"
+            image = {"filename": name, "format": "qcow2", "virtual-size": 1024, **below}
+        inserted = {
+            "file": image["filename"],
+            "drv": "qcow2",
+            "ro": False,
+            "node-name": self.nodes[0],
+            "image": image,
+        }
+        return {**self._name(), "removable": False, "locked": False, "inserted": inserted}
+
+    def _name(self) -> dict[str, str]:
+        return {"device": self.device, **({"qdev": self.qdev} if self.qdev else {})}
+
+
+def plug(fake: FakeQmp, *disks: Disk) -> None:
+    """Make these the devices of a VM."""
+
+    def block(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {"return": [disk.block(flat=bool(arguments.get("flat"))) for disk in disks]}
+
+    fake.replies["query-blockstats"] = {"return": [disk.stats() for disk in disks]}
+    fake.replies["query-block"] = block
+
+
+def block_job(device: str = "disk0", kind: str = "commit", **more: object) -> dict[str, Any]:
+    """An entry of query-block-jobs; `device` is the id of the job."""
+    return {
+        "device": device,
+        "type": kind,
+        "len": 100,
+        "offset": 25,
+        "speed": 0,
+        "busy": True,
+        "paused": False,
+        "ready": False,
+        "status": "running",
+        "io-status": "ok",
+        "auto-finalize": True,
+        "auto-dismiss": True,
+        **more,
+    }

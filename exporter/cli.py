@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import NoReturn, get_args
 
 from exporter import __version__, exposition, service
 from exporter.config import (
@@ -18,20 +20,20 @@ from exporter.config import (
     Connection,
     Settings,
     Topology,
-    check,
     check_glob,
     load,
 )
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
-from exporter.web.app import Endpoints, Options
+from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
 
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
 _GRACE_SECONDS = 0.25
+_PATH = re.compile(r"[\w./~-]*", re.ASCII)
 
 _COMMANDS = {
     "serve": "serve metrics over HTTP (the default)",
@@ -60,13 +62,14 @@ def _run(flags: argparse.Namespace) -> int:
         return demo.run(flags.web_listen_address)
     settings = _settings(flags)
     sockets = tuple(flags.qmp_sockets)
+    options = _options(flags)
     config = load(flags.config_file, settings, sockets)
     if flags.config_check:
         print("configuration is valid")
         return 0
     if flags.command == "once":
         return asyncio.run(_once(config, flags))
-    return asyncio.run(_serve(config, settings, sockets, flags))
+    return asyncio.run(_serve(config, settings, sockets, flags, options))
 
 
 async def _once(config: Config, flags: argparse.Namespace) -> int:
@@ -76,14 +79,29 @@ async def _once(config: Config, flags: argparse.Namespace) -> int:
         blobs = [each.blobs for each in collected]
         if flags.exporter_metrics:
             blobs.append(fleet.own(collected))
-        sys.stdout.buffer.write(exposition.body(blobs, openmetrics=False, process=False))
+        return _print(exposition.body(blobs, openmetrics=False, process=False))
     finally:
         await fleet.close()
+
+
+def _print(body: bytes) -> int:
+    try:
+        sys.stdout.buffer.write(body)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        print(f"qemu-block-exporter: standard output: {error.strerror}", file=sys.stderr)
+        # What is left of it must not be tried again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
 async def _serve(
-    config: Config, settings: Settings, sockets: tuple[str, ...], flags: argparse.Namespace
+    config: Config,
+    settings: Settings,
+    sockets: tuple[str, ...],
+    flags: argparse.Namespace,
+    options: Options,
 ) -> int:
     fleet = Fleet(config)
 
@@ -106,7 +124,7 @@ async def _serve(
     )
     fleet.discover()
     try:
-        await serve(Endpoints(fleet, _options(flags), reload).application(), listening, reload)
+        await serve(Endpoints(fleet, options, reload).application(), listening, reload)
     finally:
         await fleet.close()
     return 0
@@ -121,7 +139,6 @@ def _settings(flags: argparse.Namespace) -> Settings:
         topology=flags.collector_topology,
         topology_max_age_seconds=flags.collector_topology_max_age,
     )
-    check(settings, "flags")
     for pattern in flags.qmp_sockets:
         check_glob(pattern, "--qmp.sockets")
     return settings
@@ -134,6 +151,11 @@ def _options(flags: argparse.Namespace) -> Options:
     prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
     if not flags.web_telemetry_path.startswith("/"):
         raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} must begin with /")
+    if flags.web_telemetry_path in OTHER_PATHS:
+        raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} is another page")
+    for flag, path in (("telemetry-path", flags.web_telemetry_path), ("route-prefix", prefix)):
+        if not _PATH.fullmatch(path):
+            raise ConfigError(f"--web.{flag}: {path!r} is no path such as /metrics")
     if flags.web_max_requests < 0:
         raise ConfigError("--web.max-requests: must be 0 (no limit) or more")
     return Options(
@@ -153,8 +175,24 @@ def _version() -> str:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line; all flags would bury it."""
+        self.exit(2, f"{self.prog}: {message}; --help lists all flags\n")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qemu-block-exporter",
         description="Prometheus exporter for the block layer of QEMU virtual machines.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -174,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     qmp = parser.add_argument_group("monitor sockets").add_argument
     qmp("--qmp.sockets", dest="qmp_sockets", action="append", default=[], metavar="GLOB",
         help=f"monitor sockets to collect; may be repeated (default: {DEFAULT_SOCKETS})")  # fmt: skip
-    qmp("--qmp.timeout", dest="qmp_timeout", type=float, default=5.0, metavar="SECONDS",
+    qmp("--qmp.timeout", dest="qmp_timeout", type=_seconds, default=5.0, metavar="SECONDS",
         help="longest that one VM may take to answer (default: 5)")  # fmt: skip
     qmp("--qmp.connection", dest="qmp_connection", choices=get_args(Connection),
         default="persistent",
@@ -190,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     collector("--collector.topology", dest="collector_topology", choices=get_args(Topology),
               default="auto",
               help="when query-block is asked: auto only while the storage answers")  # fmt: skip
-    collector("--collector.topology.max-age", dest="collector_topology_max_age", type=float,
+    collector("--collector.topology.max-age", dest="collector_topology_max_age", type=_seconds,
               default=60.0, metavar="SECONDS",
               help="ask query-block again after this long (default: 60)")  # fmt: skip
 

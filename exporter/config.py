@@ -124,14 +124,18 @@ def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
         )
         for number, group in enumerate(file.groups)
     ]
+    for number, group in enumerate(groups):
+        place = f"{where}: groups[{number}]"
+        if not group.sockets and not group.targets:
+            raise ConfigError(f"{place} has neither sockets nor targets")
+        for glob in group.sockets:
+            check_glob(glob, place)
+        for target in group.targets:
+            if not target.vm or not target.socket or "\0" in target.socket:
+                raise ConfigError(f"{place}: {target.vm!r} at {target.socket!r} is no target")
     if sockets or not groups:
         wanted = sockets or (DEFAULT_SOCKETS,)
         groups.insert(0, Group(name="flags", settings=common, sockets=wanted))
-    for number, group in enumerate(groups):
-        for glob in group.sockets:
-            check_glob(glob, "--qmp.sockets" if group.name == "flags" else f"{where}: {group.name}")
-        if not group.sockets and not group.targets:
-            raise ConfigError(f"{where}: groups[{number}] has neither sockets nor targets")
     return Config(groups=tuple(groups))
 
 
@@ -169,7 +173,7 @@ def _read(path: str) -> _File:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error  # type: ignore[attr-defined]
     try:
         tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # a SafeLoader
-        return msgspec.convert(tree or {}, _File)
+        return msgspec.convert({} if tree is None else tree, _File)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -202,7 +206,7 @@ def check(settings: Settings, where: str) -> None:
     for name in ("timeout_seconds", "topology_max_age_seconds"):
         value = getattr(settings, name)
         if not 0 < value < float("inf"):
-            raise ConfigError(f"{where}: {name} must be above 0, not {value}")
+            raise ConfigError(f"{where}: {name} must be a number above 0, not {value}")
     for rule in settings.expected_backing_depth:
         if rule.depth < 0:
             raise ConfigError(f"{where}: expected_backing_depth of {rule.device!r} is below 0")
@@ -233,11 +237,23 @@ def _pattern(text: str, where: str) -> re.Pattern[str] | None:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys; the first was meant as well."""
+    """PyYAML takes the last of two equal keys; the first was meant as well.
+
+    And where a value is not of its tag, such as a date that is none, it raises whatever it meets.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (AttributeError, KeyError, ValueError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} is no {kind}", node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)) and key in seen:
                 raise yaml.constructor.ConstructorError(

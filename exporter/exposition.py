@@ -46,12 +46,12 @@ def wants_openmetrics(accept: str) -> bool:
 
 def wants_gzip(accept_encoding: str) -> bool:
     """Whether an Accept-Encoding header allows gzip."""
+    weights = {}
     for coding in accept_encoding.lower().split(","):
-        name, _, parameter = coding.strip().partition(";")
-        if name.strip() in ("gzip", "*"):
-            match = _WEIGHT.match(parameter.strip())
-            return match is None or float(match[1]) > 0
-    return False
+        name, _, parameter = coding.partition(";")
+        match = _WEIGHT.match(parameter.strip())
+        weights[name.strip()] = float(match[1]) if match else 1.0
+    return weights.get("gzip", weights.get("*", 0.0)) > 0
 
 
 def scrape_seconds(header: str | None, limit_seconds: float) -> float:

@@ -14,17 +14,22 @@ _URL = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)$", re.DO
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 _RBD = re.compile(r"^rbd:(?P<image>[^:?@=]*)")
 _NBD = re.compile(r"^nbd:(unix:/[^:@?=]*|[\w.\[\]-]+:\d+)(:exportname=[\w./-]*)?$")
-_NBD_UNIX = re.compile(r"^/[^?#]*\?socket=[^&]*")
+_NBD_UNIX = re.compile(r"^/[^?#]*\?socket=[^&\s'\"]*")
 _FILE_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
+_URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://")
+# A key may hold whatever ends a name in a text: but for a URL without a query, all goes to its end.
 _IN_TEXT = re.compile(
-    r"""json:\{.*                               # to the end: its braces cannot be matched safely
-      | [A-Za-z][A-Za-z0-9+.-]*://[^\s'"]*      # a URL
-      | \b(?:rbd|blkdebug|blkverify|nbd|vvfat|iscsi|sheepdog|ssh):[^\s'"]*""",
+    r"""json:\s*\{.*
+      | [A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'"?\#]*(?:[?\#].*)?
+      | \b(?:rbd|blkdebug|blkverify|nbd|vvfat|iscsi|sheepdog|ssh):\S.*""",
     re.VERBOSE | re.DOTALL,
 )
 _CREDENTIAL = re.compile(
-    r"(?i)\b(pass(word|wd)?|secret|key|cookie|token|user(name)?)\s*=\s*[^\s'\",;]+"
+    r"""(?i)(pass(?:word|wd)?|secret|key|cookie|token|user(?:name)?)\s*=\s*"""
+    r"""("[^"]*"?|'[^']*'?|[^\s'",;]+)"""
 )
+#: Of a longer text only this much is looked at.
+_TEXT_LIMIT = 2048
 
 
 def public(filename: str) -> str:
@@ -64,9 +69,21 @@ def local_path(filename: str) -> str | None:
 
 def public_text(text: str, limit: int = 200) -> str:
     """Return an error text of QEMU without credentials, at most `limit` characters long."""
+    text = _without_user(text[:_TEXT_LIMIT])
     text = _IN_TEXT.sub(lambda match: public(match[0]), text)
     text = _CREDENTIAL.sub(lambda match: f"{match[1]}=...", text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _without_user(text: str) -> str:
+    """Return a text without what may be the user information of a URL in it."""
+    before, _, after = text.rpartition("@")
+    url = _URL_IN_TEXT.search(before)
+    if url is None:
+        return text
+    if re.search("[/?#]", before[url.end() :]):
+        return f"{before[: url.start()]}{url[1]}:"
+    return before[: url.end()] + after
 
 
 def throttle_group(filename: str) -> str | None:
@@ -98,8 +115,10 @@ def _of_json(text: str) -> str:
 
 
 def _of_url(scheme: str, rest: str) -> str:
-    # A password may hold any of "/?#": all that comes before the last "@" goes.
-    rest = rest.rpartition("@")[2]
+    user, _, rest = rest.rpartition("@")
+    if re.search("[/?#]", user):
+        # A password with one of these in it, or a path or query with an "@": nobody can tell.
+        return f"{scheme}:"
     if scheme == "nbd+unix" and (socket := _NBD_UNIX.match(rest)):
         return f"{scheme}://{socket[0]}"
     return f"{scheme}://{re.split('[?#]', rest)[0]}"

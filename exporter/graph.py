@@ -20,14 +20,20 @@ class Place:
     base: str = ""
 
 
-def place_job(job_id: str, graph: qapi.Graph | None, entries: Sequence[qapi.BlockStats]) -> Place:
+def place_job(
+    job_id: str, graph: qapi.Graph | None, entries: Sequence[qapi.BlockStats]
+) -> Place | None:
     """Find the device that a block job works on, by the graph or else by the job's id.
+
+    Return None for a job that the graph does not have: it has ended since it was told of.
 
     The job's edges (`main node`, `source`, `target`, `intermediate node`, `base`) end at nodes;
     the device is the one whose root is nearest above one of them.
     """
     if graph is None:
         return Place(job_id) if any(entry.device == job_id for entry in entries) else Place()
+    if not any(node.type == "block-job" and node.name == job_id for node in graph.nodes):
+        return None
     kinds = {node.id: node for node in graph.nodes}
     below: dict[int, list[int]] = {}
     roots: dict[str, int] = {}
@@ -56,20 +62,30 @@ def place_job(job_id: str, graph: qapi.Graph | None, entries: Sequence[qapi.Bloc
     if not distances:
         return Place()
     nearest = min(distances)[1]
-    by_name = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
-    layers = [by_name.get(node.node_name, -1) for node in chains.of_nodes(entries[nearest]).layers]
-    worked = {child for child, name in touched.items() if name != "main node"}
-    # The main node is a filter right above the layer that is read; but that of an intermediate
-    # commit, the only job with a `base`, is the active layer, which it leaves alone.
-    if "base" not in touched.values():
-        for main in touched.keys() - worked:
-            worked |= _nearest(main, set(layers), below)[1]
+    ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
+    layers = [ids.get(node.node_name, -1) for node in chains.of_nodes(entries[nearest]).layers]
+    worked = _worked(touched, layers, below)
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
     return Place(
         device_names(entries)[nearest],
         numbers[0] if numbers else "",
         numbers[-1] if len(numbers) > 1 else "",
     )
+
+
+def _worked(
+    touched: Mapping[int, str], layers: Sequence[int], below: Mapping[int, Sequence[int]]
+) -> AbstractSet[int]:
+    """Return the nodes that a job reads, writes or removes, of those that it has edges to.
+
+    Its main node is a filter right above the layer that is read; but that of an intermediate
+    commit, the only job with a `base`, is the active layer, which it leaves alone.
+    """
+    worked = {child for child, name in touched.items() if name != "main node"}
+    if "base" not in touched.values():
+        for main in touched.keys() - worked:
+            worked |= _nearest(main, set(layers), below)[1]
+    return worked
 
 
 def _nearest(

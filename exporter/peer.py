@@ -39,8 +39,8 @@ def open_files(process: int) -> frozenset[str] | None:
     files say nothing.
     """
     try:
-        name = Path(f"/proc/{process}/comm").read_text()
-        if not name.startswith(("qemu", "kvm")):
+        name = Path(f"/proc/{process}/comm").read_bytes()
+        if not name.startswith((b"qemu", b"kvm")):
             return None
         if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return None

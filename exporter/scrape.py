@@ -47,7 +47,10 @@ class Member:
         """Ask the VM, or join whoever is asking it now."""
         if self._collecting is None or self._collecting.done():
             self._collecting = asyncio.create_task(self._collect())
-        return await asyncio.shield(self._collecting)
+        collecting = self._collecting
+        await asyncio.wait((collecting,))
+        # Cancelled: the target was left meanwhile.
+        return self.late(0.0) if collecting.cancelled() else collecting.result()
 
     def late(self, elapsed_seconds: float) -> Collected:
         """Return the VM as one that did not answer in time for this scrape."""

@@ -78,9 +78,9 @@ def notify_reloading() -> None:
 def watchdog_seconds() -> float | None:
     """Return how often systemd wants to hear from this process, None if it does not."""
     usec = os.environ.get("WATCHDOG_USEC", "")
-    if not usec.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if not usec.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
-    return int(usec) / 1e6 / 2
+    return int(usec) / 1e6 / 2 or None
 
 
 def systemd_sockets() -> list[socket.socket]:

@@ -121,16 +121,16 @@ class _Mount:
         while True:
             paths, loop, answer = self._asked.get()
             sights = {path: self._look(path) for path in paths}
-            self.hangs = False
             try:
-                loop.call_soon_threadsafe(_answer, answer, sights)
+                loop.call_soon_threadsafe(self._answer, answer, sights)
             except RuntimeError:  # the loop was closed while this thread hung
                 return
 
-
-def _answer(answer: asyncio.Future[dict[str, Sight]], sights: dict[str, Sight]) -> None:
-    if not answer.done():
-        answer.set_result(sights)
+    def _answer(self, answer: asyncio.Future[dict[str, Sight]], sights: dict[str, Sight]) -> None:
+        # In the loop, as `see` is: an answer at the deadline is either in time or unsets this.
+        self.hangs = False
+        if not answer.done():
+            answer.set_result(sights)
 
 
 def look_at(path: str) -> Sight:
@@ -138,14 +138,16 @@ def look_at(path: str) -> Sight:
 
     Blocks for as long as the server does not answer.
     """
-    # A relative path is relative to a folder that only QEMU knows.
-    if not path.startswith("/") or not _exists(os.fsencode(path)):
-        return Sight(visible=False)
     try:
+        # A relative path is relative to a folder that only QEMU knows.
+        if not path.startswith("/") or not _exists(os.fsencode(path)):
+            return Sight(visible=False)
         mode = os.stat(path)
         if stat.S_ISBLK(mode.st_mode):
             return Sight(True, _device_size(mode.st_rdev))
         space = os.statvfs(os.path.dirname(path) or "/")
+    except ValueError:  # a NUL or half a character: JSON has them, file names do not
+        return Sight(visible=False)
     except OSError:
         return Sight(visible=True)
     return Sight(True, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
@@ -154,7 +156,7 @@ def look_at(path: str) -> Sight:
 def mount_points() -> dict[str, str]:
     """Return every mount point of this namespace with its file system's type."""
     points = {}
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         fields, _, kinds = line.partition(" - ")
         point = fields.split(" ")[4]
         for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
@@ -165,7 +167,7 @@ def mount_points() -> dict[str, str]:
 
 def _mount_of(path: str, points: Iterable[str]) -> str:
     # By the name alone: to resolve a link is to ask the file system.
-    folder = os.path.normpath(path)
+    folder = os.path.normpath(path).replace("//", "/")
     known = frozenset(points)
     while folder not in known and folder != "/":
         folder = os.path.dirname(folder) or "/"

@@ -52,6 +52,8 @@ class TopologyCache:
         self._asked_at = float("-inf")
         #: Something happened since: the next scrape asks.
         self._outdated = False
+        #: Something happened since query-block was last asked; its answer may be of before.
+        self._happened = False
         self._disagreed: NodeNames | None = None
         self._all_visible = True
         #: When query-block last answered, seconds since 1970.
@@ -61,7 +63,12 @@ class TopologyCache:
 
     def note(self, event: str) -> None:
         """Take an event into account."""
-        self._outdated |= event in EVENTS
+        if event in EVENTS:
+            self.outdate()
+
+    def outdate(self) -> None:
+        """Ask in the next scrape: something happened."""
+        self._outdated = self._happened = True
 
     def forget(self) -> None:
         """Another QEMU has taken the socket over: nothing is known of it."""
@@ -108,6 +115,7 @@ class TopologyCache:
         Of chains that are not known, the files that `process`, the QEMU, has open are asked for;
         where those cannot be seen, every network mount of this host.
         """
+        self._happened = False
         files = parse.image_files(self._topology.blocks) if self._topology else frozenset()
         timeout = min(CANARY_SECONDS, timeout_seconds)
         try:
@@ -122,7 +130,9 @@ class TopologyCache:
                 log.warning("storage does not answer", extra={"vm": self._vm, "err": str(error)})
             self.responding = False
             return self._settings.topology == "always"
-        self._saw(sights)
+        if self.known(node_names):
+            # Of other chains, some files may be gone by right: `put` looks at those that are left.
+            self._saw(sights)
         if self._settings.topology == "auto" and self.known(node_names) and not self._outdated:
             return self._all_visible
         return True
@@ -140,7 +150,7 @@ class TopologyCache:
         agreed = agree(blocks, entries)
         # A chain that goes on disagreeing is one that this program does not understand: to ask
         # again in each scrape would not help.
-        self._outdated = not agreed and self._disagreed != names
+        self._outdated = self._happened or (not agreed and self._disagreed != names)
         self._disagreed = None if agreed else names
         self._node_names = names
         self._asked_at, self.timestamp = time.monotonic(), time.time()
@@ -170,6 +180,9 @@ class TopologyCache:
         visible = [sight.visible for sight in sights.values()]
         if self.responding is False and any(visible):
             log.info("storage answers again", extra={"vm": self._vm})
+        self.responding = True if any(visible) else None
+        if self._outdated:
+            return  # some files may be gone by right, and the next answer is awaited
         if self._all_visible and not all(visible) and self._settings.topology == "auto":
             log.warning(
                 "image files cannot be seen from here: query-block is asked only when"
@@ -177,7 +190,6 @@ class TopologyCache:
                 extra={"vm": self._vm},
             )
         self._all_visible = all(visible)
-        self.responding = True if any(visible) else None
 
 
 def node_names_of(entries: Sequence[qapi.BlockStats]) -> NodeNames:

@@ -89,7 +89,7 @@ class Vm:
         self._flat = True
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
-        #: Ids of jobs that events named since the last scrape.
+        #: Ids of jobs that events named and no query has told of yet.
         self._event_job_ids: set[str] = set()
 
     async def _ask(self, deadline: float) -> Snapshot:
@@ -99,7 +99,7 @@ class Vm:
         block_jobs = answers.get(qapi.BLOCK_JOBS) or []
         if self._topology_matters(entries) and self._topology.is_due(node_names_of(entries)):
             entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
-        await self._place_jobs(block_jobs, entries, deadline)
+        block_jobs = await self._place_jobs(block_jobs, entries, deadline)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, block_jobs, deadline)
@@ -250,22 +250,28 @@ class Vm:
         block_jobs: list[qapi.BlockJob],
         entries: list[qapi.BlockStats],
         deadline: float,
-    ) -> None:
+    ) -> list[qapi.BlockJob]:
+        """Find out where each new job works; return the jobs without those that ended since."""
         keys = [(job.device, job.type) for job in block_jobs]
         self._places = {key: self._places[key] for key in keys if key in self._places}
         new = [key for key in keys if key not in self._places]
         if new:
             graph = (await self._batch([qapi.GRAPH], deadline)).get(qapi.GRAPH)
-            self._places |= {key: place_job(key[0], graph, entries) for key in new}
+            self._places |= {
+                key: place
+                for key in new
+                if (place := place_job(key[0], graph, entries)) is not None
+            }
+        return [job for job in block_jobs if (job.device, job.type) in self._places]
 
     async def _other_jobs(
         self, answers: Answers, block_jobs: list[qapi.BlockJob], deadline: float
     ) -> list[qapi.JobInfo]:
         """Return the jobs that are no block jobs; asked for only where there may be some."""
         ids = {job.device for job in block_jobs}
-        named, self._event_job_ids = self._event_job_ids, set()
-        wanted = self._ask_jobs or bool(named - ids)
+        wanted = self._ask_jobs or bool(self._event_job_ids - ids)
         jobs = await self._later(answers, qapi.JOBS, deadline, wanted) or []
+        self._event_job_ids -= ids.union(job.id for job in jobs)
         others = [job for job in jobs if job.id not in ids and not _is_block_job(job)]
         self._ask_jobs = bool(others)
         return others
@@ -276,7 +282,7 @@ class Vm:
             return
         try:
             change = msgspec.json.decode(data, type=_JobStatusChange)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})
             return
         if change.status == "null":
@@ -285,6 +291,9 @@ class Vm:
             self._event_job_ids.add(change.id)
             # An id may be used again, for another disk.
             self._places = {key: p for key, p in self._places.items() if key[0] != change.id}
+        elif change.status == "concluded":
+            # A job that is no block job has no other event: it may have changed an image as well.
+            self._topology.outdate()
 
     def _say(self, reason: str | None, detail: str) -> None:
         """Log a change of state, once."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A machine may be busy: no example fails for being slow.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture
@@ -15,6 +21,16 @@ def sockets() -> Iterator[Path]:
     """A folder whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="qbe-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """The program's logger, put back afterwards."""
+    logger = logging.getLogger("exporter")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield logger
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
 
 
 def samples(exposition: str) -> dict[str, str]:

@@ -30,6 +30,13 @@ SAFE_SET = {
 Reply = Mapping[str, Any] | bytes | Callable[[Mapping[str, Any]], "Mapping[str, Any] | bytes"]
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what comes by itself."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 class FakeQmp:
     """One monitor socket. Like QEMU it serves one client at a time, the next wait ungreeted."""
 
@@ -45,7 +52,10 @@ class FakeQmp:
         self.answering.set()
         #: How many bytes are written at once; 0 for all.
         self.piece_bytes = 0
+        #: After how many bytes of a connection it is closed; None for never.
+        self.close_after_bytes: int | None = None
         self.connections = 0
+        self._sent_bytes = 0
         self._serving = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
 
@@ -63,6 +73,11 @@ class FakeQmp:
         """The names of the commands received, without the negotiation."""
         return [name for name, _ in self.received if name != "qmp_capabilities"]
 
+    @property
+    def serves(self) -> bool:
+        """Whether a client is connected."""
+        return self._writer is not None
+
     def hang_up(self) -> None:
         """Close the connection of the present client."""
         if self._writer is not None:
@@ -77,17 +92,23 @@ class FakeQmp:
         """Send a message, or bytes as they are, to the present client."""
         assert self._writer is not None
         wire = message if isinstance(message, bytes) else json.dumps(message).encode() + b"\r\n"
+        if self.close_after_bytes is not None:
+            wire = wire[: max(0, self.close_after_bytes - self._sent_bytes)]
+        self._sent_bytes += len(wire)
         step = self.piece_bytes or len(wire) or 1
         for start in range(0, len(wire), step):
             self._writer.write(wire[start : start + step])
             await self._writer.drain()
             if self.piece_bytes:
                 await asyncio.sleep(0)
+        if self._sent_bytes == self.close_after_bytes:
+            self._writer.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with self._serving:
             self.connections += 1
             self._writer = writer
+            self._sent_bytes = 0
             try:
                 if self.greeting is not None:
                     await self.send(self.greeting)
@@ -117,12 +138,8 @@ class FakeQmp:
         if name == "qmp_capabilities":
             reply: Reply = self.replies.get(name, {"return": {}})
         else:
-            reply = self.replies.get(name) or {
-                "error": {
-                    "class": "CommandNotFound",
-                    "desc": f"The command {name} has not been found",
-                }
-            }
+            error = {"class": "CommandNotFound", "desc": f"The command {name} has not been found"}
+            reply = self.replies.get(name, {"error": error})
         message = reply(arguments) if callable(reply) else reply
         if not isinstance(message, bytes) and "id" in request:
             message = {**message, "id": request["id"]}

@@ -24,6 +24,8 @@ from exporter.service import Formatter
 
 log = logging.getLogger(__name__)
 
+#: Every path but those of the metrics and of the landing page, which the metrics may stand on.
+OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "/-/reload"})
 #: A smaller body is sent as it is.
 GZIP_FROM_BYTES = 4096
 _NAME = "QEMU Block Exporter"
@@ -63,9 +65,10 @@ class Endpoints:
             ("/config", self.config),
             ("/-/healthy", self.healthy),
             ("/-/ready", self.ready),
-            ("/", self.landing_page),
         ):
             app.router.add_get(prefix + path, handler)
+        if self._options.telemetry_path != "/":
+            app.router.add_get(prefix + "/", self.landing_page)
         app.router.add_route("*", prefix + "/-/reload", self.reload)
         if prefix:
             app.router.add_get("/", self._to_prefix)

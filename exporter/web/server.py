@@ -32,7 +32,7 @@ def listen(address: str) -> list[socket.socket]:
     """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdigit() or not 0 <= int(port) < 65536 or "/" in host:
+    if not colon or not port.isdecimal() or not 0 <= int(port) < 65536 or "/" in host:
         raise ConfigError(f"--web.listen-address: {address!r} is not host:port")
     try:
         found = socket.getaddrinfo(
@@ -40,8 +40,10 @@ def listen(address: str) -> list[socket.socket]:
         )
     except OSError as error:
         raise ConfigError(f"--web.listen-address: {address}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise ConfigError(f"--web.listen-address: {address}: is no host name") from error
     sockets: list[socket.socket] = []
-    for family, kind, protocol, _, place in found:
+    for family, kind, protocol, _, place in dict.fromkeys(found):
         try:
             sockets.append(_bound(family, kind, protocol, place))
         except OSError as error:

@@ -1,0 +1,481 @@
+"""Real parts: QEMU with a monitor for the tests and one for the exporter, and the exporter itself.
+
+The exporter is a process of its own and is seen through HTTP alone. QEMU is driven by a QMP client
+that shares no code with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import samples, series
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+#: Far longer than anything takes, on a machine that is busy with something else.
+PATIENCE_SECONDS = 40.0
+#: A scrape joins a sweep that began less than a second ago.
+JOIN_SECONDS = 1.0
+
+
+def tool(name: str) -> str:
+    """Return the path of a program that these tests need: to be without is to fail."""
+    path = shutil.which(name)
+    assert path, f"the end-to-end tests need {name} and it is not installed"
+    return path
+
+
+def wait_until(holds: Callable[[], Any], what: str) -> Any:
+    """Return the first true value of `holds`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Process:
+    """A program that is stopped and reaped, whatever happens to it."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                [tool(command[0]), *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._popen.poll()
+
+    def said(self) -> str:
+        """Return what the program has written so far."""
+        return self.log.read_text("utf-8", "replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        return self._popen.wait(PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        """End it, stopped or not."""
+        self._popen.kill()
+        self._popen.wait(PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        self.kill()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Hold it by SIGSTOP."""
+        self.signal(signal.SIGSTOP)
+        wait_until(lambda: self._state() == "T", "the process stops")
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+
+
+class QmpError(Exception):
+    """QEMU refused a command."""
+
+
+class Monitor:
+    """A QMP client of the tests' own."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(PATIENCE_SECONDS)
+        try:
+            self._socket.connect(str(path))
+        except OSError:
+            self._socket.close()
+            raise
+        self._lines = self._socket.makefile("rb")
+        #: Every event so far, in order.
+        self.events: list[dict[str, Any]] = []
+        self.greeting = self._read()
+        self.run("qmp_capabilities")
+
+    def run(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Run a command and return its answer."""
+        self.send(command, arguments)
+        while "event" in (answer := self._read()):
+            self.events.append(answer)
+        if "error" in answer:
+            raise QmpError(f"{command}: {answer['error']['desc']}")
+        return answer["return"]
+
+    def send(self, command: str, arguments: dict[str, Any] | None = None) -> None:
+        """Send a command, and do not wait for its answer."""
+        request = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        self._socket.sendall(json.dumps(request).encode())
+
+    def hmp(self, line: str) -> str:
+        """Run a line of the human monitor, and return what it says."""
+        return str(self.run("human-monitor-command", {"command-line": line}))
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._lines.readline()
+        if not line:
+            raise EOFError("QEMU hung up")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+
+class Qemu(Process):
+    """A virtual machine, or a storage daemon, with a monitor for the exporter and one for us."""
+
+    def __init__(self, folder: Path, name: str, command: Sequence[str]) -> None:
+        self.name = name
+        #: The exporter's.
+        self.socket = folder / f"{name}.sock"
+        own = folder / f"{name}.own"
+        super().__init__(command, folder / f"{name}.log")
+        try:
+            self.monitor = wait_until(lambda: self._connect(own), f"the monitor of {name}")
+        except BaseException:
+            self.kill()
+            raise
+
+    def run(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        return self.monitor.run(command, arguments)
+
+    def hmp(self, line: str) -> str:
+        return self.monitor.hmp(line)
+
+    def quit(self) -> None:
+        """Let it end by itself."""
+        self.run("quit")
+        assert self.wait() == 0, self.said()
+
+    def job(self, job_id: str) -> dict[str, Any] | None:
+        """Return a block job as QEMU tells it, None when it is gone."""
+        jobs: list[dict[str, Any]] = self.run("query-block-jobs")
+        return next((job for job in jobs if job["device"] == job_id), None)
+
+    def close(self) -> None:
+        self.kill()
+        self.monitor.close()
+
+    def _connect(self, path: Path) -> Monitor | None:
+        assert self.exit_code is None, f"{self.name} did not start: {self.said()}"
+        try:
+            return Monitor(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+
+
+class Disk:
+    """A disk of a VM, by the name that its `device` label has to have."""
+
+    def __init__(self, vm: Qemu, device: str) -> None:
+        self.vm = vm
+        self.device = device
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What query-block says of it."""
+        return next(entry for entry in self.vm.run("query-block") if self._is_it(entry))
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """What query-blockstats says of it."""
+        entries = self.vm.run("query-blockstats")
+        stats: dict[str, int] = next(entry for entry in entries if self._is_it(entry))["stats"]
+        return stats
+
+    @property
+    def node_name(self) -> str:
+        """The node at its root, at this instant."""
+        return str(self.entry["inserted"]["node-name"])
+
+    def write(self, offset: int, size: int) -> None:
+        """Write as a guest does: through the device, counted."""
+        before = self.stats["wr_bytes"]
+        backend = self.device
+        if not self.entry["device"]:
+            backend = f"-d {self.device}/virtio-backend"
+        assert self.vm.hmp(f'qemu-io {backend} "aio_write {offset} {size}"') == ""
+        wait_until(lambda: self.stats["wr_bytes"] == before + size, "the bytes are written")
+
+    def _is_it(self, entry: dict[str, Any]) -> bool:
+        path = f"/machine/peripheral/{self.device}/virtio-backend"
+        return bool(entry["device"] == self.device or entry.get("qdev") == path)
+
+
+def drive(device: str, image: Path, *options: str) -> list[str]:
+    """Return the arguments for a disk by -drive."""
+    more = "".join(f",{option}" for option in options)
+    return ["-drive", f"if=none,id={device},file={image},format=qcow2{more}"]
+
+
+def blockdev(device: str, *images: Path, name: str = "") -> list[str]:
+    """Return the arguments for a disk by -blockdev and -device, as libvirt has them.
+
+    Its nodes, from the active layer down, are named NAME-0, NAME-1 and so on.
+    """
+    arguments: list[str] = []
+    below: str | None = None
+    for layer, image in reversed(list(enumerate(images))):
+        node = {
+            "driver": "qcow2",
+            "node-name": f"{name or device}-{layer}",
+            "file": {"driver": "file", "filename": str(image)},
+            "backing": below,
+        }
+        arguments += ["-blockdev", json.dumps(node)]
+        below = node["node-name"]
+    return [*arguments, *plug(device, below)]
+
+
+def plug(device: str, node_name: object) -> list[str]:
+    """Return the arguments for a virtio disk on a node or drive."""
+    return ["-device", f"virtio-blk-pci,id={device},drive={node_name}"]
+
+
+class Exporter(Process):
+    """The program under test."""
+
+    def __init__(self, folder: Path, flags: Sequence[str], before: Sequence[str] = ()) -> None:
+        #: Every exposition that was read, in order.
+        self.history: list[str] = []
+        self._scraped_at = 0.0
+        command = [*before, sys.executable, "-m", "exporter"]
+        address = "--web.listen-address=127.0.0.1:0"
+        super().__init__([*command, address, *flags], folder / "exporter.log")
+        try:
+            self.url = wait_until(self._listens_at, "the exporter listens")
+        except BaseException:
+            self.kill()
+            raise
+
+    def get(self, path: str = "/metrics", method: str = "GET", **headers: str) -> str:
+        """Return the body at a path."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, headers=named, method=method)
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
+            body: bytes = answer.read()
+        return body.decode()
+
+    def metrics(self) -> str:
+        """Scrape."""
+        text = self.get()
+        self._scraped_at = time.monotonic()
+        self.history.append(text)
+        return text
+
+    def fresh(self) -> str:
+        """Scrape in a sweep that begins after this call, where nobody else scrapes."""
+        time.sleep(max(0.0, self._scraped_at + JOIN_SECONDS + 0.02 - time.monotonic()))
+        return self.metrics()
+
+    def until(self, holds: Callable[[str], object], seconds: float = PATIENCE_SECONDS) -> str:
+        """Scrape until something holds, and return the exposition in which it first did."""
+        deadline = time.monotonic() + seconds
+        while not holds(text := self.metrics()):
+            assert time.monotonic() < deadline, f"not in {seconds} s; the log:\n{self.said()}"
+            time.sleep(0.1)
+        return text
+
+    def close(self) -> None:
+        """End it as a service is ended, and see that it had nothing to complain about itself."""
+        if self.exit_code is None:
+            self.signal(signal.SIGTERM)
+        try:
+            code = self.wait()
+        finally:
+            self.kill()
+        assert code == 0, self.said()
+        assert not re.search(r"defect|Traceback|never retrieved|was destroyed", self.said())
+
+    def _listens_at(self) -> str | None:
+        assert self.exit_code is None, f"the exporter did not start: {self.said()}"
+        found = re.search(r"msg=listening address=(\S+)", self.said())
+        return f"http://{found[1]}" if found else None
+
+
+class Mount(Process):
+    """A folder seen through a file system whose server can be stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "mount"
+        behind = folder / "behind"
+        self.folder.mkdir()
+        behind.mkdir()
+        uncached = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
+        command = ["bindfs", "-f", "-o", uncached, str(behind), str(self.folder)]
+        super().__init__(command, folder / "bindfs.log")
+        try:
+            wait_until(self._is_there, "the mount")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let all who wait for it go on, and take it away."""
+        self.signal(signal.SIGCONT)
+        subprocess.run([tool("umount"), "-l", self.folder], check=False)
+        self.kill()
+
+    def _is_there(self) -> bool:
+        assert self.exit_code is None, f"bindfs did not start: {self.said()}"
+        return self.folder.is_mount()
+
+
+class Lab:
+    """A folder, and all that a test starts in it."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.vms: dict[str, Qemu] = {}
+        self._stack = stack
+
+    def image(self, name: str, size: int = 64 * MIB, backing: Path | None = None) -> Path:
+        """Create a qcow2 image."""
+        path = self.folder / f"{name}.qcow2"
+        below = ["-b", str(backing), "-F", "qcow2"] if backing else []
+        create = [tool("qemu-img"), "create", "-q", "-f", "qcow2", *below, str(path)]
+        subprocess.run([*create, *([] if backing else [str(size)])], check=True)
+        return path
+
+    def chain(self, name: str, layers: int) -> list[Path]:
+        """Create a chain of images, the active one first, each with two MiB of its own."""
+        images: list[Path] = []
+        for layer in reversed(range(layers)):
+            images.insert(0, self.image(f"{name}-{layer}", backing=images[0] if images else None))
+            write = f"write -q {layer * 4 * MIB} {2 * MIB}"
+            subprocess.run([tool("qemu-io"), "-c", write, images[0]], check=True)
+        return images
+
+    def qemu(self, name: str, *arguments: str, machine: str = "none") -> Qemu:
+        """Start a VM that executes nothing: what is read and written, the test reads and writes."""
+        return self._start(name, self.qemu_command(name, *arguments, machine=machine))
+
+    def qemu_command(self, name: str, *arguments: str, machine: str = "none") -> list[str]:
+        """Return the command that starts a VM."""
+        monitors = [f"unix:{self.folder}/{name}.{kind},server=on,wait=off" for kind in _MONITORS]
+        command = ["qemu-system-x86_64", "-name", name, "-machine", machine, "-m", "16"]
+        command += ["-accel", "tcg,tb-size=1", "-nodefaults", "-display", "none"]
+        command += [*(() if machine == "none" else ("-S",))]
+        command += [part for monitor in monitors for part in ("-qmp", monitor)]
+        return [*command, *arguments]
+
+    def storage_daemon(self, name: str, *arguments: str) -> Qemu:
+        """Start a qemu-storage-daemon."""
+        command = ["qemu-storage-daemon"]
+        for kind in _MONITORS:
+            path = self.folder / f"{name}.{kind}"
+            command += ["--chardev", f"socket,id={kind},path={path},server=on,wait=off"]
+            command += ["--monitor", f"chardev={kind}"]
+        return self._start(name, [*command, *arguments])
+
+    def exporter(self, *flags: str, sockets: bool = True, before: Sequence[str] = ()) -> Exporter:
+        """Start the exporter, on all sockets of the folder or on what `flags` say."""
+        chosen = [f"--qmp.sockets={self.folder}/*.sock"] if sockets else []
+        return self.keep(Exporter(self.folder, [*chosen, *flags], before))
+
+    def _start(self, name: str, command: Sequence[str]) -> Qemu:
+        self.vms[name] = self.keep(Qemu(self.folder, name, command))
+        return self.vms[name]
+
+    def process(self, name: str, command: Sequence[str]) -> Process:
+        """Start a program of which nothing is known."""
+        return self.keep(Process(command, self.folder / f"{name}.log"))
+
+    def keep(self, part: Any) -> Any:
+        """Close something when the lab closes."""
+        self._stack.callback(part.close)
+        return part
+
+
+_MONITORS = ("sock", "own")
+
+
+@contextmanager
+def laboratory() -> Iterator[Lab]:
+    """Set a lab up, and leave nothing of it behind."""
+    with ExitStack() as stack:
+        # A short path: a socket's may have 107 bytes.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qbe-"))
+        os.chmod(folder, 0o755)
+        yield Lab(Path(folder), stack)
+
+
+def value(exposition: str, name: str, **labels: str) -> float | None:
+    """Return the value of the one series that has these labels, None where there is none."""
+    found = series(exposition, name, **labels)
+    assert len(found) <= 1, found
+    return float(next(iter(found.values()))) if found else None
+
+
+def labels_of(exposition: str, name: str, **labels: str) -> list[dict[str, str]]:
+    """Return the labels of each series of a family that is 1."""
+    found = series(exposition, name, **labels)
+    return [
+        dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', sample))
+        for sample, each in found.items()
+        if float(each) == 1
+    ]
+
+
+def info(exposition: str, name: str, **labels: str) -> dict[str, str]:
+    """Return the labels of the one series of an info or status family that is 1."""
+    found = labels_of(exposition, name, **labels)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def names(exposition: str) -> set[str]:
+    """Return the name of every sample."""
+    return {re.split(r"[{ ]", sample, maxsplit=1)[0] for sample in samples(exposition)}
+
+
+def assert_never_lower(history: Sequence[str], **labels: str) -> None:
+    """See that no counter was ever lower than in the exposition before, and none was away."""
+    wanted = [f'{label}="{each}"' for label, each in labels.items()]
+    before: dict[str, float] = {}
+    for exposition in history:
+        now = {
+            sample: float(each)
+            for sample, each in samples(exposition).items()
+            if re.match(r"qemu_block_\w+_total\{", sample)
+            and not sample.startswith("qemu_block_node_")
+            and all(label in sample for label in wanted)
+        }
+        assert before.keys() <= now.keys(), before.keys() - now.keys()
+        lower = {sample: each for sample, each in now.items() if each < before.get(sample, 0)}
+        assert not lower, lower
+        before = now
+    assert before, "there is no such counter"

@@ -1,0 +1,152 @@
+"""Collected as fast as it goes while the chains change under it: no exposition may be torn."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import pytest
+
+from tests.e2e.lab import (
+    Disk,
+    Exporter,
+    Lab,
+    assert_never_lower,
+    blockdev,
+    drive,
+    info,
+    labels_of,
+    plug,
+    value,
+    wait_until,
+)
+
+SECONDS = 5.0
+DISKS = ("disk0", "virtio-disk1")
+
+
+class Operator:
+    """Snapshots the disks, commits the overlays and removes them, over and over."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.rounds = 0
+        self.disks = [Disk(lab.vms["vm"], device) for device in DISKS]
+        #: Every file that was ever the active layer -> how deep its chain was.
+        self.depths = {disk.entry["inserted"]["file"]: 0 for disk in self.disks}
+        self._folder = lab.folder
+        self._failure: Exception | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Operator:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.is_set():
+                for disk in self.disks:
+                    self._round(disk, f"{disk.device}-{self.rounds}")
+                self.rounds += 1
+        except Exception as error:  # noqa: BLE001  # raised where the thread is joined
+            self._failure = error
+
+    def _round(self, disk: Disk, name: str) -> None:
+        file = self._folder / f"{name}.qcow2"
+        self.depths[str(file)] = 1
+        legacy = bool(disk.entry["device"])
+        nodes = {"node-name": disk.node_name, "snapshot-node-name": f"node-{name}"}
+        which = {"device": disk.device} if legacy else nodes
+        snapshot = {**which, "snapshot-file": str(file), "format": "qcow2"}
+        disk.vm.run("blockdev-snapshot-sync", snapshot)
+        disk.write(0, 65536)
+        root = disk.device if legacy else disk.node_name
+        job_id = f"merge-{name}"
+        disk.vm.run("block-commit", {"device": root, "job-id": job_id})
+        wait_until(lambda: disk.vm.job(job_id)["ready"], "the job is ready")
+        disk.vm.run("block-job-complete", {"device": job_id})
+        wait_until(lambda: disk.vm.job(job_id) is None, "the pivot")
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def exporter(shared_lab: Lab) -> Exporter:
+    """An exporter on a VM with a disk of each kind."""
+    lab = shared_lab
+    lab.qemu(
+        "vm",
+        *drive("disk0", lab.image("disk0")),
+        *plug("front", "disk0"),
+        *blockdev("virtio-disk1", lab.image("disk1")),
+        machine="pc",
+    )
+    return lab.exporter()
+
+
+@pytest.fixture(scope="module")
+def operator(shared_lab: Lab, exporter: Exporter) -> Operator:
+    """Somebody who was at work for some seconds, seen by `exporter.history` all the while."""
+    deadline = time.monotonic() + SECONDS
+    with Operator(shared_lab) as somebody:
+        while time.monotonic() < deadline:
+            # A probe joins no sweep.
+            exporter.history.append(exporter.get("/probe?target=vm"))
+    return somebody
+
+
+def test_there_was_something_to_see(operator: Operator, exporter: Exporter) -> None:
+    """Disks with and without an overlay, and jobs, many times."""
+    assert operator.rounds >= 3
+    depths = {
+        (device, value(text, "qemu_block_device_backing_depth", device=device))
+        for text in exporter.history
+        for device in DISKS
+    }
+    assert depths == {(device, depth) for device in DISKS for depth in (0, 1)}
+    assert sum("qemu_block_job_info" in text for text in exporter.history) > operator.rounds
+
+
+def test_the_vm_is_up_and_complete_throughout(operator: Operator, exporter: Exporter) -> None:
+    """Up, and each disk with what query-block says of it."""
+    for text in exporter.history:
+        assert value(text, "qemu_vm_up") == 1
+        assert {each["device"] for each in labels_of(text, "qemu_block_device_info")} == set(DISKS)
+
+
+def test_depth_file_and_layers_are_of_one_moment(operator: Operator, exporter: Exporter) -> None:
+    """Never the file of one chain with the depth of another."""
+    for text in exporter.history:
+        for device in DISKS:
+            depth = value(text, "qemu_block_device_backing_depth", device=device)
+            file = info(text, "qemu_block_device_info", device=device)["file"]
+            assert operator.depths[file] == depth
+            layers = labels_of(text, "qemu_block_node_info", device=device, role="format")
+            assert [each["layer"] for each in layers] == ["0", "1"][: len(layers)]
+            assert len(layers) == depth + 1
+            assert layers[0]["file"] == file
+
+
+def test_a_job_is_never_shown_without_its_disk(operator: Operator, exporter: Exporter) -> None:
+    """However short it lives."""
+    for text in exporter.history:
+        for job in labels_of(text, "qemu_block_job_info"):
+            assert re.fullmatch(rf"merge-{job['device']}-\d+", job["job_id"])
+            assert (job["top"], job["base"]) == ("0", "1")
+
+
+def test_no_counter_is_ever_lower(operator: Operator, exporter: Exporter) -> None:
+    """Over all these snapshots and pivots."""
+    assert_never_lower(exporter.history, vm="vm")
+
+
+def test_nothing_of_it_is_worth_a_warning(operator: Operator, exporter: Exporter) -> None:
+    """It is everyday work, the removal of an overlay that was committed included."""
+    warnings = [line for line in exporter.said().splitlines() if "level=INFO" not in line]
+    assert [line for line in warnings if "running as root" not in line] == []

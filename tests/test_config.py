@@ -1,0 +1,192 @@
+"""Settings: what the file may say, what it may not, and which of two words counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from msgspec.structs import asdict
+
+from exporter.config import (
+    DEFAULT_SOCKETS,
+    ExpectedDepth,
+    Settings,
+    Target,
+    check_glob,
+    describe,
+    load,
+)
+from exporter.errors import ConfigError
+from exporter.metrics import COLLECTORS
+
+DATA = Path(__file__).parent / "data/config"
+WRONG = sorted((DATA / "wrong").iterdir())
+
+
+def refusal(path: object, settings: Settings | None = None, *sockets: str) -> str:
+    """Load a file that is wrong, and return what is said of it."""
+    with pytest.raises(ConfigError) as caught:
+        load(str(path), settings or Settings(), sockets)
+    return str(caught.value)
+
+
+def written(tmp_path: Path, text: str | bytes) -> str:
+    """Write a file and return its path."""
+    path = tmp_path / "config.yml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
+def test_each_mistake_has_one_message_that_names_the_place(path: Path) -> None:
+    """The file's first line says it: one file for each mistake."""
+    expected = path.read_text().partition("\n")[0].removeprefix("# FILE")
+
+    assert refusal(path) == f"{path}{expected}"
+    assert len(expected) > 10
+
+
+def test_a_file_can_say_everything_per_group() -> None:
+    """What is said for a group beats what is said for all."""
+    libvirt, web = load(str(DATA / "good.yml"), Settings(), ()).groups
+
+    assert (libvirt.name, web.name) == ("libvirt", "group 1")
+    assert libvirt.sockets == ("/run/qemu/*/qmp.sock",)
+    assert libvirt.pattern is not None
+    assert libvirt.pattern.search("/run/qemu/domain-7-db/qmp.sock")
+    assert libvirt.settings == Settings(
+        timeout_seconds=3.0,
+        connection="persistent",
+        without=frozenset({"bitmaps"}),
+        nodes=True,
+        topology="always",
+        topology_max_age_seconds=120.5,
+        expected_backing_depth=(ExpectedDepth("virtio-disk?", 2), ExpectedDepth("*", 1)),
+    )
+    assert web.targets == (Target(vm="web", socket="/run/web.sock"),)
+    assert web.settings == Settings(
+        timeout_seconds=1.0,
+        connection="per-scrape",
+        without=frozenset({"latency"}),
+        nodes=True,
+        topology="always",
+        topology_max_age_seconds=120.5,
+    )
+
+
+def test_what_the_file_says_beats_the_flags(tmp_path: Path) -> None:
+    """And what it does not say is as the flags have it."""
+    flags = Settings(timeout_seconds=9.0, topology="never", without=frozenset({"io", "jobs"}))
+    path = written(tmp_path, "timeout_seconds: 2\ncollectors: {io: true}\n")
+    [group] = load(path, flags, ()).groups
+
+    assert group.settings == Settings(
+        timeout_seconds=2.0, topology="never", without=frozenset({"jobs"})
+    )
+
+
+def test_collectors_are_turned_off_and_on(tmp_path: Path) -> None:
+    """Each by its name; `nodes` is off by default."""
+    off = "".join(f"  {name}: false\n" for name in COLLECTORS)
+    [group] = load(written(tmp_path, "collectors:\n  nodes: true\n" + off), Settings(), ()).groups
+
+    assert group.settings.without == frozenset(COLLECTORS)
+    assert group.settings.nodes
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "groups: []\n", "{}"])
+def test_an_empty_file_is_the_default(tmp_path: Path, text: str) -> None:
+    """The default folder of sockets."""
+    [group] = load(written(tmp_path, text), Settings(), ()).groups
+
+    assert (group.sockets, group.settings) == ((DEFAULT_SOCKETS,), Settings())
+    assert load(None, Settings(), ()) == load(written(tmp_path, text), Settings(), ())
+
+
+def test_sockets_of_the_flags_come_before_the_groups_of_the_file() -> None:
+    """With the settings that the file has for all."""
+    flags, libvirt, _ = load(str(DATA / "good.yml"), Settings(), ("/a/*", "/b/*")).groups
+
+    assert (flags.sockets, flags.settings.topology) == (("/a/*", "/b/*"), "always")
+    assert libvirt.name == "libvirt"
+
+
+def test_a_place_is_that_of_the_file_whatever_the_flags_say() -> None:
+    """Groups are counted as they stand there."""
+    path = DATA / "wrong/group-of-nothing.yml"
+
+    assert refusal(path, None, "/a/*") == f"{path}: groups[1] has neither sockets nor targets"
+
+
+def test_the_first_rule_that_matches_a_device_counts() -> None:
+    """Shell patterns, in their order."""
+    rules = (ExpectedDepth("disk[0-3]", 2), ExpectedDepth("disk*", 1))
+    settings = Settings(expected_backing_depth=rules)
+
+    assert [settings.expected_depth(d) for d in ("disk0", "disk9", "DISK0", "vda")] == [2, 1, 0, 0]
+
+
+def test_the_configuration_is_described_as_yaml() -> None:
+    """And what is described can be read again."""
+    config = load(str(DATA / "good.yml"), Settings(), ())
+    libvirt, web = yaml.safe_load(describe(config))["groups"]
+
+    assert libvirt["name"] == "libvirt"
+    assert libvirt["pattern"] == "/domain-[0-9]+-(?P<vm>[^/]+)/"
+    assert libvirt["settings"] == {
+        **asdict(config.groups[0].settings),
+        "without": ["bitmaps"],
+        "expected_backing_depth": [
+            {"device": "virtio-disk?", "depth": 2},
+            {"device": "*", "depth": 1},
+        ],
+    }
+    assert web["targets"] == [{"vm": "web", "socket": "/run/web.sock"}]
+
+
+def test_a_glob_of_any_bytes_can_be_described() -> None:
+    """A path need not be UTF-8."""
+    config = load(None, Settings(), (os.fsdecode(b"/run/\xff*.sock"),))
+
+    assert yaml.safe_load(describe(config).encode()) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe", ": not UTF-8 at byte 0"),
+        (b"groups: caf\xe9", ": not UTF-8 at byte 11"),
+        (b"timeout_seconds: " + b"9" * 400, ": Number out of range - at `$.timeout_seconds`"),
+    ],
+)
+def test_a_file_of_odd_bytes_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    """Which byte is said."""
+    path = written(tmp_path, text)
+
+    assert refusal(path) == path + message
+
+
+@pytest.mark.parametrize("text", ["a: \0", "a: \x07", "[" * 20_000, "{a: " * 5_000 + "}" * 5_000])
+def test_a_file_that_no_editor_wrote_is_refused(tmp_path: Path, text: str) -> None:
+    """Without a traceback; in which words is the library's."""
+    path = written(tmp_path, text)
+
+    assert refusal(path).startswith(f"{path}: ")
+    assert "\n" not in refusal(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """It is gone, or it is none."""
+    gone = tmp_path / "gone.yml"
+
+    assert refusal(gone) == f"{gone}: No such file or directory"
+    assert refusal(tmp_path) == f"{tmp_path}: Is a directory"
+    assert refusal(__file__ + "/x") == f"{__file__}/x: Not a directory"
+
+
+@pytest.mark.parametrize("glob", ["/run/*.sock", "/run/[ab].sock", "run/?.sock", "/run/a]b", "/x"])
+def test_a_glob_that_can_match_is_taken(glob: str) -> None:
+    """Whether it matches anything now or not."""
+    check_glob(glob, "here")

@@ -1,0 +1,236 @@
+"""Who is at the other end of a socket, seen from the side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter import peer
+from exporter.errors import TargetError, TargetTimeout
+from exporter.qapi import STATUS
+from exporter.qmp import Session, Tally
+from tests.fakeqmp import until
+
+#: A process that is no QEMU: it greets its first client and answers nothing.
+PROCESS = """
+import json, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen(1)
+print("listening", flush=True)
+while True:
+    client, _ = server.accept()
+    version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}
+    client.sendall(json.dumps({"QMP": {"version": version, "capabilities": []}}).encode() + b"\\n")
+    client.recv(1000)
+    client.sendall(b'{"return": {}}\\n')
+    while client.recv(1000):
+        pass
+"""
+
+
+@pytest.fixture
+def process(sockets: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own that listens on vm.sock."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", PROCESS, str(sockets / "vm.sock")],
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"listening\n"
+        yield child
+        child.kill()
+
+
+@pytest.fixture
+def listener(sockets: Path) -> Iterator[socket.socket]:
+    """A socket that listens with QEMU's backlog, and is accepted from by hand."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(sockets / "vm.sock"))
+        server.listen(1)
+        yield server
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect as one more client."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(path))
+    return sock
+
+
+async def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process and see that it stopped."""
+    process.send_signal(signal.SIGSTOP)
+    await until(lambda: peer.is_stopped(process.pid))
+
+
+def deaf(name: str, data: bytes) -> None:
+    """Take no notice of an event."""
+
+
+def test_the_process_at_the_other_end_is_known(
+    process: subprocess.Popen[bytes], sockets: Path
+) -> None:
+    """As the kernel says it, before a word was spoken."""
+    with connect(sockets / "vm.sock") as sock:
+        assert peer.pid(sock) == process.pid
+
+
+async def test_a_stopped_process_is_seen(process: subprocess.Popen[bytes]) -> None:
+    """And one that goes on."""
+    assert not peer.is_stopped(process.pid)
+    await stop(process)
+    process.send_signal(signal.SIGCONT)
+    await until(lambda: not peer.is_stopped(process.pid))
+
+
+def test_what_cannot_be_seen_is_not_stopped() -> None:
+    """A process of another namespace has number 0; one that ended has none."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+
+    assert not peer.is_stopped(0)
+    assert not peer.is_stopped(-1)
+    assert not peer.is_stopped(child.pid)
+
+
+def test_a_process_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name stands in brackets in front of the state, and may have some of its own."""
+    stat = tmp_path / "stat"
+    stat.write_bytes(b"7 (a) R 1 (\xff T) S 1 7 7\n")
+    monkeypatch.setattr(peer, "Path", lambda path: stat)
+
+    assert not peer.is_stopped(7)
+    stat.write_bytes(b"7 (a) R (b) t 1 7 7\n")
+    assert peer.is_stopped(7)
+
+
+async def test_a_stopped_vm_is_stopped_and_not_busy(
+    process: subprocess.Popen[bytes], sockets: Path
+) -> None:
+    """It greets nobody; it looks like a socket that serves another client, and is not waited for."""
+    await stop(process)
+    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    with pytest.raises(TargetError) as caught:
+        await session.connect(20.0, keep_waiting=True)
+    await session.close()
+
+    assert (caught.value.reason, str(caught.value)) == ("stopped", "its process is stopped")
+
+
+async def test_a_vm_that_is_stopped_while_it_answers_is_stopped(
+    process: subprocess.Popen[bytes], sockets: Path
+) -> None:
+    """Not merely slow."""
+    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    await session.connect(20.0, keep_waiting=True)
+    await stop(process)
+    with pytest.raises(TargetTimeout) as caught:
+        await session.ask(STATUS, timeout_seconds=0.05)
+    await session.close()
+
+    assert (caught.value.reason, str(caught.value)) == ("stopped", "its process is stopped")
+
+
+async def test_a_stopped_vm_with_a_full_backlog_is_stopped_once_it_is_known(
+    process: subprocess.Popen[bytes], sockets: Path
+) -> None:
+    """A connection that is refused names nobody; the one before it did."""
+    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    await session.connect(20.0, keep_waiting=True)
+    await stop(process)
+    await session.close()
+    waiting = []
+    for _ in range(10):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        waiting.append(sock)
+        if sock.connect_ex(str(sockets / "vm.sock")):
+            break
+    with pytest.raises(TargetError) as caught:
+        await session.connect(20.0, keep_waiting=True)
+    for sock in waiting:
+        sock.close()
+
+    assert caught.value.reason == "stopped"
+
+
+@pytest.mark.parametrize("name", [b"qemu-system-x", b"kvm", b"qemu:half-a-\xc3"])
+async def test_the_files_that_a_qemu_has_open_are_known(tmp_path: Path, name: bytes) -> None:
+    """They are the images, before query-block tells which; the kernel cuts long names anywhere."""
+    program = os.fsencode(tmp_path) + b"/" + name
+    os.symlink("/bin/sleep", program)
+    image = tmp_path / "a.qcow2"
+    image.touch()
+    with image.open() as opened, subprocess.Popen([program, "60"], stdin=opened) as qemu:
+        await until(lambda: peer.open_files(qemu.pid))
+        files = peer.open_files(qemu.pid)
+        qemu.kill()
+
+    assert files is not None
+    assert str(image) in files
+
+
+def test_the_files_of_another_process_say_nothing() -> None:
+    """A manager that made the socket for QEMU, or a process that cannot be seen."""
+    assert peer.open_files(os.getpid()) is None
+    assert peer.open_files(0) is None
+
+
+def test_another_client_is_seen_only_while_one_waits(
+    listener: socket.socket, sockets: Path
+) -> None:
+    """To be served alone is nothing to see; to wait behind somebody is."""
+    path = sockets / "vm.sock"
+    assert not peer.has_another_client(str(path))
+    with connect(path):
+        served, _ = listener.accept()
+        with served:
+            assert not peer.has_another_client(str(path))
+            with connect(path):
+                assert peer.has_another_client(str(path))
+        assert not peer.has_another_client(str(path))
+
+
+def test_a_client_that_waits_alone_waits_for_nobody(
+    listener: socket.socket, sockets: Path
+) -> None:
+    """A QEMU that is still opening its images serves no one."""
+    with connect(sockets / "vm.sock"):
+        assert not peer.has_another_client(str(sockets / "vm.sock"))
+
+
+def test_clients_of_another_socket_do_not_count(listener: socket.socket, sockets: Path) -> None:
+    """Nor of one whose name begins alike."""
+    with connect(sockets / "vm.sock"), connect(sockets / "vm.sock"):
+        served, _ = listener.accept()
+        with served:
+            assert peer.has_another_client(str(sockets / "vm.sock"))
+            assert not peer.has_another_client(str(sockets / "vm.soc"))
+            assert not peer.has_another_client(str(sockets))
+
+
+def test_a_path_with_blanks_and_odd_bytes_is_found(sockets: Path) -> None:
+    """Paths stand at the end of the line, as they are."""
+    path = sockets / os.fsdecode(b"a  b \xff.sock")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen(1)
+        with connect(path), connect(path):
+            served, _ = server.accept()
+            with served:
+                assert peer.has_another_client(str(path))
+
+
+def test_without_proc_nothing_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is said that the VM does not greet, and no more."""
+    monkeypatch.setattr(peer, "_SOCKETS", tmp_path / "gone")
+
+    assert not peer.has_another_client("/run/vm.sock")

@@ -1,0 +1,284 @@
+"""The canary: a mount that hangs is noticed, costs one thread, and is noticed to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from exporter import storage
+from exporter.storage import Sight, Storage, StorageHangs, look_at, mount_points
+from tests.fakeqmp import until
+
+PATIENCE = 20.0
+
+
+class Eye:
+    """Looks at files in place of the system calls, and blocks while it is told to."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.free.set()
+        self.looks: Counter[str] = Counter()
+        self.inside = 0
+        self.most_inside = 0
+
+    def __call__(self, path: str) -> Sight:
+        """Look at a file of /slow or elsewhere."""
+        self.looks[path] += 1
+        if not path.startswith("/slow"):
+            return Sight(visible=True, size_bytes=7)
+        self.inside += 1
+        self.most_inside = max(self.inside, self.most_inside)
+        self.free.wait(PATIENCE)
+        self.inside -= 1
+        return Sight(visible=True, size_bytes=8)
+
+
+@pytest.fixture
+def eye(monkeypatch: pytest.MonkeyPatch) -> Eye:
+    """Two mounts, one of which can hang."""
+    points = {"/": "ext4", "/slow": "nfs4", "/fast": "ext4"}
+    monkeypatch.setattr(storage, "mount_points", lambda: points)
+    return Eye()
+
+
+@pytest.fixture
+def slow(eye: Eye) -> Storage:
+    """Storage seen by the eye."""
+    return Storage(eye)
+
+
+async def hangs(slow: Storage, *paths: str) -> str:
+    """Ask in vain, and return what is said."""
+    with pytest.raises(StorageHangs) as caught:
+        await slow.see(paths or ["/slow/a"], 0.05)
+    return str(caught.value)
+
+
+async def test_storage_that_answers_is_seen(slow: Storage) -> None:
+    """Each file with its mount's answer."""
+    sights = await slow.see(["/slow/a", "/fast/b"], PATIENCE)
+
+    assert {path: sight.size_bytes for path, sight in sights.items()} == {
+        "/slow/a": 8,
+        "/fast/b": 7,
+    }
+
+
+async def test_no_files_need_no_look(slow: Storage, eye: Eye) -> None:
+    """And no thread."""
+    assert await slow.see([], PATIENCE) == {}
+    assert not eye.looks
+
+
+async def test_a_mount_that_hangs_is_noticed_and_named(slow: Storage, eye: Eye) -> None:
+    """Within the deadline, not after it."""
+    eye.free.clear()
+    said = await hangs(slow, "/fast/b", "/slow/a")
+    eye.free.set()
+
+    assert said == "/slow did not answer within 0.05 s"
+
+
+async def test_a_mount_that_hangs_gets_no_second_thread(slow: Storage, eye: Eye) -> None:
+    """Nor a second look: whoever asks is told at once, however long he would wait."""
+    eye.free.clear()
+    await hangs(slow)
+    before = threading.active_count()
+    for _ in range(20):
+        with pytest.raises(StorageHangs, match="^/slow has not answered since an earlier scrape$"):
+            await slow.see(["/slow/b"], PATIENCE)
+    after = threading.active_count()
+    eye.free.set()
+
+    assert (after, eye.most_inside, eye.looks["/slow/b"]) == (before, 1, 0)
+
+
+async def test_many_who_ask_at_once_share_one_thread(slow: Storage, eye: Eye) -> None:
+    """A fleet on one server asks for a thousand VMs at once."""
+    eye.free.clear()
+    asking = [asyncio.create_task(hangs(slow, f"/slow/{number}")) for number in range(50)]
+    said = await asyncio.gather(*asking)
+    assert eye.most_inside == 1
+    eye.free.set()
+    await until(lambda: len(eye.looks) == 50 and not eye.inside)
+
+    assert set(said) == {"/slow did not answer within 0.05 s"}
+    assert eye.most_inside == 1
+
+
+async def test_a_mount_that_hangs_costs_the_others_nothing(slow: Storage, eye: Eye) -> None:
+    """Each mount has a thread of its own."""
+    eye.free.clear()
+    await hangs(slow)
+    sights = await slow.see(["/fast/b"], PATIENCE)
+    eye.free.set()
+
+    assert sights["/fast/b"].visible
+
+
+async def test_a_mount_that_answers_again_is_asked_again(slow: Storage, eye: Eye) -> None:
+    """The thread that hung is the thread that asks on."""
+    eye.free.clear()
+    await hangs(slow)
+    before = threading.active_count()
+    eye.free.set()
+    await until(lambda: not slow._mounts["/slow"].hangs)
+    sights = await slow.see(["/slow/a"], PATIENCE)
+
+    assert sights["/slow/a"].visible
+    assert threading.active_count() == before
+    assert eye.looks["/slow/a"] == 2
+
+
+async def test_a_mount_that_answers_at_the_deadline_does_not_count_as_hanging_for_ever(
+    slow: Storage, eye: Eye
+) -> None:
+    """The answer may be under way when the deadline comes, in a process that is busy."""
+
+    def answer() -> None:
+        eye.free.set()
+        while eye.inside:
+            time.sleep(0.001)
+        time.sleep(0.05)
+
+    loop = asyncio.get_running_loop()
+    eye.free.clear()
+    asking = asyncio.create_task(hangs(slow))
+    await asyncio.sleep(0)
+    # The deadline passes while the loop is busy; then, in one round, it is noticed and answered.
+    loop.call_later(0.01, time.sleep, 0.1)
+    loop.call_later(0.07, answer)
+    await asking
+    await until(lambda: not slow._mounts["/slow"].hangs)
+
+    assert (await slow.see(["/slow/a"], PATIENCE))["/slow/a"].visible
+
+
+async def test_every_network_mount_can_be_asked(
+    slow: Storage, eye: Eye, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anybody knows which files a VM has; local disks are not asked."""
+    kinds = {
+        "/": "ext4",
+        "/a": "nfs",
+        "/b": "fuse.glusterfs",
+        "/c": "cifs",
+        "/d": "xfs",
+        "/e": "fuse",
+        "/f": "fuseblk",
+        "/g": "ceph",
+        "/proc": "proc",
+    }
+    monkeypatch.setattr(storage, "mount_points", lambda: kinds)
+    await slow.see_network(PATIENCE)
+
+    assert sorted(eye.looks) == ["/a", "/b", "/c", "/e", "/g"]
+
+
+async def test_a_network_mount_that_hangs_is_noticed(slow: Storage, eye: Eye) -> None:
+    """The mount point itself is looked at."""
+    eye.free.clear()
+    with pytest.raises(StorageHangs, match="^/slow did not answer"):
+        await slow.see_network(0.05)
+    eye.free.set()
+
+
+@pytest.mark.parametrize(
+    ("path", "point"),
+    [
+        ("/slow/a", "/slow"),
+        ("/slow", "/slow"),
+        ("/slow/a/../b", "/slow"),
+        ("/slower/a", "/"),
+        ("/fast/../slow/a", "/slow"),
+        ("/", "/"),
+        ("//slow/a", "/slow"),
+        ("//x/y", "/"),
+        ("///slow/a", "/slow"),
+        ("relative/a", "/"),
+        ("../a", "/"),
+        ("a", "/"),
+        ("", "/"),
+    ],
+)
+def test_the_mount_of_a_path_is_found_by_its_name(path: str, point: str) -> None:
+    """To resolve a link is to ask the file system; two slashes in front are a path like any."""
+    assert storage._mount_of(path, ["/", "/slow", "/fast"]) == point
+
+
+def test_mount_points_are_read_with_their_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blank in a name stands there in octal; what else may split a line stands there raw."""
+    table = tmp_path / "mountinfo"
+    table.write_bytes(
+        b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        b"23 22 0:40 / /mnt/my\\040share rw - nfs4 server:/x rw\n"
+        b"25 22 0:42 / /mnt/odd\r\x0b\xff rw - xfs /dev/sdb1 rw\n"
+        b"24 22 0:41 / /mnt/back\\134slash rw shared:2 master:1 - fuse.sshfs me@host:/ rw\n"
+    )
+    real = Path
+
+    def redirected(path: str) -> Path:
+        return table if path == "/proc/self/mountinfo" else real(path)
+
+    monkeypatch.setattr(storage, "Path", redirected)
+
+    assert mount_points() == {
+        "/": "ext4",
+        "/mnt/my share": "nfs4",
+        "/mnt/back\\slash": "fuse.sshfs",
+        "/mnt/odd\r\x0b\udcff": "xfs",
+    }
+
+
+def test_the_mounts_of_this_host_are_read() -> None:
+    """There is always a root."""
+    assert "/" in mount_points()
+
+
+# The system calls.
+
+
+def test_a_file_is_seen_with_the_space_of_its_file_system(tmp_path: Path) -> None:
+    """As statvfs says it."""
+    image = tmp_path / "a.qcow2"
+    image.touch()
+    space = os.statvfs(tmp_path)
+    sight = look_at(str(image))
+
+    assert sight.visible
+    assert sight.size_bytes == space.f_blocks * space.f_frsize
+    assert sight.available_bytes is not None
+    assert 0 < sight.available_bytes <= sight.size_bytes
+
+
+@pytest.mark.parametrize("name", ["gone", "file/below", ""])
+def test_a_file_that_is_not_there_cannot_be_seen(tmp_path: Path, name: str) -> None:
+    """It is in another namespace, as is one whose path is relative to QEMU's folder."""
+    (tmp_path / "file").touch()
+
+    assert look_at(str(tmp_path / name) if name else "relative.qcow2") == Sight(visible=False)
+
+
+def test_a_path_of_any_bytes_can_be_looked_at(tmp_path: Path) -> None:
+    """What QEMU shows of it may be no path at all."""
+    assert look_at(str(tmp_path / "\ufffd\n")) == Sight(visible=False)
+    assert look_at("/" + "x" * 10_000) == Sight(visible=True)
+
+
+def test_a_path_with_a_nul_cannot_be_seen() -> None:
+    """JSON has it; no file system does."""
+    assert look_at("/etc\0/passwd") == Sight(visible=False)
+
+
+def test_a_path_with_a_lone_surrogate_cannot_be_seen() -> None:
+    """JSON has it; UTF-8 does not."""
+    assert look_at("/images/\ud800.img") == Sight(visible=False)

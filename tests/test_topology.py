@@ -1,0 +1,590 @@
+"""When query-block is asked: as seldom as may be, and never into storage that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.config import Settings
+from exporter.discovery import Target
+from exporter.model import Snapshot
+from exporter.qmp import Tally
+from exporter.storage import Sight, Storage, StorageHangs
+from exporter.topology import EVENTS
+from exporter.vm import Vm
+from tests.disks import Disk, block_job, plug
+from tests.fakeqmp import FakeQmp, Reply, until
+
+REFUSED = {"error": {"class": "GenericError", "desc": "Parameter 'flat' is unexpected"}}
+
+
+class Clock:
+    """The time of the topology."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Return the seconds since the machine was started."""
+        return self.now
+
+    def time(self) -> float:
+        """Return the seconds since 1970."""
+        return self.now + 1e9
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that is set by hand."""
+    clock = Clock()
+    monkeypatch.setattr("exporter.topology.time", clock)
+    return clock
+
+
+@pytest.fixture
+async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
+    """A VM with a disk on two layers."""
+    async with FakeQmp(str(sockets / "vm.sock")) as server:
+        plug(server, Disk())
+        yield server
+
+
+class Seer(Storage):
+    """Storage that says what a test wants."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda path: Sight(visible=True))
+        self.visible = True
+        self.hangs = False
+        self.network_hangs = False
+        self.seen: list[frozenset[str]] = []
+
+    async def see(self, paths: object, timeout_seconds: float) -> dict[str, Sight]:
+        """Say whether the storage answers."""
+        files = frozenset(paths)  # type: ignore[call-overload]
+        self.seen.append(files)
+        if self.hangs:
+            raise StorageHangs("/images did not answer within 1 s")
+        return {path: Sight(self.visible, 1000, 100) for path in files}
+
+    async def see_network(self, timeout_seconds: float) -> None:
+        """Say whether every network mount answers."""
+        if self.network_hangs:
+            raise StorageHangs("/net did not answer within 1 s")
+
+
+@pytest.fixture
+def storage() -> Seer:
+    """Storage that answers and can be seen."""
+    return Seer()
+
+
+Make = Callable[..., Vm]
+
+
+def wire(message: object) -> bytes:
+    """A message as QEMU writes it."""
+    return json.dumps(message).encode() + b"\r\n"
+
+
+@pytest.fixture
+async def make(sockets: Path, storage: Seer) -> AsyncIterator[Make]:
+    """Makes the collector of the VM, with settings."""
+    made = []
+
+    def vm(**settings: object) -> Vm:
+        target = Target(
+            vm="vm",
+            socket=str(sockets / "vm.sock"),
+            group="g",
+            settings=Settings(**settings),  # type: ignore[arg-type]
+        )
+        made.append(Vm(target, Tally(), storage))
+        return made[-1]
+
+    yield vm
+    for each in made:
+        await each.close()
+
+
+async def collect(vm: Vm) -> Snapshot:
+    """Scrape once."""
+    return await vm.collect(20.0)
+
+
+def asked(fake: FakeQmp) -> int:
+    """How often query-block has been asked."""
+    return fake.commands.count("query-block")
+
+
+async def event(fake: FakeQmp, vm: Vm, name: str) -> None:
+    """Send an event and see it arrive."""
+    arrived = asyncio.Event()
+    note = vm._topology.note
+    vm._topology.note = lambda event: (note(event), arrived.set())  # type: ignore[method-assign]
+    await fake.event(name)
+    async with asyncio.timeout(20):
+        await arrived.wait()
+    vm._topology.note = note  # type: ignore[method-assign]
+
+
+# When it is asked.
+
+
+async def test_query_block_is_asked_on_first_contact_and_not_in_the_next_scrapes(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """It stats every image file on QEMU's main loop."""
+    vm = make()
+    first = await collect(vm)
+    clock.now += 59
+    second = await collect(vm)
+
+    assert asked(fake) == 1
+    assert first.devices[0].file == second.devices[0].file == "/images/top.qcow2"
+    assert first.topology_timestamp_seconds == second.topology_timestamp_seconds == 1e9 + 1000
+
+
+async def test_query_block_is_asked_again_after_max_age(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """Sizes change without an event."""
+    vm = make(topology_max_age_seconds=30.0)
+    await collect(vm)
+    clock.now += 30
+    snapshot = await collect(vm)
+
+    assert asked(fake) == 2
+    assert snapshot.topology_timestamp_seconds == 1e9 + 1030
+
+
+async def test_query_block_is_asked_again_when_node_names_change(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """A snapshot puts a node on top; the new chain is shown in the same scrape."""
+    vm = make()
+    await collect(vm)
+    plug(fake, Disk(nodes=("new", "top", "base")))
+    snapshot = await collect(vm)
+
+    assert asked(fake) == 2
+    assert snapshot.devices[0].file == "/images/new.qcow2"
+    assert snapshot.devices[0].backing_depth == 2
+
+
+async def test_query_block_is_asked_again_when_a_device_is_plugged(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """Or unplugged."""
+    vm = make()
+    await collect(vm)
+    plug(fake, Disk(), Disk("disk1", ("other",)))
+    await collect(vm)
+    assert asked(fake) == 2
+    plug(fake, Disk("disk1", ("other",)))
+    await collect(vm)
+
+    assert asked(fake) == 3
+
+
+@pytest.mark.parametrize("name", sorted(EVENTS))
+async def test_query_block_is_asked_again_after_an_event(
+    fake: FakeQmp, make: Make, clock: Clock, name: str
+) -> None:
+    """One that says that a device or an image is not what it was; once for each."""
+    vm = make()
+    await collect(vm)
+    await event(fake, vm, name)
+    await collect(vm)
+    await collect(vm)
+
+    assert asked(fake) == 2
+
+
+def test_the_events_are_those_of_the_design() -> None:
+    """Events that come with every guest write would ask it in each scrape."""
+    assert {"BLOCK_IO_ERROR", "RESUME", "DEVICE_TRAY_MOVED", "BLOCK_JOB_COMPLETED"} <= EVENTS
+    assert not {"BLOCK_JOB_ERROR", "JOB_STATUS_CHANGE", "BLOCK_JOB_READY"} & EVENTS
+
+
+async def test_another_event_does_not_ask_query_block(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """STOP changes no device."""
+    vm = make()
+    await collect(vm)
+    await event(fake, vm, "STOP")
+    await collect(vm)
+
+    assert asked(fake) == 1
+
+
+async def test_an_event_that_comes_right_behind_the_answer_is_not_lost(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """The answer is of before the event; the next scrape asks again."""
+    vm = make()
+    answer = Disk().block()
+    late = b'{"event": "DEVICE_TRAY_MOVED", "data": {}}\r\n'
+
+    def block_and_event(_: object) -> bytes:
+        plug(fake, Disk())
+        return wire({"return": [answer]}) + late
+
+    fake.replies["query-block"] = block_and_event
+    await collect(vm)
+    await collect(vm)
+    await collect(vm)
+
+    assert asked(fake) == 2
+
+
+async def test_query_block_is_asked_again_on_a_new_connection(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """It may be another QEMU, with the same node names."""
+    vm = make()
+    await collect(vm)
+    fake.hang_up()
+    await until(lambda: not vm._session.connected)
+    await collect(vm)
+
+    assert (fake.connections, asked(fake)) == (2, 2)
+
+
+async def test_per_scrape_connections_do_not_ask_query_block_each_time(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """The same process is the same QEMU, until its node names change."""
+    vm = make(connection="per-scrape")
+    for _ in range(3):
+        await collect(vm)
+    assert (fake.connections, asked(fake)) == (3, 1)
+    plug(fake, Disk(nodes=("new", "top", "base")))
+    await collect(vm)
+
+    assert asked(fake) == 2
+
+
+async def test_another_process_on_a_shared_socket_is_asked_anew(
+    fake: FakeQmp, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images may be others of the same names."""
+    vm = make(connection="per-scrape")
+    await collect(vm)
+    monkeypatch.setattr("exporter.peer.pid", lambda sock: 4242)
+    await collect(vm)
+
+    assert asked(fake) == 2
+
+
+async def test_query_block_is_never_asked_with_never(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """Not on first contact, not after an event; the counters come all the same."""
+    vm = make(topology="never")
+    await collect(vm)
+    await event(fake, vm, "RESUME")
+    clock.now += 1000
+    snapshot = await collect(vm)
+
+    assert asked(fake) == 0
+    assert snapshot.up
+    assert [device.device for device in snapshot.devices] == ["disk0"]
+    assert snapshot.devices[0].inserted is None
+    assert snapshot.topology_timestamp_seconds is None
+
+
+async def test_a_vm_without_devices_is_not_asked_query_block(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """There is nothing to be told."""
+    plug(fake)
+    vm = make()
+    await collect(vm)
+
+    assert asked(fake) == 0
+
+
+# What is kept.
+
+
+async def test_what_is_older_than_three_max_ages_is_dropped(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """Old values are worse than none; the counters of the device go on."""
+    vm = make(topology_max_age_seconds=10.0)
+    await collect(vm)
+    storage.hangs = True
+    clock.now += 30
+    at_three = await collect(vm)
+    clock.now += 0.1
+    older = await collect(vm)
+
+    assert at_three.devices[0].file == "/images/top.qcow2"
+    assert [device.device for device in older.devices] == ["disk0"]
+    assert older.devices[0].inserted is None
+    assert older.devices[0].nodes[0].image is None
+    assert older.topology_timestamp_seconds == 1e9 + 1000
+
+
+# A chain that two queries tell differently.
+
+
+async def test_a_chain_that_disagrees_is_asked_again(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """A pivot came between the two commands; the second look sees both after it."""
+    before, after = Disk(nodes=("top", "base")), Disk(nodes=("base",))
+    looks = iter([before, after])
+
+    def blockstats(_: object) -> dict[str, object]:
+        return {"return": [next(looks).stats()]}
+
+    plug(fake, after)
+    fake.replies["query-blockstats"] = blockstats
+    snapshot = await collect(make())
+
+    assert asked(fake) == 2
+    assert snapshot.devices[0].file == "/images/base.qcow2"
+    assert snapshot.devices[0].backing_depth == 0
+
+
+async def test_jobs_are_those_of_the_second_look(fake: FakeQmp, make: Make, clock: Clock) -> None:
+    """A job whose pivot is shown is over."""
+    looks = iter([Disk(nodes=("top", "base")), Disk(nodes=("base",))])
+    jobs = iter([[block_job()], []])
+    plug(fake, Disk(nodes=("base",)))
+    fake.replies["query-blockstats"] = lambda _: {"return": [next(looks).stats()]}
+    fake.replies["query-block-jobs"] = lambda _: {"return": next(jobs)}
+
+    assert (await collect(make())).jobs == ()
+
+
+async def test_a_chain_that_goes_on_disagreeing_is_not_published(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """The device has its counters and no images; to ask in each scrape would not help."""
+    plug(fake, Disk(nodes=("base",)), Disk("disk1", ("x",)))
+    fake.replies["query-blockstats"] = {"return": [Disk().stats(), Disk("disk1", ("x",)).stats()]}
+    vm = make()
+    snapshots = [await collect(vm) for _ in range(4)]
+
+    for snapshot in snapshots:
+        wrong, right = snapshot.devices
+        assert wrong.inserted is None
+        assert wrong.backing_depth == 1
+        assert right.file == "/images/x.qcow2"
+    assert asked(fake) == 6
+
+
+# The flat form of QEMU 11.1.
+
+
+def modern(fake: FakeQmp, version: tuple[int, int] = (11, 1)) -> None:
+    """Greet as a newer QEMU."""
+    qemu = {"major": version[0], "minor": version[1], "micro": 0}
+    fake.greeting = {"QMP": {"version": {"qemu": qemu, "package": ""}, "capabilities": []}}
+
+
+def forms(fake: FakeQmp) -> list[bool]:
+    """Whether each query-block that was asked was flat."""
+    return [bool(a.get("flat")) for name, a in fake.received if name == "query-block"]
+
+
+async def test_a_flat_answer_is_merged_with_the_backing_images_of_the_last_full_one(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """QEMU 11.1 can leave out what does not change; the first answer is always full."""
+    modern(fake)
+    vm = make()
+    await collect(vm)
+    clock.now += 60
+    await collect(vm)
+    clock.now += 60
+    snapshot = await collect(vm)
+
+    assert forms(fake) == [False, True, True]
+    files = [node.file for node in snapshot.devices[0].nodes if node.role == "format"]
+    assert files == ["/images/top.qcow2", "/images/base.qcow2"]
+
+
+async def test_a_flat_answer_will_not_do_for_a_new_chain(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """What it leaves out is not known."""
+    modern(fake)
+    vm = make()
+    await collect(vm)
+    plug(fake, Disk(nodes=("new", "top", "base")))
+    await collect(vm)
+
+    assert forms(fake) == [False, False]
+
+
+async def test_a_flat_answer_will_not_do_while_a_job_runs(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """A commit writes to the layers that it leaves out."""
+    modern(fake)
+    fake.replies["query-block-jobs"] = {"return": [block_job()]}
+    vm = make()
+    await collect(vm)
+    clock.now += 60
+    await collect(vm)
+
+    assert forms(fake) == [False, False]
+
+
+async def test_an_older_qemu_is_not_asked_for_the_flat_form(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """It would refuse the argument."""
+    modern(fake, (11, 0))
+    vm = make()
+    await collect(vm)
+    clock.now += 60
+    await collect(vm)
+
+    assert forms(fake) == [False, False]
+
+
+async def test_a_qemu_that_refuses_the_flat_form_is_asked_for_the_full_one(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """In the same scrape, and from then on."""
+    modern(fake)
+    vm = make()
+    await collect(vm)
+    full = fake.replies["query-block"]
+    assert callable(full)
+
+    def refusing(arguments: object) -> Reply:
+        return REFUSED if arguments else full({})
+
+    fake.replies["query-block"] = refusing
+    clock.now += 60
+    second = await collect(vm)
+    clock.now += 60
+    await collect(vm)
+
+    assert second.up
+    assert second.topology_timestamp_seconds == 1e9 + 1060
+    assert forms(fake) == [False, True, False, False]
+
+
+# Storage that does not answer.
+
+
+async def test_query_block_is_not_asked_while_the_storage_hangs(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """The VM is up, its counters go on, and the storage is said not to respond."""
+    vm = make()
+    await collect(vm)
+    storage.hangs = True
+    clock.now += 60
+    hanging = await collect(vm)
+    await event(fake, vm, "BLOCK_IO_ERROR")
+    await collect(vm)
+    assert asked(fake) == 1
+    assert (hanging.up, hanging.storage_responding) == (True, False)
+    storage.hangs = False
+    back = await collect(vm)
+
+    assert asked(fake) == 2
+    assert back.storage_responding is True
+
+
+async def test_a_network_mount_that_hangs_keeps_first_contact_away(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """Nobody knows yet which files the VM has."""
+    vm = make()
+    storage.network_hangs = True
+    snapshot = await collect(vm)
+    assert (asked(fake), snapshot.up, snapshot.storage_responding) == (0, True, False)
+    storage.network_hangs = False
+    await collect(vm)
+
+    assert asked(fake) == 1
+
+
+async def test_the_canary_looks_at_every_image_before_query_block_does(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """At the backing files too."""
+    vm = make()
+    await collect(vm)
+    storage.seen.clear()
+    clock.now += 60
+    await collect(vm)
+
+    assert storage.seen[0] == {"/images/top.qcow2", "/images/base.qcow2"}
+
+
+async def test_the_storage_of_the_images_is_measured(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """As the canary saw it."""
+    [device] = (await collect(make())).devices
+    sizes = {(n.storage_size_bytes, n.storage_available_bytes) for n in device.nodes if n.image}
+
+    assert sizes == {(1000, 100)}
+
+
+async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a container nobody knows whether the storage hangs; changes are still looked at."""
+    storage.visible = False
+    vm = make()
+    snapshot = await collect(vm)
+    clock.now += 600
+    await collect(vm)
+    await collect(vm)
+    assert (asked(fake), snapshot.storage_responding) == (1, None)
+    assert [r.message for r in caplog.records if "cannot be seen" in r.message] != []
+    await event(fake, vm, "RESUME")
+    await collect(vm)
+    assert asked(fake) == 2
+    plug(fake, Disk(nodes=("new",)))
+    await collect(vm)
+
+    assert asked(fake) == 3
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "network_hangs", "unseen"])
+async def test_always_asks_whatever_the_storage_says(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, trouble: str
+) -> None:
+    """It is for those who know their storage."""
+    vm = make(topology="always")
+    storage.visible = trouble != "unseen"
+    storage.hangs = trouble == "hangs"
+    storage.network_hangs = trouble == "network_hangs"
+    await collect(vm)
+    clock.now += 60
+    await collect(vm)
+
+    assert asked(fake) == 2
+
+
+@pytest.mark.parametrize("reply", [REFUSED, b'{"return": 7}\r\n'], ids=["refused", "wrong type"])
+async def test_a_query_block_that_fails_is_a_protocol_error(
+    fake: FakeQmp, make: Make, clock: Clock, reply: Reply
+) -> None:
+    """And it is asked again in the next scrape."""
+    good = fake.replies["query-block"]
+    fake.replies["query-block"] = reply
+    vm = make()
+    assert (await collect(vm)).reason == "protocol"
+    fake.replies["query-block"] = good
+    snapshot = await collect(vm)
+
+    assert snapshot.up
+    assert snapshot.devices[0].file == "/images/top.qcow2"

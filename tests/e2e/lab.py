@@ -22,8 +22,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import samples, series
-
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 #: Far longer than anything takes, on a machine that is busy with something else.
@@ -431,51 +429,3 @@ def laboratory() -> Iterator[Lab]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qbe-"))
         os.chmod(folder, 0o755)
         yield Lab(Path(folder), stack)
-
-
-def value(exposition: str, name: str, **labels: str) -> float | None:
-    """Return the value of the one series that has these labels, None where there is none."""
-    found = series(exposition, name, **labels)
-    assert len(found) <= 1, found
-    return float(next(iter(found.values()))) if found else None
-
-
-def labels_of(exposition: str, name: str, **labels: str) -> list[dict[str, str]]:
-    """Return the labels of each series of a family that is 1."""
-    found = series(exposition, name, **labels)
-    return [
-        dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', sample))
-        for sample, each in found.items()
-        if float(each) == 1
-    ]
-
-
-def info(exposition: str, name: str, **labels: str) -> dict[str, str]:
-    """Return the labels of the one series of an info or status family that is 1."""
-    found = labels_of(exposition, name, **labels)
-    assert len(found) == 1, found
-    return found[0]
-
-
-def names(exposition: str) -> set[str]:
-    """Return the name of every sample."""
-    return {re.split(r"[{ ]", sample, maxsplit=1)[0] for sample in samples(exposition)}
-
-
-def assert_never_lower(history: Sequence[str], **labels: str) -> None:
-    """See that no counter was ever lower than in the exposition before, and none was away."""
-    wanted = [f'{label}="{each}"' for label, each in labels.items()]
-    before: dict[str, float] = {}
-    for exposition in history:
-        now = {
-            sample: float(each)
-            for sample, each in samples(exposition).items()
-            if re.match(r"qemu_block_\w+_total\{", sample)
-            and not sample.startswith("qemu_block_node_")
-            and all(label in sample for label in wanted)
-        }
-        assert before.keys() <= now.keys(), before.keys() - now.keys()
-        lower = {sample: each for sample, each in now.items() if each < before.get(sample, 0)}
-        assert not lower, lower
-        before = now
-    assert before, "there is no such counter"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import urllib.error
+from collections.abc import Callable
 
 import pytest
 
 from tests.conftest import samples
-from tests.e2e.lab import MIB, Disk, Exporter, Lab, Qemu, drive, info, value
+from tests.e2e.lab import MIB, Disk, Exporter, Lab, Qemu, drive
+from tests.e2e.reading import info, value
 
 
 def start(lab: Lab, name: str) -> Qemu:
@@ -115,7 +117,7 @@ def by_request(exporter: Exporter) -> None:
 
 
 @pytest.mark.parametrize("reload", [by_signal, by_request])
-def test_a_reload_takes_the_new_configuration(lab: Lab, reload: object) -> None:
+def test_a_reload_takes_the_new_configuration(lab: Lab, reload: Callable[[Exporter], None]) -> None:
     """Targets and settings change; a VM that both configurations have keeps its connection."""
     start(lab, "kept")
     start(lab, "dropped")

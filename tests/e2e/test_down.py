@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import samples
-from tests.e2e.lab import Exporter, Lab, Monitor, Mount, drive, labels_of, value, wait_until
+from tests.e2e.lab import Exporter, Lab, Monitor, Mount, drive, wait_until
+from tests.e2e.reading import labels_of, value
 
 HEALTHY = ("healthy-a", "healthy-b")
 DOWN = {

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import samples
-from tests.e2e.lab import Disk, Exporter, Lab, blockdev, drive, labels_of, plug, wait_until
+from tests.e2e.lab import Disk, Exporter, Lab, blockdev, drive, plug, wait_until
+from tests.e2e.reading import labels_of
 
 
 @dataclass(frozen=True)

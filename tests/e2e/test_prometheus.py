@@ -20,19 +20,8 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from tests.conftest import samples
-from tests.e2e.lab import (
-    MIB,
-    Disk,
-    Exporter,
-    Lab,
-    Process,
-    blockdev,
-    drive,
-    names,
-    plug,
-    tool,
-    wait_until,
-)
+from tests.e2e.lab import MIB, Disk, Exporter, Lab, Process, blockdev, drive, plug, tool, wait_until
+from tests.e2e.reading import names
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 #: What a file name may hold and a label has to escape.

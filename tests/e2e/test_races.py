@@ -8,19 +8,8 @@ import time
 
 import pytest
 
-from tests.e2e.lab import (
-    Disk,
-    Exporter,
-    Lab,
-    assert_never_lower,
-    blockdev,
-    drive,
-    info,
-    labels_of,
-    plug,
-    value,
-    wait_until,
-)
+from tests.e2e.lab import Disk, Exporter, Lab, blockdev, drive, plug, wait_until
+from tests.e2e.reading import assert_never_lower, info, labels_of, value
 
 SECONDS = 5.0
 DISKS = ("disk0", "virtio-disk1")

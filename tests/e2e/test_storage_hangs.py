@@ -15,17 +15,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.lab import (
-    MIB,
-    Disk,
-    Exporter,
-    Lab,
-    Mount,
-    Qemu,
-    drive,
-    info,
-    value,
-)
+from tests.e2e.lab import MIB, Disk, Exporter, Lab, Mount, Qemu, drive
+from tests.e2e.reading import info, value
 
 #: The timed refresh of query-block would be due in every scrape.
 REFRESH = ("--collector.topology.max-age=1", "--qmp.timeout=2")

@@ -19,14 +19,11 @@ from tests.e2e.lab import (
     Qemu,
     blockdev,
     drive,
-    info,
-    labels_of,
-    names,
     plug,
     tool,
-    value,
     wait_until,
 )
+from tests.e2e.reading import info, labels_of, names, value
 
 #: What changes by a command that makes no event shows with the next timed refresh.
 REFRESH = "--collector.topology.max-age=1"

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.lab import (
-    MIB,
-    Disk,
-    Exporter,
-    Lab,
-    assert_never_lower,
-    blockdev,
-    drive,
-    info,
-    plug,
-    value,
-    wait_until,
-)
+from tests.e2e.lab import MIB, Disk, Exporter, Lab, blockdev, drive, plug, wait_until
+from tests.e2e.reading import assert_never_lower, info, value
 
 #: How a disk is given to QEMU -> its `device` label.
 DISKS = {"drive": "disk0", "blockdev": "virtio-disk1"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -304,6 +305,7 @@ UNASKED: msgspec.json.Decoder[Message[Raw]] = msgspec.json.Decoder(Message[Raw])
 _OBJECT_ID = re.compile(r"^[A-Za-z][A-Za-z0-9._-]*$")
 
 
+@lru_cache(maxsize=1024)
 def throttle_limits(group: str) -> Query[dict[str, int]] | None:
     """Return the query for a throttle group's limits, None for what cannot be an object's id.
 

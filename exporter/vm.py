@@ -27,6 +27,8 @@ T = TypeVar("T")
 _FLAT_VERSION = (11, 1)
 #: How often a chain that two queries tell differently is asked for in one scrape.
 _AGREE_TRIES = 2
+#: Most ids of jobs that are kept from events; query-jobs tells of all as soon as one is there.
+_REMEMBERED_JOBS = 1000
 
 
 class Vm:
@@ -288,7 +290,8 @@ class Vm:
         if change.status == "null":
             self._event_job_ids.discard(change.id)
         elif change.status == "created":
-            self._event_job_ids.add(change.id)
+            if len(self._event_job_ids) < _REMEMBERED_JOBS:
+                self._event_job_ids.add(change.id)
             # An id may be used again, for another disk.
             self._places = {key: p for key, p in self._places.items() if key[0] != change.id}
         elif change.status == "concluded":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,3 +75,26 @@ def block_job(device: str = "disk0", kind: str = "commit", **more: object) -> di
         "auto-dismiss": True,
         **more,
     }
+
+
+def _throttled(group: str) -> dict[str, Any]:
+    """An entry of query-block whose device has a throttle filter on top."""
+    filename = json.dumps({"driver": "throttle", "throttle-group": group, "file": {}})
+    info = Disk().block()
+    inserted = info["inserted"]
+    image = {
+        "filename": f"json:{filename}",
+        "format": "throttle",
+        "backing-image": inserted["image"],
+    }
+    info["inserted"] = {**inserted, "node-name": "filter", "drv": "throttle", "image": image}
+    return info
+
+
+def with_filter(fake: FakeQmp, group: str) -> None:
+    """Put a throttle filter on top of the disk."""
+    below = Disk().stats()
+    del below["device"]
+    entry = {"device": "disk0", "node-name": "filter", "stats": {}}
+    fake.replies["query-blockstats"] = {"return": [{**entry, "parent": below, "backing": below}]}
+    fake.replies["query-block"] = {"return": [_throttled(group)]}

@@ -33,7 +33,9 @@ class Exporter:
         assert self.process.stderr is not None
         async for line in self.process.stderr:
             self.log.append(line.decode())
-            if found := re.search(r"listening.* (?:address=|\"address\": \")([\d.:]+)", self.log[-1]):
+            if found := re.search(
+                r"listening.* (?:address=|\"address\": \")([\d.:]+)", self.log[-1]
+            ):
                 self.address = found[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -28,7 +29,9 @@ BEGIN = "qemu-block-exporter: "
 
 def run(*flags: str | bytes) -> subprocess.CompletedProcess[str]:
     """Run the program to its end."""
-    return subprocess.run([*COMMAND, *flags], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*COMMAND, *flags], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -212,8 +215,14 @@ def test_a_good_file_is_valid() -> None:
 def test_flags_are_settings() -> None:
     """Each flag has its place."""
     flags = cli._parser().parse_args(
-        "--qmp.timeout 3 --qmp.connection per-scrape --no-collector.io --collector.nodes"
-        " --collector.topology always --collector.topology.max-age 7".split()
+        [
+            "--qmp.timeout=3",
+            "--qmp.connection=per-scrape",
+            "--no-collector.io",
+            "--collector.nodes",
+            "--collector.topology=always",
+            "--collector.topology.max-age=7",
+        ]
     )
     settings = cli._settings(flags)
 
@@ -270,7 +279,8 @@ async def once(*flags: str) -> tuple[int | None, str, str]:
 
 async def test_once_prints_one_sweep(vm: FakeQmp, sockets: Path) -> None:
     """Metrics to standard output, log lines to standard error."""
-    code, out, err = await once(f"--qmp.sockets={sockets}/*.sock")
+    # Always: a mount of this machine that hangs is not what this is about.
+    code, out, err = await once(f"--qmp.sockets={sockets}/*.sock", "--collector.topology=always")
 
     assert code == 0
     assert series(out, "qemu_vm_up") == {'qemu_vm_up{vm="web"}': "1"}
@@ -291,13 +301,23 @@ async def test_once_prints_vms_that_are_down(sockets: Path) -> None:
     assert "qemu_exporter" not in out
 
 
+def once_onto(out: object) -> subprocess.CompletedProcess[str]:
+    """Run `once` with another standard output."""
+    return subprocess.run(
+        [*COMMAND, "once"],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def test_once_into_a_pipe_that_nobody_reads_is_exit_code_1() -> None:
     """As `once | head` leaves it."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [*COMMAND, "once"], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60
-    )
+    done = once_onto(writing)
     os.close(writing)
 
     assert done.returncode == 1
@@ -307,9 +327,7 @@ def test_once_into_a_pipe_that_nobody_reads_is_exit_code_1() -> None:
 def test_once_onto_a_full_disk_is_exit_code_1() -> None:
     """A textfile that was cut off must not look like a whole one."""
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [*COMMAND, "once"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
-        )
+        done = once_onto(full)
 
     assert done.returncode == 1
     assert done.stderr == f"{BEGIN}standard output: No space left on device\n"
@@ -374,10 +392,8 @@ async def test_systemd_is_told_and_hands_its_socket_over(sockets: Path) -> None:
         told: list[str] = []
 
         def hear(word: str) -> bool:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 told.extend(manager.recv(1000).decode().splitlines())
-            except BlockingIOError:
-                pass
             return word in told
 
         os.set_inheritable(listening.fileno(), True)
@@ -419,10 +435,8 @@ async def test_the_watchdog_is_fed(sockets: Path) -> None:
         heard: list[bytes] = []
 
         def fed() -> bool:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 heard.append(manager.recv(1000))
-            except BlockingIOError:
-                pass
             return heard.count(b"WATCHDOG=1") >= 2
 
         async with exporter(f"--qmp.sockets={sockets}/*", env=env):

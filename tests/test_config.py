@@ -186,6 +186,16 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert refusal(__file__ + "/x") == f"{__file__}/x: Not a directory"
 
 
+def test_a_file_that_may_not_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, who may run this test, may read all."""
+
+    def refuse(self: Path, encoding: str) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert refusal("/etc/x.yml") == "/etc/x.yml: Permission denied"
+
+
 @pytest.mark.parametrize("glob", ["/run/*.sock", "/run/[ab].sock", "run/?.sock", "/run/a]b", "/x"])
 def test_a_glob_that_can_match_is_taken(glob: str) -> None:
     """Whether it matches anything now or not."""

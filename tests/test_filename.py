@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.filename import local_path, public, public_text, throttle_group
+from tests.conftest import series
+from tests.disks import block_job
+from tests.fakeqmp import FakeQmp
+from tests.process import exporter
+
+RECORDINGS = Path(__file__).parent / "recordings"
+#: What the recorded VMs had in the names of their images.
+RECORDED_SECRETS = ("SECRETPW", "SECRETCOOKIE", "SECRETKEY")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +32,7 @@ from exporter.filename import local_path, public, public_text, throttle_group
         ("./a:b.img", "./a:b.img"),
         ("../a:b.img", "../a:b.img"),
         ("relative.img", "relative.img"),
-        ("w\ufffd\u0001\"\\\n\t.img", "w\ufffd\u0001\"\\\n\t.img"),
+        ('w\ufffd\u0001"\\\n\t.img', 'w\ufffd\u0001"\\\n\t.img'),
         ("file:a.img", "a.img"),
         ("file:/images/a.img", "/images/a.img"),
         # URLs lose their user and their query.
@@ -74,7 +83,10 @@ def test_a_name_shows_which_image_it_is(filename: str, shown: str) -> None:
         ({"driver": "qcow2", "file": {"driver": "file", "filename": "/a.qcow2"}}, "/a.qcow2"),
         ({"driver": "raw", "file": {"driver": "host_device", "filename": "/dev/x"}}, "/dev/x"),
         (
-            {"driver": "raw", "file": {"driver": "http", "url": "http://u:PW@h/b?PW", "cookie": "PW"}},
+            {
+                "driver": "raw",
+                "file": {"driver": "http", "url": "http://u:PW@h/b?PW", "cookie": "PW"},
+            },
             "http://h/b",
         ),
         ({"driver": "raw", "file": {"driver": "http", "url": "PW", "password": "PW"}}, "http:"),
@@ -161,12 +173,12 @@ def test_a_throttle_filter_names_its_group(options: object, group: str | None) -
         ("rbd: no such image", "rbd: no such image"),
         ("cannot open rbd:pool/image:id=x:key=PW: ended", "cannot open rbd:pool/image"),
         ("cannot open rbd:pool/image:key=P W", "cannot open rbd:pool/image"),
-        ("cannot open json:{\"password\": \"PW\"} 'PW'", "cannot open json:"),
-        ("cannot open json: {\"password\": \"PW\"}", "cannot open json:"),
+        ('cannot open json:{"password": "PW"} \'PW\'', "cannot open json:"),
+        ('cannot open json: {"password": "PW"}', "cannot open json:"),
         ("nbd+unix:///e?socket=/x' or http://h/a?PW", "nbd+unix:///e?socket=/x"),
         ("failed with password=PW and more", "failed with password=... and more"),
         ("auth_password = PW", "auth_password=..."),
-        ('password="P W" passwd=\'P W\' cookie=PW;', "password=... passwd=... cookie=...;"),
+        ("password=\"P W\" passwd='P W' cookie=PW;", "password=... passwd=... cookie=...;"),
         ("Password=PW,Key=PW", "Password=...,Key=..."),
     ],
 )
@@ -182,13 +194,15 @@ def test_a_long_error_text_is_cut() -> None:
     assert public_text("http://u:" + "P" * 1500 + "@host/a failed") == "http://host/a failed"
 
 
-@pytest.mark.parametrize("text", ["a" * 5_000_000, "a." * 2_000_000, "a://" * 1_000_000, "'" * 10**6])
+@pytest.mark.parametrize(
+    "text", ["a" * 5_000_000, "a." * 2_000_000, "a://" * 1_000_000, "'" * 10**6]
+)
 def test_a_text_of_megabytes_takes_no_time(text: str) -> None:
     """A VM that lies must not stop the process for the others."""
     started = time.process_time()
-    shown = public_text(text)
+    for _ in range(100):
+        assert len(public_text(text)) <= 200
 
-    assert len(shown) <= 200
     assert time.process_time() - started < 10
 
 
@@ -217,9 +231,7 @@ def test_a_password_in_a_url_is_never_shown(scheme: str, secret: str, before: st
 
 
 @given(SCHEMES, SECRETS, AROUND, st.sampled_from(["?", "#"]))
-def test_a_token_in_a_url_is_never_shown(
-    scheme: str, secret: str, before: str, mark: str
-) -> None:
+def test_a_token_in_a_url_is_never_shown(scheme: str, secret: str, before: str, mark: str) -> None:
     """Queries and fragments go."""
     url = f"{scheme}://host/a.img{mark}token={secret}"
     assert is_hidden(public(url))
@@ -247,7 +259,11 @@ def test_an_option_of_a_json_name_is_never_shown(
     assert is_hidden(public_text(f"{before}{name}': failed"))
 
 
-@given(st.sampled_from(["rbd:pool/image:id=a:", "rbd:pool/image@s:", "rbd:p/i:conf=/c:"]), SECRETS, AROUND)
+@given(
+    st.sampled_from(["rbd:pool/image:id=a:", "rbd:pool/image@s:", "rbd:p/i:conf=/c:"]),
+    SECRETS,
+    AROUND,
+)
 def test_an_rbd_key_is_never_shown(name: str, secret: str, before: str) -> None:
     """In a name of the old style, as a qcow2 header may hold it."""
     assert is_hidden(public(f"{name}key={secret}"))
@@ -269,3 +285,57 @@ def test_any_name_is_shown_somehow(text: str) -> None:
     assert isinstance(public(text), str)
     assert isinstance(public_text(text), str)
     assert throttle_group(text) is None or text.startswith(("json:", "{"))
+
+
+# The whole program.
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+async def test_no_recorded_secret_leaves_the_process(version: str, sockets: Path) -> None:
+    """Not by a page, not by a log line at level debug, whatever a VM says and does."""
+    folder = RECORDINGS / version / "f01-odd-values"
+    replies = {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
+    assert all(secret in str(replies) for secret in RECORDED_SECRETS)
+    said = " ".join(RECORDED_SECRETS)
+    names = [info["inserted"]["file"] for info in replies["query-block"]["return"]]
+    jobs = [block_job(f"job{n}", error=f"Could not open '{name}'") for n, name in enumerate(names)]
+    liars = {
+        "refuses": {"error": {"class": said, "desc": said}},
+        "mistypes": {"return": said},
+        "mumbles": f"{said}\r\n".encode(),
+    }
+    async with (
+        FakeQmp(str(sockets / "odd.sock")) as odd,
+        FakeQmp(str(sockets / "refuses.sock")) as refuses,
+        FakeQmp(str(sockets / "mistypes.sock")) as mistypes,
+        FakeQmp(str(sockets / "mumbles.sock")) as mumbles,
+        exporter(
+            f"--qmp.sockets={sockets}/*.sock",
+            "--collector.topology=always",
+            "--log.level=debug",
+        ) as running,
+    ):
+        odd.replies |= {**replies, "query-block-jobs": {"return": jobs}}
+        for liar in (refuses, mistypes, mumbles):
+            liar.replies["query-block-jobs"] = liars[Path(liar.path).stem]
+        pages = [
+            await running.get(path)
+            for path in (
+                "/metrics",
+                "/sd",
+                "/config",
+                "/",
+                *(f"/probe?target={name}&debug=true" for name in ("odd", *liars)),
+            )
+        ]
+
+    assert {status for status, _ in pages} == {200}
+    assert series(pages[0][1], "qemu_vm_up") == {
+        f'qemu_vm_up{{vm="{name}"}}': str(int(name == "odd")) for name in ("odd", *liars)
+    }
+    assert series(pages[0][1], "qemu_block_device_info", device="http1")
+    assert len(series(pages[0][1], "qemu_block_job_info")) == len(jobs)
+    assert len([line for line in running.log if "vm is down" in line]) == len(liars)
+    everything = "\n".join([text for _, text in pages] + running.log)
+    for secret in RECORDED_SECRETS:
+        assert secret not in everything

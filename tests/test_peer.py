@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -118,8 +119,9 @@ async def test_a_stopped_vm_is_stopped_and_not_busy(
     """It greets nobody; it looks like a socket that serves another client, and is not waited for."""
     await stop(process)
     session = Session(str(sockets / "vm.sock"), Tally(), deaf)
-    with pytest.raises(TargetError) as caught:
-        await session.connect(20.0, keep_waiting=True)
+    async with asyncio.timeout(20):
+        with pytest.raises(TargetError) as caught:
+            await session.connect(1000.0, keep_waiting=True)
     await session.close()
 
     assert (caught.value.reason, str(caught.value)) == ("stopped", "its process is stopped")
@@ -163,19 +165,26 @@ async def test_a_stopped_vm_with_a_full_backlog_is_stopped_once_it_is_known(
 
 
 @pytest.mark.parametrize("name", [b"qemu-system-x", b"kvm", b"qemu:half-a-\xc3"])
-async def test_the_files_that_a_qemu_has_open_are_known(tmp_path: Path, name: bytes) -> None:
-    """They are the images, before query-block tells which; the kernel cuts long names anywhere."""
+async def test_the_files_that_a_qemu_has_open_are_known(
+    tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the images, before query-block tells which; in a container they are others."""
     program = os.fsencode(tmp_path) + b"/" + name
     os.symlink("/bin/sleep", program)
     image = tmp_path / "a.qcow2"
     image.touch()
-    with image.open() as opened, subprocess.Popen([program, "60"], stdin=opened) as qemu:
-        await until(lambda: peer.open_files(qemu.pid))
-        files = peer.open_files(qemu.pid)
-        qemu.kill()
+    with image.open() as opened:
+        qemu = await asyncio.create_subprocess_exec(program, "60", stdin=opened)
+    await until(lambda: peer.open_files(qemu.pid))
+    files = peer.open_files(qemu.pid)
+    monkeypatch.setattr(os, "readlink", lambda path: path)
+    of_a_container = peer.open_files(qemu.pid)
+    qemu.kill()
+    await qemu.wait()
 
     assert files is not None
     assert str(image) in files
+    assert of_a_container is None
 
 
 def test_the_files_of_another_process_say_nothing() -> None:
@@ -199,9 +208,7 @@ def test_another_client_is_seen_only_while_one_waits(
         assert not peer.has_another_client(str(path))
 
 
-def test_a_client_that_waits_alone_waits_for_nobody(
-    listener: socket.socket, sockets: Path
-) -> None:
+def test_a_client_that_waits_alone_waits_for_nobody(listener: socket.socket, sockets: Path) -> None:
     """A QEMU that is still opening its images serves no one."""
     with connect(sockets / "vm.sock"):
         assert not peer.has_another_client(str(sockets / "vm.sock"))

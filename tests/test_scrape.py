@@ -130,6 +130,9 @@ async def test_a_scrape_waits_for_an_older_sweep_and_then_makes_its_own(
     first = asyncio.create_task(fleet.scrape(PATIENCE))
     await until(lambda: vm.received)
     clock.now += 1.0
+    sweep = fleet._begin
+    sweeps = []
+    fleet._begin = lambda: sweeps.append(sweep())  # type: ignore[method-assign]
     later = [asyncio.create_task(fleet.scrape(PATIENCE)) for _ in range(10)]
     await asyncio.sleep(0.02)
     assert not any(scrape.done() for scrape in (first, *later))
@@ -137,6 +140,7 @@ async def test_a_scrape_waits_for_an_older_sweep_and_then_makes_its_own(
     answers = [await first, *[await scrape for scrape in later]]
 
     assert [reasons(answer) for answer in answers] == [{"a": None}] * 11
+    assert len(sweeps) == 1
     assert vm.commands.count("query-blockstats") == 2
 
 
@@ -171,14 +175,14 @@ async def test_a_scrape_that_cannot_wait_for_an_older_sweep_answers_with_what_it
     slow = await start("slow")
     slow.answering.clear()
     first = asyncio.create_task(fleet.scrape(PATIENCE))
-    await until(lambda: slow.received)
+    assert fleet._sweep is None
+    await until(lambda: fleet._sweep and fleet._sweep._done)
     clock.now += 2.0
-    # Its deadline is by a clock that stands still: it has passed already.
     second = await fleet.scrape(0.0)
     slow.answering.set()
     await first
 
-    assert reasons(second)["slow"] == "timeout"
+    assert reasons(second) == {"quick": None, "slow": "timeout"}
 
 
 async def test_a_vm_that_hangs_costs_the_next_scrapes_nothing(
@@ -295,8 +299,8 @@ async def test_sessions_of_targets_that_are_gone_are_closed(
     mute.greeting = None
     stuck.answering.clear()
     await fleet.scrape(0.3)
-    for path in sockets.glob("*.sock"):
-        path.unlink()
+    for name in ("good", "mute", "stuck"):
+        (sockets / f"{name}.sock").unlink()
     fleet.discover()
     await until(lambda: not fleet._leaving and not good.serves and not mute.serves)
     stuck.answering.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import threading
 import time
 from collections import Counter
@@ -258,6 +259,27 @@ def test_a_file_is_seen_with_the_space_of_its_file_system(tmp_path: Path) -> Non
     assert sight.size_bytes == space.f_blocks * space.f_frsize
     assert sight.available_bytes is not None
     assert 0 < sight.available_bytes <= sight.size_bytes
+
+
+def test_a_block_device_has_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sectors of 512 bytes, as sysfs says it; what is left of it is QEMU's to know."""
+    size = tmp_path / "size"
+    asked = []
+
+    def sysfs(path: str) -> Path:
+        asked.append(path)
+        return size
+
+    state = os.stat_result(
+        (stat.S_IFBLK, 1, 1, 1, 0, 0, 0, 0, 0, 0), {"st_rdev": os.makedev(8, 17)}
+    )
+    monkeypatch.setattr(storage, "Path", sysfs)
+    monkeypatch.setattr(storage.os, "stat", lambda path: state)
+    assert look_at(str(tmp_path)) == Sight(visible=True)
+    size.write_text("2048\n")
+
+    assert look_at(str(tmp_path)) == Sight(visible=True, size_bytes=1048576)
+    assert asked[0] == "/sys/dev/block/8:17/size"
 
 
 @pytest.mark.parametrize("name", ["gone", "file/below", ""])

@@ -16,7 +16,7 @@ from exporter.qmp import Tally
 from exporter.storage import Sight, Storage, StorageHangs
 from exporter.topology import EVENTS
 from exporter.vm import Vm
-from tests.disks import Disk, block_job, plug
+from tests.disks import Disk, block_job, plug, with_filter
 from tests.fakeqmp import FakeQmp, Reply, until
 
 REFUSED = {"error": {"class": "GenericError", "desc": "Parameter 'flat' is unexpected"}}
@@ -203,6 +203,18 @@ async def test_query_block_is_asked_again_after_an_event(
     await collect(vm)
 
     assert asked(fake) == 2
+
+
+async def test_query_block_is_asked_again_when_a_job_concluded(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """One that is no block job has no event of its own."""
+    vm = make()
+    await collect(vm)
+    for status, times in (("running", 1), ("concluded", 2), ("null", 2)):
+        vm._on_event("JOB_STATUS_CHANGE", json.dumps({"id": "j", "status": status}).encode())
+        await collect(vm)
+        assert asked(fake) == times
 
 
 def test_the_events_are_those_of_the_design() -> None:
@@ -440,6 +452,21 @@ async def test_a_flat_answer_will_not_do_while_a_job_runs(
     assert forms(fake) == [False, False]
 
 
+async def test_a_flat_answer_will_not_do_under_a_filter(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """The image that it does not leave out is the filter's."""
+    modern(fake)
+    with_filter(fake, "tg0")
+    vm = make(without=frozenset({"throttle"}))
+    await collect(vm)
+    clock.now += 60
+    snapshot = await collect(vm)
+
+    assert forms(fake) == [False, False]
+    assert snapshot.devices[0].file == "/images/top.qcow2"
+
+
 async def test_an_older_qemu_is_not_asked_for_the_flat_form(
     fake: FakeQmp, make: Make, clock: Clock
 ) -> None:
@@ -514,6 +541,23 @@ async def test_a_network_mount_that_hangs_keeps_first_contact_away(
     assert asked(fake) == 1
 
 
+async def test_first_contact_looks_at_the_files_that_qemu_has_open(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they can be seen, no other mount of the host can keep query-block away."""
+    opened = frozenset({"/images/top.qcow2", "/dev/kvm"})
+    monkeypatch.setattr("exporter.peer.open_files", lambda process: opened)
+    storage.network_hangs = True
+    vm = make()
+    storage.hangs = True
+    await collect(vm)
+    assert (asked(fake), storage.seen[0]) == (0, opened)
+    storage.hangs = False
+    await collect(vm)
+
+    assert asked(fake) == 1
+
+
 async def test_the_canary_looks_at_every_image_before_query_block_does(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer
 ) -> None:
@@ -548,6 +592,7 @@ async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
     await collect(vm)
     await collect(vm)
     assert (asked(fake), snapshot.storage_responding) == (1, None)
+    assert storage.seen.count(frozenset({"/images/top.qcow2", "/images/base.qcow2"})) == 1
     assert [r.message for r in caplog.records if "cannot be seen" in r.message] != []
     await event(fake, vm, "RESUME")
     await collect(vm)
@@ -556,6 +601,19 @@ async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
     await collect(vm)
 
     assert asked(fake) == 3
+
+
+async def test_images_that_went_out_of_sight_are_not_asked_for(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """The look before query-block tells that nobody can tell any more."""
+    vm = make()
+    await collect(vm)
+    storage.visible = False
+    clock.now += 60
+    await collect(vm)
+
+    assert asked(fake) == 1
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "network_hangs", "unseen"])

@@ -18,7 +18,7 @@ from exporter.render import Plan, join
 from exporter.storage import Sight, Storage
 from exporter.vm import Vm
 from tests.conftest import series
-from tests.disks import Disk, block_job, plug
+from tests.disks import Disk, block_job, plug, with_filter
 from tests.fakeqmp import GREETING, FakeQmp, Reply, until
 
 SECRET = "SECRETPW"
@@ -112,9 +112,7 @@ async def test_name_and_uuid_are_asked_once_a_connection(fake: FakeQmp, make: Ma
     assert fake.commands.count("query-name") == fake.commands.count("query-uuid") == 2
 
 
-async def test_a_per_scrape_connection_is_left_after_each_scrape(
-    fake: FakeQmp, make: Make
-) -> None:
+async def test_a_per_scrape_connection_is_left_after_each_scrape(fake: FakeQmp, make: Make) -> None:
     """Another tool wants the socket."""
     vm = make(connection="per-scrape")
     for _ in range(2):
@@ -377,9 +375,7 @@ async def test_two_devices_that_cannot_be_told_apart_are_a_protocol_error(
     assert (await collect(make())).reason == "protocol"
 
 
-async def test_on_a_clash_of_names_the_drive_keeps_the_short_one(
-    fake: FakeQmp, make: Make
-) -> None:
+async def test_on_a_clash_of_names_the_drive_keeps_the_short_one(fake: FakeQmp, make: Make) -> None:
     """The other one takes its path; both have what query-block says of them."""
     drive = Disk("disk0", ("a",), "/machine/peripheral-anon/device[0]/virtio-backend")
     device = Disk("", ("b",), "/machine/peripheral/disk0/virtio-backend")
@@ -557,9 +553,7 @@ async def test_other_jobs_are_asked_for_only_while_there_are_some(
     assert [await asks(vm), await asks(vm)] == [True, False]
 
 
-async def test_an_event_about_a_block_job_asks_for_no_other_jobs(
-    fake: FakeQmp, make: Make
-) -> None:
+async def test_an_event_about_a_block_job_asks_for_no_other_jobs(fake: FakeQmp, make: Make) -> None:
     """query-block-jobs has it."""
     vm = make()
     await collect(vm)
@@ -617,25 +611,6 @@ def test_an_event_that_is_not_understood_is_logged_and_costs_nothing(
 
 
 # Throttle filters.
-
-
-def throttled(group: str) -> dict[str, Any]:
-    """An entry of query-block whose device has a throttle filter on top."""
-    filename = json.dumps({"driver": "throttle", "throttle-group": group, "file": {}})
-    info = Disk().block()
-    inserted = info["inserted"]
-    image = {"filename": f"json:{filename}", "format": "throttle", "backing-image": inserted["image"]}
-    info["inserted"] = {**inserted, "node-name": "filter", "drv": "throttle", "image": image}
-    return info
-
-
-def with_filter(fake: FakeQmp, group: str) -> None:
-    """Put a throttle filter on top of the disk."""
-    below = Disk().stats()
-    del below["device"]
-    entry = {"device": "disk0", "node-name": "filter", "stats": {}}
-    fake.replies["query-blockstats"] = {"return": [{**entry, "parent": below, "backing": below}]}
-    fake.replies["query-block"] = {"return": [throttled(group)]}
 
 
 async def test_limits_of_a_throttle_filter_come_from_its_group(fake: FakeQmp, make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import platform
 import re
 import sys
@@ -89,6 +90,8 @@ def _print(body: bytes) -> int:
         sys.stdout.buffer.flush()
     except OSError as error:
         print(f"qemu-block-exporter: standard output: {error.strerror}", file=sys.stderr)
+        # What is left of it must not be tried again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

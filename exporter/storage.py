@@ -34,6 +34,10 @@ class StorageHangs(ExporterError):
     """A mount did not answer within the deadline."""
 
 
+class StorageBusy(ExporterError):
+    """A mount answered others within the deadline, and not yet us: a fleet asks one thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What was seen of one image file."""
@@ -58,6 +62,7 @@ class Storage:
 
         Raises:
             StorageHangs: a mount did not answer in time, or still owes an earlier answer.
+            StorageBusy: it answered others.
         """
         points = mount_points()
         by_mount: dict[str, list[str]] = {}
@@ -69,15 +74,17 @@ class Storage:
         ]
         if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
             raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
+        looks = [mount.looks for mount, _ in mounts]
         asked = [mount.ask(of_mount) for mount, of_mount in mounts]
         if not asked:
             return {}
         _, late = await asyncio.wait(asked, timeout=timeout_seconds)
-        for (mount, _), answer in zip(mounts, asked, strict=True):
-            mount.hangs = answer in late
+        for (mount, _), answer, before in zip(mounts, asked, looks, strict=True):
+            mount.hangs |= answer in late and mount.looks == before
+        if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
+            raise StorageHangs(f"{hanging[0]} did not answer within {timeout_seconds:g} s")
         if late:
-            point = next(mount.point for mount, _ in mounts if mount.hangs)
-            raise StorageHangs(f"{point} did not answer within {timeout_seconds:g} s")
+            raise StorageBusy(f"not every file was looked at within {timeout_seconds:g} s")
         return {path: sight for answer in asked for path, sight in answer.result().items()}
 
     async def see_network(self, timeout_seconds: float) -> None:
@@ -85,6 +92,7 @@ class Storage:
 
         Raises:
             StorageHangs: one did not answer.
+            StorageBusy: it answered others.
         """
         await self.see(
             [point for point, kind in mount_points().items() if _is_network(kind)],
@@ -99,6 +107,8 @@ class _Mount:
         self.point = point
         #: Whether the thread owes an answer beyond its deadline.
         self.hangs = False
+        #: How many files the thread has looked at.
+        self.looks = 0
         self._look = look
         self._asked: queue.SimpleQueue[
             tuple[list[str], asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
@@ -120,7 +130,10 @@ class _Mount:
     def _run(self) -> None:
         while True:
             paths, loop, answer = self._asked.get()
-            sights = {path: self._look(path) for path in paths}
+            sights = {}
+            for path in paths:
+                sights[path] = self._look(path)
+                self.looks += 1
             try:
                 loop.call_soon_threadsafe(self._answer, answer, sights)
             except RuntimeError:  # the loop was closed while this thread hung

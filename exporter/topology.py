@@ -16,7 +16,7 @@ from exporter import parse, peer, qapi
 from exporter.config import Settings
 from exporter.identity import key
 from exporter.parse import Topology
-from exporter.storage import Sight, Storage, StorageHangs
+from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,8 @@ class TopologyCache:
                 log.warning("storage does not answer", extra={"vm": self._vm, "err": str(error)})
             self.responding = False
             return self._settings.topology == "always"
+        except StorageBusy:
+            return self._settings.topology == "always"
         if self.known(node_names):
             # Of other chains, some files may be gone by right: `put` looks at those that are left.
             self._saw(sights)
@@ -162,6 +164,8 @@ class TopologyCache:
             self._saw(sights)
         except StorageHangs:
             self.responding = False
+        except StorageBusy:
+            pass  # the sizes come with the next answer
         self._topology = Topology(
             blocks=by_key,
             limits=limits,

@@ -83,6 +83,8 @@ class Storage:
             mount.hangs |= answer in late and mount.looks == before
         if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
             raise StorageHangs(f"{hanging[0]} did not answer within {timeout_seconds:g} s")
+        for answer in late:
+            answer.cancel()  # nobody waits for it any more
         if late:
             raise StorageBusy(f"not every file was looked at within {timeout_seconds:g} s")
         return {path: sight for answer in asked for path, sight in answer.result().items()}
@@ -130,6 +132,8 @@ class _Mount:
     def _run(self) -> None:
         while True:
             paths, loop, answer = self._asked.get()
+            if answer.cancelled():
+                continue
             sights = {}
             for path in paths:
                 sights[path] = self._look(path)

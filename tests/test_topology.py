@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.model import Snapshot
 from exporter.qmp import Tally
-from exporter.storage import Sight, Storage, StorageHangs
+from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
 from exporter.topology import EVENTS
 from exporter.vm import Vm
 from tests.disks import Disk, block_job, plug, with_filter
@@ -60,6 +61,7 @@ class Seer(Storage):
         super().__init__(lambda path: Sight(visible=True))
         self.visible = True
         self.hangs = False
+        self.busy = False
         self.network_hangs = False
         self.seen: list[frozenset[str]] = []
 
@@ -69,6 +71,8 @@ class Seer(Storage):
         self.seen.append(files)
         if self.hangs:
             raise StorageHangs("/images did not answer within 1 s")
+        if self.busy:
+            raise StorageBusy("not every file was looked at within 1 s")
         return {path: Sight(self.visible, 1000, 100) for path in files}
 
     async def see_network(self, timeout_seconds: float) -> None:
@@ -527,6 +531,42 @@ async def test_query_block_is_not_asked_while_the_storage_hangs(
     assert back.storage_responding is True
 
 
+async def test_storage_that_is_busy_is_asked_again_in_the_next_scrape(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no storage that does not respond, and what is known stays."""
+    vm = make()
+    await collect(vm)
+    storage.busy = True
+    clock.now += 60
+    snapshot = await collect(vm)
+    assert (asked(fake), snapshot.storage_responding) == (1, True)
+    assert snapshot.devices[0].file == "/images/top.qcow2"
+    storage.busy = False
+    await collect(vm)
+
+    assert asked(fake) == 2
+    assert not caplog.records
+
+
+async def test_storage_that_gets_busy_meanwhile_costs_only_the_sizes(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """query-block has answered already."""
+    block = fake.replies["query-block"]
+    assert callable(block)
+
+    def answer(arguments: Mapping[str, Any]) -> Reply:
+        storage.busy = True
+        return block(arguments)
+
+    fake.replies["query-block"] = answer
+    [device] = (await collect(make())).devices
+
+    assert device.file == "/images/top.qcow2"
+    assert {node.storage_size_bytes for node in device.nodes} == {None}
+
+
 async def test_a_network_mount_that_hangs_keeps_first_contact_away(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer
 ) -> None:
@@ -616,7 +656,7 @@ async def test_images_that_went_out_of_sight_are_not_asked_for(
     assert asked(fake) == 1
 
 
-@pytest.mark.parametrize("trouble", ["hangs", "network_hangs", "unseen"])
+@pytest.mark.parametrize("trouble", ["hangs", "network_hangs", "unseen", "busy"])
 async def test_always_asks_whatever_the_storage_says(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer, trouble: str
 ) -> None:
@@ -624,6 +664,7 @@ async def test_always_asks_whatever_the_storage_says(
     vm = make(topology="always")
     storage.visible = trouble != "unseen"
     storage.hangs = trouble == "hangs"
+    storage.busy = trouble == "busy"
     storage.network_hangs = trouble == "network_hangs"
     await collect(vm)
     clock.now += 60

@@ -49,7 +49,7 @@ class TopologyCache:
         self._storage = storage
         self._topology: Topology | None = None
         self._node_names: NodeNames = {}
-        self._asked_at = float("-inf")
+        self._asked_at = self._unseen_at = float("-inf")
         #: Something happened since: the next scrape asks.
         self._outdated = False
         #: Something happened since query-block was last asked; its answer may be of before.
@@ -105,9 +105,9 @@ class TopologyCache:
             return False
         if self._topology is None or self._outdated or node_names != self._node_names:
             return True
-        if time.monotonic() - self._asked_at < self._settings.topology_max_age_seconds:
-            return False
-        return mode == "always" or self._all_visible
+        # Files that cannot be seen are looked for again after as long: a mount may have come.
+        done_at = max(self._asked_at, self._unseen_at)
+        return time.monotonic() - done_at >= self._settings.topology_max_age_seconds
 
     async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:
         """Ask the storage first: whether query-block would not hang in it.
@@ -136,6 +136,8 @@ class TopologyCache:
             # Of other chains, some files may be gone by right: `put` looks at those that are left.
             self._saw(sights)
         if self._settings.topology == "auto" and self.known(node_names) and not self._outdated:
+            if not self._all_visible:
+                self._unseen_at = time.monotonic()
             return self._all_visible
         return True
 

@@ -632,7 +632,8 @@ async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
     await collect(vm)
     await collect(vm)
     assert (asked(fake), snapshot.storage_responding) == (1, None)
-    assert storage.seen.count(frozenset({"/images/top.qcow2", "/images/base.qcow2"})) == 1
+    # With the answer, and once after the max-age.
+    assert storage.seen.count(frozenset({"/images/top.qcow2", "/images/base.qcow2"})) == 2
     assert [r.message for r in caplog.records if "cannot be seen" in r.message] != []
     await event(fake, vm, "RESUME")
     await collect(vm)
@@ -641,6 +642,25 @@ async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
     await collect(vm)
 
     assert asked(fake) == 3
+
+
+async def test_images_that_come_into_sight_turn_the_timed_refresh_on_again(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """They are looked for once in a max-age, not in every scrape: a mount may have come."""
+    storage.visible = False
+    vm = make()
+    await collect(vm)
+    clock.now += 61
+    await collect(vm)
+    looks = len(storage.seen)
+    await collect(vm)
+    assert (len(storage.seen), asked(fake)) == (looks, 1)
+    storage.visible = True
+    clock.now += 61
+    await collect(vm)
+
+    assert asked(fake) == 2
 
 
 async def test_images_that_went_out_of_sight_are_not_asked_for(

@@ -120,6 +120,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     manager: str = ""
     socket: str = ""
     devices: tuple[Device, ...] = ()
+    #: The devices as they were when query-block last told of them: all but their counters is the
+    #: same in `devices`. The same object in every snapshot until then.
+    base: tuple[Device, ...] | None = None
     #: Nodes under no device.
     nodes: tuple[Node, ...] = ()
     jobs: tuple[Job, ...] = ()

@@ -19,6 +19,7 @@ from exporter.model import Bitmap, Device, Interval, Job, Node, Throttle
 
 #: The first QEMU that counts I/O at the device and not at each node.
 _DEVICE_COUNTERS = (2, 5)
+_replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
 _INCUS_NODE = re.compile(r"^(incus|lxd)_")
 
@@ -58,12 +59,53 @@ def devices(
             qdev=entry.qdev,
             stats=entry.stats,
             nodes=_nodes(chain, info, topology, per_layer=per_layer),
-            intervals=tuple(Interval(str(t.interval_length), t) for t in entry.stats.timed_stats),
+            intervals=_intervals(entry),
             backing_depth=len(chain.layers) - 1 if chain.layers else None,
             expected_backing_depth=expected_depth(name),
         )
         found.append(_device(counters, info, chain, topology) if info and topology else counters)
     return tuple(found)
+
+
+def recount(
+    devices: Sequence[Device], entries: Sequence[qapi.BlockStats]
+) -> tuple[Device, ...] | None:
+    """Return `devices` with the counters of `entries`, None where they are not of the same nodes."""
+    if len(devices) != len(entries):
+        return None
+    found = []
+    for device, entry in zip(devices, entries, strict=True):
+        if entry.qdev != device.qdev or (entry.device and entry.device != device.device):
+            return None
+        nodes = _recount_nodes(device.nodes, chains.of_nodes(entry))
+        if nodes is None:
+            return None
+        found.append(_replace(device, stats=entry.stats, intervals=_intervals(entry), nodes=nodes))
+    return tuple(found)
+
+
+def _recount_nodes(nodes: Sequence[Node], chain: Chain) -> tuple[Node, ...] | None:
+    found: list[Node] = []
+    for layer in chain.layers:
+        protocol = chains.protocol_of(layer)
+        for source in (layer, protocol) if protocol is not None else (layer,):
+            node = nodes[len(found)] if len(found) < len(nodes) else None
+            if node is None or node.node_name != source.node_name:
+                return None
+            found.append(
+                _replace(
+                    node,
+                    stats=source.stats,
+                    driver_specific=source.driver_specific,
+                    layer_io=source.stats if node.layer_io is not None else None,
+                )
+            )
+    rest = nodes[len(found) :]
+    return None if any(node.role != "filter" for node in rest) else (*found, *rest)
+
+
+def _intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
+    return tuple(Interval(str(t.interval_length), t) for t in entry.stats.timed_stats)
 
 
 def free_nodes(
@@ -168,7 +210,7 @@ def _word(value: bool | None) -> str:
 def _device(counters: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
     """Return `counters` with what query-block knows of the device."""
     inserted = info.inserted
-    known = msgspec.structs.replace(
+    known = _replace(
         counters, block=info, inserted=inserted is not None, removable=_word(info.removable)
     )
     if inserted is None:
@@ -177,7 +219,7 @@ def _device(counters: Device, info: qapi.BlockInfo, chain: Chain, topology: Topo
     node_name = chain.layers[0].node_name if chain.layers else inserted.node_name
     throttle = _throttle(inserted, info, topology)
     cache = inserted.cache
-    return msgspec.structs.replace(
+    return _replace(
         known,
         node_name=node_name,
         driver=active.format,
@@ -238,7 +280,7 @@ def _format_node(
         return node
     size, available = storage.get(local_path(image.filename) or "", (None, None))
     data = image.format_specific.data if image.format_specific else None
-    return msgspec.structs.replace(
+    return _replace(
         node,
         image=image,
         internal_snapshots=None if image.snapshots is None else len(image.snapshots),

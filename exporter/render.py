@@ -15,12 +15,13 @@ from typing import Any
 from exporter import qapi
 from exporter.family import Metric, Scope, Zero
 from exporter.metrics import METRICS
-from exporter.model import Exporter, Snapshot
+from exporter.model import Exporter, Node, Snapshot
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
 Blobs = tuple[bytes, ...]
 
 _SLOT = {metric.name: slot for slot, metric in enumerate(METRICS)}
+_UNSIGNED = 1 << 64
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
@@ -49,7 +50,7 @@ def number(value: float, divisor: int = 1) -> str:
         return "1" if value else "0"
     if isinstance(value, int):
         if value < 0:
-            value += 1 << 64
+            value += _UNSIGNED
         return str(value) if divisor == 1 else repr(value / divisor)
     return repr(value / divisor)
 
@@ -61,10 +62,129 @@ class _Group:
     owner: Callable[[Any], Any]
     values: Callable[[Any], tuple[Any, ...]]
     rows: tuple[tuple[int, Metric], ...]
+    #: The rows again where each is a number and no more: slot, start of the line, divisor.
+    numbers: tuple[tuple[int, str, int], ...] | None
     together: bool
 
 
+#: What a scrape brings anew; all else of a device comes from query-block and stays until the next.
+_LIVE_OWNERS = frozenset({"stats", "driver_specific", "layer_io", "timed"})
+_KEPT_SCOPES = (Scope.DEVICE, Scope.THROTTLE, Scope.BITMAP, Scope.NODE)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stays the same of a VM's lines for as long as its devices come from one answer."""
+
+    blobs: Blobs
+    #: Labels of each device and, in the order of the model, of its nodes.
+    identities: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Plan:
+    """How the families of the chosen collectors are read off a snapshot."""
+
+    def __init__(self, without: Collection[str] = ()) -> None:
+        """Leave out the collectors in `without` (keys of `metrics.COLLECTORS`)."""
+        chosen = [m for m in METRICS if m.collector not in without and m.scope != Scope.EXPORTER]
+        self._live = {scope: _groups(m for m in chosen if m.scope is scope) for scope in Scope}
+        self._kept: dict[Scope, tuple[_Group, ...]] = {}
+        for scope in _KEPT_SCOPES:
+            mine = [metric for metric in chosen if metric.scope is scope]
+            self._live[scope] = _groups(m for m in mine if m.path[0] in _LIVE_OWNERS)
+            self._kept[scope] = _groups(m for m in mine if m.path[0] not in _LIVE_OWNERS)
+        self._info = [m for m in chosen if not m.path]
+
+    def render(self, snapshot: Snapshot, kept: Kept | None = None) -> Blobs:
+        """Return the lines of one VM, one blob per family of the table.
+
+        `kept` is what `keep` returned for a snapshot of the same `base`.
+        """
+        kept = kept or self.keep(snapshot)
+        out: list[list[str]] = [[] for _ in METRICS]
+        self._vm(out, snapshot)
+        device_groups, node_groups = self._live[Scope.DEVICE], self._live[Scope.NODE]
+        for device, (identity, node_identities) in zip(
+            snapshot.devices, kept.identities, strict=True
+        ):
+            _record(out, device_groups, device, identity)
+            for interval in device.intervals:
+                more = labels(("interval_seconds",), (interval.interval_seconds,))
+                _record(out, self._live[Scope.INTERVAL], interval, f"{identity},{more}")
+            for node, node_identity in zip(device.nodes, node_identities, strict=True):
+                _record(out, node_groups, node, node_identity)
+        for node in snapshot.nodes:
+            _record(out, node_groups, node, _node_identity(snapshot.vm, "", node))
+        for job in snapshot.jobs:
+            identity = labels(
+                Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type)
+            )
+            _record(out, self._live[Scope.JOB], job, identity)
+        return tuple(
+            "".join(lines).encode() if lines else blob
+            for lines, blob in zip(out, kept.blobs, strict=True)
+        )
+
+    def keep(self, snapshot: Snapshot) -> Kept:
+        """Render what stays until query-block is asked again."""
+        out: list[list[str]] = [[] for _ in METRICS]
+        identities = []
+        for device in snapshot.devices:
+            identity = labels(Scope.DEVICE.labels, (snapshot.vm, device.device))
+            _record(out, self._kept[Scope.DEVICE], device, identity)
+            if device.throttle:
+                more = labels(("throttle_group",), (device.throttle.throttle_group,))
+                _record(out, self._kept[Scope.THROTTLE], device.throttle, f"{identity},{more}")
+            for bitmap in device.bitmaps:
+                more = labels(("bitmap", "node_name"), (bitmap.bitmap, bitmap.node_name))
+                _record(out, self._kept[Scope.BITMAP], bitmap, f"{identity},{more}")
+            nodes = tuple(_node_identity(snapshot.vm, device.device, n) for n in device.nodes)
+            for node, node_identity in zip(device.nodes, nodes, strict=True):
+                _record(out, self._kept[Scope.NODE], node, node_identity)
+            identities.append((identity, nodes))
+        return Kept(tuple("".join(lines).encode() for lines in out), tuple(identities))
+
+    def _vm(self, out: list[list[str]], snapshot: Snapshot) -> None:
+        identity = labels(Scope.VM.labels, (snapshot.vm,))
+        _record(out, self._live[Scope.VM], snapshot, identity)
+        if snapshot.up:
+            for metric in self._info:
+                _info(out, metric, _SLOT[metric.name], snapshot, identity)
+
+
+def _node_identity(vm: str, device: str, node: Node) -> str:
+    return labels(Scope.NODE.labels, (vm, device, node.layer, node.role, node.node_name))
+
+
+def _groups(metrics: Iterable[Metric]) -> tuple[_Group, ...]:
+    rows: dict[tuple[tuple[str, ...], bool, bool], list[Metric]] = {}
+    for metric in metrics:
+        if metric.path:
+            key = (metric.path[:-1], metric.zero is Zero.UNUSED, _is_number(metric))
+            rows.setdefault(key, []).append(metric)
+    return tuple(
+        _Group(
+            _owner(owner),
+            _values([row.path[-1] for row in group]),
+            tuple((_SLOT[row.name], row) for row in group),
+            tuple((_SLOT[m.name], m.name + "{", m.divisor) for m in group) if numbers else None,
+            together,
+        )
+        for (owner, together, numbers), group in rows.items()
+    )
+
+
+def _is_number(metric: Metric) -> bool:
+    plain = metric.kind in ("counter", "gauge") and not metric.states and not metric.labels
+    return plain and metric.type is int and metric.zero is not Zero.UNSET
+
+
 def _owner(path: tuple[str, ...]) -> Callable[[Any], Any]:
+    if not path:
+        return lambda record: record
+    if len(path) == 1:
+        return attrgetter(path[0])
+
     def resolve(record: Any) -> Any:
         for name in path:
             record = getattr(record, name)
@@ -80,85 +200,35 @@ def _values(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return getter if len(names) > 1 else lambda record: (getter(record),)
 
 
-class Plan:
-    """How the families of the chosen collectors are read off a snapshot."""
-
-    def __init__(self, without: Collection[str] = ()) -> None:
-        """Leave out the collectors in `without` (keys of `metrics.COLLECTORS`)."""
-        self._groups: dict[Scope, tuple[_Group, ...]] = {}
-        chosen = [m for m in METRICS if m.collector not in without and m.scope != Scope.EXPORTER]
-        for scope in Scope:
-            rows: dict[tuple[tuple[str, ...], bool], list[Metric]] = {}
-            for metric in chosen:
-                if metric.scope is scope and metric.path:
-                    group = (metric.path[:-1], metric.zero is Zero.UNUSED)
-                    rows.setdefault(group, []).append(metric)
-            self._groups[scope] = tuple(
-                _Group(
-                    _owner(owner),
-                    _values([row.path[-1] for row in group]),
-                    tuple((_SLOT[row.name], row) for row in group),
-                    together,
-                )
-                for (owner, together), group in rows.items()
-            )
-        self._info = [m for m in chosen if not m.path]
-
-    def render(self, snapshot: Snapshot) -> Blobs:
-        """Return the lines of one VM, one blob per family of the table."""
-        out: list[list[str]] = [[] for _ in METRICS]
-        vm = (snapshot.vm,)
-        self._record(out, Scope.VM, snapshot, vm)
-        if snapshot.up:
-            for metric in self._info:
-                _info(out, metric, _SLOT[metric.name], snapshot, labels(("vm",), vm))
-        for device in snapshot.devices:
-            of_device = (snapshot.vm, device.device)
-            self._record(out, Scope.DEVICE, device, of_device)
-            for interval in device.intervals:
-                self._record(out, Scope.INTERVAL, interval, (*of_device, interval.interval_seconds))
-            if device.throttle:
-                group = device.throttle.throttle_group
-                self._record(out, Scope.THROTTLE, device.throttle, (*of_device, group))
-            for bitmap in device.bitmaps:
-                self._record(
-                    out, Scope.BITMAP, bitmap, (*of_device, bitmap.bitmap, bitmap.node_name)
-                )
-            for node in device.nodes:
-                self._record(
-                    out, Scope.NODE, node, (*of_device, node.layer, node.role, node.node_name)
-                )
-        for node in snapshot.nodes:
-            self._record(
-                out, Scope.NODE, node, (snapshot.vm, "", node.layer, node.role, node.node_name)
-            )
-        for job in snapshot.jobs:
-            self._record(out, Scope.JOB, job, (snapshot.vm, job.device, job.job_id, job.job_type))
-        return tuple("".join(lines).encode() for lines in out)
-
-    def _record(
-        self, out: list[list[str]], scope: Scope, record: Any, values: Sequence[str]
-    ) -> None:
-        identity = ""
-        for group in self._groups[scope]:
-            owner = group.owner(record)
-            if owner is None:
-                continue
-            read = group.values(owner)
-            if group.together and not any(read):
-                continue
-            identity = identity or labels(scope.labels, values)
-            for (slot, metric), value in zip(group.rows, read, strict=True):
+def _record(
+    out: list[list[str]], groups: tuple[_Group, ...], record: Any, identity: str
+) -> None:
+    """Append the lines of one record; `identity` is its labels, without braces."""
+    for group in groups:
+        owner = group.owner(record)
+        if owner is None:
+            continue
+        read = group.values(owner)
+        if group.together and not any(read):
+            continue
+        if group.numbers is not None:
+            for (slot, start, divisor), value in zip(group.numbers, read, strict=True):
                 if value is None:
                     continue
-                if metric.kind == "info" or metric.states or metric.labels:
-                    _info(out, metric, slot, record, identity, value)
-                elif isinstance(value, qapi.Histogram):
-                    _histogram(out[slot], metric, identity, value)
-                elif value or metric.zero is not Zero.UNSET:
-                    out[slot].append(
-                        f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n"
-                    )
+                if value < 0:
+                    value += _UNSIGNED  # noqa: PLW2901
+                shown = value if divisor == 1 else value / divisor
+                out[slot].append(f"{start}{identity}}} {shown}\n")
+            continue
+        for (slot, metric), value in zip(group.rows, read, strict=True):
+            if value is None:
+                continue
+            if metric.kind == "info" or metric.states or metric.labels:
+                _info(out, metric, slot, record, identity, value)
+            elif isinstance(value, qapi.Histogram):
+                _histogram(out[slot], metric, identity, value)
+            elif value or metric.zero is not Zero.UNSET:
+                out[slot].append(f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n")
 
 
 def _info(

@@ -13,9 +13,9 @@ from functools import cache
 from exporter import __version__
 from exporter.config import Config
 from exporter.discovery import Discovery, Target
-from exporter.model import Exporter, Snapshot
+from exporter.model import Device, Exporter, Snapshot
 from exporter.qmp import Tally
-from exporter.render import Blobs, Plan, render_exporter
+from exporter.render import Blobs, Kept, Plan, render_exporter
 from exporter.storage import Storage
 from exporter.vm import Vm
 
@@ -42,6 +42,8 @@ class Member:
         self._vm = Vm(target, tally, storage)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
+        self._base: tuple[Device, ...] | None = None
+        self._kept: Kept | None = None
 
     async def collect(self) -> Collected:
         """Ask the VM, or join whoever is asking it now."""
@@ -67,7 +69,9 @@ class Member:
     async def _collect(self) -> Collected:
         try:
             snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
-            return Collected(snapshot, self._plan.render(snapshot))
+            if snapshot.base is None or snapshot.base is not self._base:
+                self._base, self._kept = snapshot.base, self._plan.keep(snapshot)
+            return Collected(snapshot, self._plan.render(snapshot, self._kept))
         except Exception as error:
             # The one place that catches everything: a mistake of this program that one VM's
             # answers bring out must not cost the others their scrape.

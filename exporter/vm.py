@@ -14,7 +14,7 @@ from exporter import parse, qapi
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
 from exporter.graph import Place, place_job
-from exporter.model import Snapshot
+from exporter.model import Device, Snapshot
 from exporter.qapi import Query
 from exporter.qmp import Answers, Session, Tally
 from exporter.storage import Storage
@@ -41,6 +41,10 @@ class Vm:
         self._topology = TopologyCache(target.vm, target.settings, storage)
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
         self._places: dict[tuple[str, str], Place] = {}
+        #: The devices when query-block last told of them, and what it told.
+        self._base: tuple[Device, ...] = ()
+        self._base_topology: parse.Topology | None = None
+        self._manager = ""
         self._last_seen: float | None = None
         self._was: str | None = "new"
         self._peer_pid = 0
@@ -106,6 +110,7 @@ class Vm:
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, block_jobs, deadline)
         status = answers.get(qapi.STATUS)
+        devices = self._devices(entries)
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -116,17 +121,26 @@ class Vm:
             name=self._name or "",
             uuid=self._uuid,
             qemu_version=".".join(map(str, self._session.version)),
-            manager=parse.manager(self._session.package, entries),
+            manager=self._manager,
             socket=printable(self.target.socket),
-            devices=parse.devices(
-                entries,
-                self._topology.current(),
-                self._session.version,
-                self.target.settings.expected_depth,
-            ),
-            nodes=parse.free_nodes(nodes or [], entries),
+            devices=devices,
+            base=self._base,
+            nodes=parse.free_nodes(nodes, entries) if nodes else (),
             jobs=parse.jobs(block_jobs, others, self._places),
         )
+
+    def _devices(self, entries: list[qapi.BlockStats]) -> tuple[Device, ...]:
+        """Return the devices; only their counters are new while query-block's answer is not."""
+        topology = self._topology.current()
+        if topology is self._base_topology:
+            devices = parse.recount(self._base, entries)
+            if devices is not None:
+                return devices
+        version, depth = self._session.version, self.target.settings.expected_depth
+        self._base = parse.devices(entries, topology, version, depth)
+        self._base_topology = topology
+        self._manager = parse.manager(self._session.package, entries)
+        return self._base
 
     async def _first_answers(self, queries: list[Query[Any]], deadline: float) -> Answers:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""

@@ -267,10 +267,11 @@ class Session:
         if not queries:
             return answers
         client.ask(answers)
-        await asyncio.wait((answers.done,), timeout=timeout_seconds)
-        if not answers.done.done():
-            raise self.overdue()
-        answers.done.result()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await answers.done
+        except TimeoutError:
+            raise self.overdue() from None
         return answers
 
     def overdue(self) -> TargetTimeout:

@@ -94,6 +94,10 @@ class Plan:
             self._live[scope] = _groups(m for m in mine if m.path[0] in _LIVE_OWNERS)
             self._kept[scope] = _groups(m for m in mine if m.path[0] not in _LIVE_OWNERS)
         self._info = [m for m in chosen if not m.path]
+        #: Families that a scrape brings anew; no family is kept in part.
+        self._live_slots = [_SLOT[metric.name] for metric in self._info] + [
+            slot for groups in self._live.values() for group in groups for slot, _ in group.rows
+        ]
 
     def render(self, snapshot: Snapshot, kept: Kept | None = None) -> Blobs:
         """Return the lines of one VM, one blob per family of the table.
@@ -116,14 +120,13 @@ class Plan:
         for node in snapshot.nodes:
             _record(out, node_groups, node, _node_identity(snapshot.vm, "", node))
         for job in snapshot.jobs:
-            identity = labels(
-                Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type)
-            )
+            identity = labels(Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type))
             _record(out, self._live[Scope.JOB], job, identity)
-        return tuple(
-            "".join(lines).encode() if lines else blob
-            for lines, blob in zip(out, kept.blobs, strict=True)
-        )
+        blobs = list(kept.blobs)
+        for slot in self._live_slots:
+            if lines := out[slot]:
+                blobs[slot] = "".join(lines).encode()
+        return tuple(blobs)
 
     def keep(self, snapshot: Snapshot) -> Kept:
         """Render what stays until query-block is asked again."""
@@ -200,9 +203,21 @@ def _values(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return getter if len(names) > 1 else lambda record: (getter(record),)
 
 
-def _record(
-    out: list[list[str]], groups: tuple[_Group, ...], record: Any, identity: str
+def _numbers(
+    out: list[list[str]],
+    rows: tuple[tuple[int, str, int], ...],
+    values: tuple[int | None, ...],
+    identity: str,
 ) -> None:
+    """Append the lines of integers: nearly all lines of a scrape, and so without a detour."""
+    for (slot, start, divisor), value in zip(rows, values, strict=True):
+        if value is not None:
+            exact = value if value >= 0 else value + _UNSIGNED
+            shown = exact if divisor == 1 else exact / divisor
+            out[slot].append(f"{start}{identity}}} {shown}\n")
+
+
+def _record(out: list[list[str]], groups: tuple[_Group, ...], record: Any, identity: str) -> None:
     """Append the lines of one record; `identity` is its labels, without braces."""
     for group in groups:
         owner = group.owner(record)
@@ -212,13 +227,7 @@ def _record(
         if group.together and not any(read):
             continue
         if group.numbers is not None:
-            for (slot, start, divisor), value in zip(group.numbers, read, strict=True):
-                if value is None:
-                    continue
-                if value < 0:
-                    value += _UNSIGNED  # noqa: PLW2901
-                shown = value if divisor == 1 else value / divisor
-                out[slot].append(f"{start}{identity}}} {shown}\n")
+            _numbers(out, group.numbers, read, identity)
             continue
         for (slot, metric), value in zip(group.rows, read, strict=True):
             if value is None:

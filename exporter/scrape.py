@@ -45,12 +45,20 @@ class Member:
         self._base: tuple[Device, ...] | None = None
         self._kept: Kept | None = None
 
-    async def collect(self) -> Collected:
-        """Ask the VM, or join whoever is asking it now."""
+    def start(self) -> asyncio.Task[Collected]:
+        """Ask the VM, or join whoever is asking it now; cancelled if the target is left."""
         if self._collecting is None or self._collecting.done():
             self._collecting = asyncio.create_task(self._collect())
-        collecting = self._collecting
+        return self._collecting
+
+    async def collect(self) -> Collected:
+        """Ask the VM, or join whoever is asking it now, and wait for its answer."""
+        collecting = self.start()
         await asyncio.wait((collecting,))
+        return self.outcome(collecting)
+
+    def outcome(self, collecting: asyncio.Task[Collected]) -> Collected:
+        """Return what a task of `start` found."""
         # Cancelled: the target was left meanwhile.
         return self.late(0.0) if collecting.cancelled() else collecting.result()
 
@@ -96,9 +104,9 @@ class Sweep:
     async def run(self) -> None:
         """Ask every VM at once."""
         try:
-            async with asyncio.TaskGroup() as group:
-                for member in list(self._pending.values()):
-                    group.create_task(self._ask(member))
+            asked = [self._ask(member) for member in self._pending.values()]
+            if asked:
+                await asyncio.wait(asked)
         finally:
             self.finished.set()
 
@@ -107,10 +115,14 @@ class Sweep:
         elapsed = time.monotonic() - self.started
         return [*self._done, *(member.late(elapsed) for member in self._pending.values())]
 
-    async def _ask(self, member: Member) -> None:
-        collected = await member.collect()
-        del self._pending[member.name]
-        self._done.append(collected)
+    def _ask(self, member: Member) -> asyncio.Task[Collected]:
+        def put(collecting: asyncio.Task[Collected]) -> None:
+            del self._pending[member.name]
+            self._done.append(member.outcome(collecting))
+
+        collecting = member.start()
+        collecting.add_done_callback(put)
+        return collecting
 
 
 class Fleet:

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ REPLY_LIMIT_BYTES = 16 * 1024 * 1024
 GREETING_PATIENCE_SECONDS = 0.2
 #: How long a client that found the socket in use waits for the other one to leave.
 BUSY_PATIENCE_SECONDS = 1.0
+#: A VM that sends more between two scrapes would keep this process busy with nothing else.
+EVENTS_LIMIT = 100_000
+_BUSY_LOOK_SECONDS = 0.1
 _PATH_LIMIT_BYTES = 107
 
 # The library logs whole messages, with the secrets in them; what went wrong is said here.
@@ -109,6 +113,9 @@ class _Client(QMPClient):
     def __init__(self, tally: Tally, on_event: Callable[[str, bytes], None]) -> None:
         super().__init__(readbuflen=REPLY_LIMIT_BYTES)
         self.awaited: deque[tuple[Query[Any], Answers]] = deque()
+        #: Whether to hang up when the last answer is there.
+        self.leaving = False
+        self._events = 0
         #: Why the connection was given up, where it was not the VM that closed it.
         self.fault: ProtocolError | None = None
         self._tally = tally
@@ -121,6 +128,7 @@ class _Client(QMPClient):
         for query in answers.queries:
             self._tally.commands[query.name] += 1
             self.awaited.append((query, answers))
+        self._events = 0
         self._do_send(Message(b"".join(query.wire for query in answers.queries), eager=False))
 
     def abort(self) -> None:
@@ -164,7 +172,7 @@ class _Client(QMPClient):
             raise self.fault from None
         if message is not None:
             if message.event:
-                self._on_event(message.event, bytes(message.data))
+                self._take_event(message.event, bytes(message.data))
                 return
             answer = message.error or message.return_
             if answer is msgspec.UNSET:
@@ -176,6 +184,15 @@ class _Client(QMPClient):
         if isinstance(answer, CommandError):
             self._tally.errors[query.name, answer.known_class] += 1
         answers.put(query, answer)
+        if self.leaving and not self.awaited:
+            self.abort()
+
+    def _take_event(self, name: str, data: bytes) -> None:
+        self._events += 1
+        if self._events > EVENTS_LIMIT:
+            self.fault = ProtocolError(f"sent more than {EVENTS_LIMIT} events between two scrapes")
+            raise self.fault
+        self._on_event(name, data)
 
     async def _bh_disconnect(self) -> None:
         try:
@@ -208,8 +225,11 @@ class Session:
         self._on_event = on_event
         self._client: _Client | None = None
         self._greeting: asyncio.Task[None] | None = None
+        self._was_silent = False
         #: The process at the other end, 0 where that cannot be seen.
         self.peer_pid = 0
+        #: How many connections there were: another QEMU may be behind each.
+        self.generation = 0
 
     @property
     def connected(self) -> bool:
@@ -235,7 +255,9 @@ class Session:
         if self._greeting is None or self._greeting.done():
             # What was waited for came and went again since the last scrape.
             await self.close()
+            await self._until_free(0.0 if keep_waiting else timeout_seconds)
             sock = self._socket()
+            self.generation += 1
             self._client = _Client(self._tally, self._on_event)
             self._greeting = asyncio.create_task(self._greet(self._client, sock))
             await self._await_greeting(timeout_seconds, keep_waiting)
@@ -281,6 +303,16 @@ class Session:
         waiting = self._client.awaited[0][0].name if self._client and self._client.awaited else ""
         return TargetTimeout(f"does not answer {waiting}")
 
+    async def leave(self) -> None:
+        """Drop the connection, or have it dropped as soon as the answers that it owes are there.
+
+        Until then nothing more is asked: commands would pile up in a VM that hangs.
+        """
+        if self.owes_answers and self._client is not None:
+            self._client.leaving = True
+        else:
+            await self.close()
+
     async def close(self) -> None:
         """Drop the connection, whatever its state."""
         greeting, self._greeting = self._greeting, None
@@ -318,7 +350,12 @@ class Session:
         self.package = str(version.get("package", ""))
 
     def _socket(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise Unreachable(
+                "refused", f"no socket left: {os.strerror(error.errno or 0)}"
+            ) from None
         sock.setblocking(False)
         try:
             _connect(sock, self.path)
@@ -340,11 +377,28 @@ class Session:
             return Unreachable("no_socket", f"is not there: {text}")
         return Unreachable("refused", f"nobody listens: {text}")
 
+    async def _until_free(self, timeout_seconds: float) -> None:
+        """Wait for another client to leave, without a word to QEMU.
+
+        Whoever connects meanwhile stays in QEMU's short backlog until then, even after leaving,
+        and keeps others out of it.
+        """
+        deadline = time.monotonic() + min(timeout_seconds, BUSY_PATIENCE_SECONDS)
+        while peer.is_served(self.path):
+            if peer.is_stopped(self.peer_pid):
+                raise Unreachable("stopped", "its process is stopped")
+            if time.monotonic() >= deadline:
+                raise Unreachable("busy", "another client uses this socket")
+            await asyncio.sleep(_BUSY_LOOK_SECONDS)
+
     async def _await_greeting(self, timeout_seconds: float, keep_waiting: bool) -> None:
         assert self._greeting is not None
         patience = min(timeout_seconds, GREETING_PATIENCE_SECONDS)
         await asyncio.wait((self._greeting,), timeout=patience)
+        # To connect to a large fleet takes longer: the greeting may lie there unread.
+        await asyncio.sleep(0)
         if self._greeting.done():
+            self._was_silent = False
             return
         rest = timeout_seconds - patience
         match self._silence().reason:
@@ -353,7 +407,10 @@ class Session:
             case "busy":
                 # A tool that connects for each question is gone in a moment.
                 rest = 0 if keep_waiting else min(rest, BUSY_PATIENCE_SECONDS)
+        if self._was_silent and not keep_waiting:
+            rest = 0  # it cost an earlier scrape its time already
         await asyncio.wait((self._greeting,), timeout=rest)
+        self._was_silent = not self._greeting.done()
 
     def _silence(self) -> Unreachable:
         if peer.is_stopped(self.peer_pid):

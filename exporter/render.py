@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from exporter import qapi
+from exporter.errors import ProtocolError
 from exporter.family import Metric, Scope, Zero
 from exporter.metrics import METRICS
 from exporter.model import Exporter, Node, Snapshot
@@ -22,11 +23,16 @@ Blobs = tuple[bytes, ...]
 
 _SLOT = {metric.name: slot for slot, metric in enumerate(METRICS)}
 _UNSIGNED = 1 << 64
+#: No name of QEMU's is longer; a label of a liar's stands in every line of its device.
+LABEL_LIMIT = 8192
+_BINS_LIMIT = 1000
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
 def escape(text: str) -> str:
     """Return a label value as both formats want it between its quotes."""
+    if len(text) > LABEL_LIMIT:
+        raise ProtocolError(f"sent a name of more than {LABEL_LIMIT} characters")
     # A lone surrogate has no UTF-8; QEMU never sends one, a liar might.
     return text.translate(_ESCAPES).encode("utf-8", "replace").decode()
 
@@ -49,10 +55,15 @@ def number(value: float, divisor: int = 1) -> str:
     if value is True or value is False:
         return "1" if value else "0"
     if isinstance(value, int):
-        if value < 0:
-            value += _UNSIGNED
+        value = _unsigned(value)
         return str(value) if divisor == 1 else repr(value / divisor)
     return repr(value / divisor)
+
+
+def _unsigned(value: int) -> int:
+    if -(_UNSIGNED >> 1) <= value < _UNSIGNED:
+        return value % _UNSIGNED
+    raise ProtocolError("sent an integer of more than 64 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +223,7 @@ def _numbers(
     """Append the lines of integers: nearly all lines of a scrape, and so without a detour."""
     for (slot, start, divisor), value in zip(rows, values, strict=True):
         if value is not None:
-            exact = value if value >= 0 else value + _UNSIGNED
+            exact = value if 0 <= value < _UNSIGNED else _unsigned(value)
             shown = exact if divisor == 1 else exact / divisor
             out[slot].append(f"{start}{identity}}} {shown}\n")
 
@@ -262,6 +273,8 @@ def _info(
 
 
 def _histogram(lines: list[str], metric: Metric, identity: str, histogram: qapi.Histogram) -> None:
+    if len(histogram.bins) > _BINS_LIMIT:
+        raise ProtocolError(f"sent a histogram of more than {_BINS_LIMIT} bins")
     total = 0
     edges = [number(edge, metric.divisor) for edge in histogram.boundaries]
     for edge, count in zip([*edges, "+Inf"], histogram.bins, strict=False):

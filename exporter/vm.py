@@ -27,6 +27,8 @@ T = TypeVar("T")
 _FLAT_VERSION = (11, 1)
 #: How often a chain that two queries tell differently is asked for in one scrape.
 _AGREE_TRIES = 2
+#: Far more than QEMU can have; a reply that is nothing but devices would block this process.
+_DEVICES_LIMIT = 4096
 #: Most ids of jobs that are kept from events; query-jobs tells of all as soon as one is there.
 _REMEMBERED_JOBS = 1000
 
@@ -69,7 +71,7 @@ class Vm:
             )
         finally:
             if self.target.settings.connection == "per-scrape":
-                await self.close()
+                await self._session.leave()
         return snapshot
 
     def down(self, reason: str, duration_seconds: float) -> Snapshot:
@@ -85,13 +87,15 @@ class Vm:
     async def close(self) -> None:
         """Leave the socket."""
         await self._session.close()
-        self._connection_is_new()
 
     def _connection_is_new(self) -> None:
+        self._generation = self._session.generation
         self._name: str | None = None
         self._uuid = ""
         #: Queries that this QEMU does not know.
         self._unknown: set[Query[Any]] = set()
+        #: Optional queries whose failure was logged.
+        self._failed: set[str] = set()
         self._flat = True
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
@@ -104,7 +108,10 @@ class Vm:
         entries = self._entries(answers)
         block_jobs = answers.get(qapi.BLOCK_JOBS) or []
         if self._topology_matters(entries) and self._topology.is_due(node_names_of(entries)):
-            entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
+            try:
+                entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
+            except TargetError as error:
+                self._say_failed(qapi.BLOCK.name, error)
         block_jobs = await self._place_jobs(block_jobs, entries, deadline)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
         self._ask_nodes = self.target.settings.nodes or not entries
@@ -148,29 +155,36 @@ class Vm:
         fresh = False
         while True:
             if not self._session.connected:
-                self._connection_is_new()
                 fresh = True
                 await self._session.connect(_left(deadline), keep_waiting=keep_waiting)
+            if self._session.generation != self._generation:
+                self._connection_is_new()
                 if keep_waiting or self._session.peer_pid != self._peer_pid:
                     self._topology.forget()
+                    self._places = {}
                 self._peer_pid = self._session.peer_pid
-            more: list[Query[Any]] = []
-            if self._name is None:
-                more += [qapi.NAME, qapi.UUID]
-            if self._ask_jobs:
-                more.append(qapi.JOBS)
-            if self._ask_nodes:
-                more.append(qapi.NODESTATS)
             try:
-                answers = await self._batch([*queries, *more], deadline)
+                answers = await self._batch([*queries, *self._beside()], deadline)
             except ProtocolError:
                 if fresh or self._session.connected:
                     raise
                 continue
             if self._name is None:
-                name, uuid = answers.get(qapi.NAME), answers.get(qapi.UUID)
+                name = self._optional(answers, qapi.NAME)
+                uuid = self._optional(answers, qapi.UUID)
                 self._name, self._uuid = name.name if name else "", uuid.UUID if uuid else ""
             return answers
+
+    def _beside(self) -> list[Query[Any]]:
+        """Return what is asked for in one write with the safe set."""
+        more: list[Query[Any]] = []
+        if self._name is None:
+            more += [qapi.NAME, qapi.UUID]
+        if self._ask_jobs:
+            more.append(qapi.JOBS)
+        if self._ask_nodes:
+            more.append(qapi.NODESTATS)
+        return more
 
     async def _batch(self, queries: Sequence[Query[Any]], deadline: float) -> Answers:
         known = [query for query in queries if query not in self._unknown]
@@ -185,13 +199,36 @@ class Vm:
         if not wanted:
             return None
         if query not in answers.queries:
-            answers = await self._batch([query], deadline)
-        return answers.get(query)
+            return await self._ask_optional(query, deadline)
+        return self._optional(answers, query)
+
+    async def _ask_optional(self, query: Query[T], deadline: float) -> T | None:
+        """Ask what the VM is up without: its failure costs its own series."""
+        try:
+            return self._optional(await self._batch([query], deadline), query)
+        except TargetError as error:
+            self._say_failed(query.name, error)
+            return None
+
+    def _optional(self, answers: Answers, query: Query[T]) -> T | None:
+        try:
+            return answers.get(query)
+        except ProtocolError as error:
+            self._say_failed(query.name, error)
+            return None
+
+    def _say_failed(self, name: str, error: TargetError) -> None:
+        if name not in self._failed:
+            self._failed.add(name)
+            log.warning("not answered", extra={"vm": self.target.vm, "err": str(error)})
 
     def _entries(self, answers: Answers) -> list[qapi.BlockStats]:
         if qapi.BLOCKSTATS in self._unknown:
             return self._topology.entries()
-        return answers.get(qapi.BLOCKSTATS) or []
+        entries = answers.get(qapi.BLOCKSTATS) or []
+        if len(entries) > _DEVICES_LIMIT:
+            raise ProtocolError(f"has more than {_DEVICES_LIMIT} devices")
+        return entries
 
     def _topology_matters(self, entries: list[qapi.BlockStats]) -> bool:
         if qapi.BLOCK in self._unknown:
@@ -272,7 +309,7 @@ class Vm:
         self._places = {key: self._places[key] for key in keys if key in self._places}
         new = [key for key in keys if key not in self._places]
         if new:
-            graph = (await self._batch([qapi.GRAPH], deadline)).get(qapi.GRAPH)
+            graph = await self._ask_optional(qapi.GRAPH, deadline)
             self._places |= {
                 key: place
                 for key in new

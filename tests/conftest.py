@@ -33,6 +33,12 @@ def root_logger() -> Iterator[logging.Logger]:
     logger.setLevel(before[2])
 
 
+@pytest.fixture(autouse=True)
+def fresh_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every look at /proc/net/unix see what is there now: a test waits for nothing."""
+    monkeypatch.setattr("exporter.peer._FRESH_SECONDS", 0.0)
+
+
 def samples(exposition: str) -> dict[str, str]:
     """Return each sample of an exposition: name with labels -> value."""
     lines = [line for line in exposition.splitlines() if line and not line.startswith("#")]

@@ -694,14 +694,15 @@ async def test_always_asks_whatever_the_storage_says(
 
 
 @pytest.mark.parametrize("reply", [REFUSED, b'{"return": 7}\r\n'], ids=["refused", "wrong type"])
-async def test_a_query_block_that_fails_is_a_protocol_error(
+async def test_a_query_block_that_fails_costs_its_own_series(
     fake: FakeQmp, make: Make, clock: Clock, reply: Reply
 ) -> None:
     """And it is asked again in the next scrape."""
     good = fake.replies["query-block"]
     fake.replies["query-block"] = reply
     vm = make()
-    assert (await collect(vm)).reason == "protocol"
+    snapshot = await collect(vm)
+    assert (snapshot.up, snapshot.devices[0].file) == (True, "")
     fake.replies["query-block"] = good
     snapshot = await collect(vm)
 

@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from exporter import parse, qapi
 from exporter.config import Settings
 from exporter.discovery import Target
+from exporter.errors import ProtocolError
 from exporter.model import Snapshot
 from exporter.qmp import Tally
 from exporter.render import Plan, join
@@ -22,6 +25,10 @@ from tests.disks import Disk, block_job, plug, with_filter
 from tests.fakeqmp import GREETING, FakeQmp, Reply, until
 
 SECRET = "SECRETPW"
+BAD_REPLIES: list[Reply] = [
+    {"error": {"class": "GenericError", "desc": SECRET}},
+    {"return": SECRET},
+]
 SAFE_SET = ["query-status", "query-blockstats", "query-block-jobs"]
 
 
@@ -190,13 +197,26 @@ async def test_a_command_that_qemu_does_not_know_costs_its_own_series(
 
 @pytest.mark.parametrize(
     "command",
-    [*SAFE_SET, "query-name", "query-uuid", "query-jobs", "query-block"],
+    ["query-name", "query-uuid", "query-jobs", "query-block"],
 )
-@pytest.mark.parametrize(
-    "reply",
-    [{"error": {"class": "GenericError", "desc": SECRET}}, {"return": SECRET}],
-    ids=["refused", "wrong type"],
-)
+@pytest.mark.parametrize("reply", BAD_REPLIES, ids=["refused", "wrong type"])
+async def test_a_refusal_of_what_is_not_in_the_safe_set_costs_its_own_series(
+    fake: FakeQmp, make: Make, command: str, reply: Reply, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The VM is up with its counters; the log names the command once, never what the VM said."""
+    fake.replies[command] = reply
+    vm = make()
+    for _ in range(2):
+        snapshot = await collect(vm)
+        assert (snapshot.up, [device.device for device in snapshot.devices]) == (True, ["disk0"])
+
+    told = [r for r in caplog.records if command in str(r.__dict__.get("err", ""))]
+    assert len(told) == 1
+    assert SECRET not in str([record.__dict__ for record in caplog.records])
+
+
+@pytest.mark.parametrize("command", SAFE_SET)
+@pytest.mark.parametrize("reply", BAD_REPLIES, ids=["refused", "wrong type"])
 async def test_any_other_refusal_costs_the_vm_this_scrape(
     fake: FakeQmp, make: Make, command: str, reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -575,7 +595,8 @@ async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
     await fake.send(job_event("snap", "created"))
     await until(lambda: vm._event_job_ids)
     fake.replies["query-jobs"] = b""
-    assert (await vm.collect(0.1)).reason == "timeout"
+    snapshot = await vm.collect(0.1)
+    assert (snapshot.up, snapshot.jobs) == (True, ())
     fake.replies["query-jobs"] = {"return": [other_job()]}
     await fake.send({"return": []})
     await until(lambda: not vm._session.owes_answers)
@@ -658,3 +679,82 @@ async def test_without_the_throttle_collector_no_limits_are_asked_for(
     await collect(make(without=frozenset({"throttle"})))
 
     assert "qom-get" not in fake.commands
+
+
+async def test_a_new_qemu_that_greets_between_scrapes_is_not_taken_for_the_old_one(
+    fake: FakeQmp, make: Make
+) -> None:
+    """Its image may be another, though the nodes have the same names."""
+    vm = make()
+    before = await collect(vm)
+    fake.greeting = None
+    fake.hang_up()
+    assert (await vm.collect(0.3)).reason == "greeting_timeout"
+    old = fake.replies["query-block"]
+    assert callable(old)
+    fake.replies["query-block"] = lambda arguments: json.loads(
+        json.dumps(old(arguments)).replace("/images/top", "/images/other")
+    )
+    await fake.send(GREETING)
+    await until(lambda: vm._session.connected)
+    after = await collect(vm)
+
+    assert before.devices[0].file == "/images/top.qcow2"
+    assert after.devices[0].file == "/images/other.qcow2"
+
+
+async def test_a_shared_socket_is_left_as_soon_as_late_answers_are_there(
+    fake: FakeQmp, make: Make
+) -> None:
+    """A VM that hangs is asked once, and costs the next scrapes nothing."""
+    vm = make(connection="per-scrape")
+    good = fake.replies["query-jobs"]
+    fake.replies["query-jobs"] = b""
+    for _ in range(3):
+        assert (await vm.collect(0.2)).reason == "timeout"
+    assert fake.commands.count("query-jobs") == 1
+    fake.replies["query-jobs"] = good
+    await fake.send({"return": []})
+    await until(lambda: not fake.serves)
+
+    assert (await collect(vm)).up
+
+
+@pytest.mark.parametrize(
+    "stats",
+    [
+        {"rd_bytes": 10**400},
+        {"rd_bytes": -(10**30)},
+        {"rd_total_time_ns": 10**400},
+        {"rd_latency_histogram": {"boundaries": [1] * 2000, "bins": [1] * 2001}},
+    ],
+    ids=["huge", "negative", "time", "histogram"],
+)
+def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> None:
+    """Prometheus would drop the whole scrape for one of them."""
+    wire = json.dumps({"return": [{"device": "disk0", "stats": stats}]})
+    entries = qapi.BLOCKSTATS.decoder.decode(wire).return_
+    assert not isinstance(entries, msgspec.UnsetType)
+    devices = parse.devices(entries, None, (7, 2), lambda device: 0)
+
+    with pytest.raises(ProtocolError):
+        Plan().render(Snapshot(vm="vm", up=True, devices=devices))
+
+
+async def test_a_flood_of_events_is_cut_off(
+    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VM that sends nothing but events would keep this process from all others."""
+    monkeypatch.setattr("exporter.qmp.EVENTS_LIMIT", 100)
+    vm = make()
+    await collect(vm)
+    for _ in range(100):
+        await fake.event("STOP")
+    assert (await collect(vm)).up
+    assert fake.connections == 1
+    for _ in range(101):
+        await fake.event("STOP")
+    await until(lambda: not fake.serves)
+
+    assert (await collect(vm)).up
+    assert fake.connections == 2

@@ -32,7 +32,7 @@ from exporter.web.server import listen, serve
 log = logging.getLogger(__name__)
 
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
-_GRACE_SECONDS = 0.25
+GRACE_SECONDS = 0.25
 _PATH = re.compile(r"[\w./~-]*", re.ASCII)
 
 _COMMANDS = {
@@ -73,9 +73,10 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 async def _once(config: Config, flags: argparse.Namespace) -> int:
+    service.raise_file_limit()
     fleet = Fleet(config)
     try:
-        collected = await fleet.scrape(flags.qmp_timeout + _GRACE_SECONDS)
+        collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS)
         blobs = [each.blobs for each in collected]
         if flags.exporter_metrics:
             blobs.append(fleet.own(collected))
@@ -103,6 +104,7 @@ async def _serve(
     flags: argparse.Namespace,
     options: Options,
 ) -> int:
+    service.raise_file_limit()
     fleet = Fleet(config)
 
     def reload() -> None:
@@ -164,7 +166,7 @@ def _options(flags: argparse.Namespace) -> Options:
         max_requests=flags.web_max_requests,
         exporter_metrics=flags.exporter_metrics,
         lifecycle=flags.web_enable_lifecycle,
-        timeout_seconds=flags.qmp_timeout + _GRACE_SECONDS,
+        timeout_seconds=flags.qmp_timeout + GRACE_SECONDS,
     )
 
 

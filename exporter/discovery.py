@@ -99,9 +99,11 @@ codecs.register_error("percent", _percent)
 
 
 def _all(config: Config) -> Iterator[Target]:
+    # A socket that is named is what its name says, whatever glob matches it as well.
     for group in config.groups:
         for target in group.targets:
             yield _target(target.vm, target.socket, group)
+    for group in config.groups:
         for pattern in group.sockets:
             for socket in glob.iglob(pattern):
                 if vm := _name(socket, group):

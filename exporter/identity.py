@@ -14,7 +14,7 @@ _IN_PERIPHERAL = re.compile(r"^/machine/peripheral/([^/]+)(?:/virtio-backend)?$"
 
 def key(entry: qapi.BlockStats | qapi.BlockInfo) -> str:
     """Return what joins an entry of query-blockstats with one of query-block."""
-    return entry.device or entry.qdev
+    return f"{entry.device}\0{entry.qdev}"
 
 
 def device_names(entries: Sequence[qapi.BlockStats]) -> list[str]:
@@ -36,8 +36,12 @@ def device_names(entries: Sequence[qapi.BlockStats]) -> list[str]:
 
 def _id_of_qdev(qdev: str) -> str:
     match = _IN_PERIPHERAL.match(qdev)
-    return match[1] if match else _path_of_qdev(qdev)
+    if match:
+        return match[1]
+    return _path_of_qdev(qdev) if qdev.startswith("/") else qdev
 
 
 def _path_of_qdev(qdev: str) -> str:
-    return qdev.removeprefix("/machine/").removesuffix("/virtio-backend")
+    path = qdev.removeprefix("/machine/").removesuffix("/virtio-backend")
+    # What has an id of its own is named by that alone, and stands with its like.
+    return path if "/" in path or "[" in path else f"peripheral/{path}"

@@ -105,7 +105,9 @@ def _recount_nodes(nodes: Sequence[Node], chain: Chain) -> tuple[Node, ...] | No
 
 
 def _intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
-    return tuple(Interval(str(t.interval_length), t) for t in entry.stats.timed_stats)
+    # QEMU takes one length twice, and keeps two equal statistics of it.
+    by_length = {timed.interval_length: timed for timed in entry.stats.timed_stats}
+    return tuple(Interval(str(length), timed) for length, timed in by_length.items())
 
 
 def free_nodes(

@@ -10,201 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
-from qemu.qmp import ConnectError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp import ConnectError, QMPError, Runstate
 
-from exporter import peer, qapi
-from exporter.errors import (
-    CommandRefused,
-    ExporterError,
-    ProtocolError,
-    TargetError,
-    TargetTimeout,
-    Unreachable,
-)
-from exporter.qapi import CommandError, Query
+from exporter import peer
+from exporter.client import Answers, Client, Tally
+from exporter.errors import ExporterError, ProtocolError, TargetTimeout, Unreachable
+from exporter.qapi import Query
 
-T = TypeVar("T")
-
-#: The longest reply that is read.
-REPLY_LIMIT_BYTES = 16 * 1024 * 1024
 #: A greeting comes within milliseconds; after this long somebody looks why it does not.
 GREETING_PATIENCE_SECONDS = 0.2
 #: How long a client that found the socket in use waits for the other one to leave.
 BUSY_PATIENCE_SECONDS = 1.0
-#: A VM that sends more between two scrapes would keep this process busy with nothing else.
-EVENTS_LIMIT = 100_000
 _BUSY_LOOK_SECONDS = 0.1
 _PATH_LIMIT_BYTES = 107
-
-# The library logs whole messages, with the secrets in them; what went wrong is said here.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
-
-
-@dataclass(slots=True)
-class Tally:
-    """What all sessions sent and were refused, since the start of the program."""
-
-    commands: Counter[str] = field(default_factory=Counter)
-    #: (command, error class) -> replies.
-    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-
-class Answers:
-    """The answers to one batch of queries."""
-
-    def __init__(self, queries: Iterable[Query[Any]]) -> None:
-        self.queries = tuple(queries)
-        self._answers: dict[Query[Any], object] = {}
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def get(self, query: Query[T]) -> T | None:
-        """Return the answer to `query`, None where this QEMU does not know the command.
-
-        Raises:
-            ProtocolError: the answer is no answer, or QEMU refused the query.
-        """
-        answer: Any = self._answers.get(query)
-        if answer is None:
-            return None  # known to be unknown, and not asked
-        if isinstance(answer, ProtocolError):
-            raise answer
-        if not isinstance(answer, CommandError):
-            return answer  # type: ignore[no-any-return]
-        if answer.unknown_command:
-            return None
-        raise ProtocolError(f"{query.name} was refused with {answer.known_class}")
-
-    def refused(self, query: Query[Any]) -> bool:
-        """Whether QEMU answered `query` with an error."""
-        return isinstance(self._answers.get(query), CommandError)
-
-    def unknown(self) -> set[Query[Any]]:
-        """Return the queries that this QEMU does not know."""
-        return {
-            query
-            for query, answer in self._answers.items()
-            if isinstance(answer, CommandError) and answer.unknown_command
-        }
-
-    def put(self, query: Query[Any], answer: object) -> None:
-        self._answers[query] = answer
-        if len(self._answers) == len(self.queries) and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: TargetError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-            self.done.exception()  # whoever asked may have given up: that is no news then
-
-
-class _Client(QMPClient):
-    """qemu.qmp without its per-message debug log, decoding each answer into its own type."""
-
-    def __init__(self, tally: Tally, on_event: Callable[[str, bytes], None]) -> None:
-        super().__init__(readbuflen=REPLY_LIMIT_BYTES)
-        self.awaited: deque[tuple[Query[Any], Answers]] = deque()
-        #: Whether to hang up when the last answer is there.
-        self.leaving = False
-        self._events = 0
-        #: Why the connection was given up, where it was not the VM that closed it.
-        self.fault: ProtocolError | None = None
-        self._tally = tally
-        self._on_event = on_event
-
-    def ask(self, answers: Answers) -> None:
-        for query in answers.queries:
-            if query.name not in qapi.COMMANDS:
-                raise CommandRefused(f"{query.name} is not a query of this program")
-        for query in answers.queries:
-            self._tally.commands[query.name] += 1
-            self.awaited.append((query, answers))
-        self._events = 0
-        self._do_send(Message(b"".join(query.wire for query in answers.queries), eager=False))
-
-    def abort(self) -> None:
-        """Drop the connection without flushing: a stopped QEMU takes nothing any more."""
-        if self._writer is not None:
-            self._writer.transport.abort()
-
-    def _cb_inbound(self, msg: Message) -> Message:
-        return msg
-
-    def _cb_outbound(self, msg: Message) -> Message:
-        # What the library itself sends passes here; batches of queries do not.
-        if msg.get("execute") != "qmp_capabilities":
-            raise CommandRefused("only queries may be sent in a session")
-        self._tally.commands["qmp_capabilities"] += 1
-        return msg
-
-    async def _do_recv(self) -> Message:
-        try:
-            line = await self._readline()
-        except ValueError:
-            self.fault = ProtocolError(f"sent a line of more than {REPLY_LIMIT_BYTES} bytes")
-            raise self.fault from None
-        if not line.endswith(b"\n"):
-            raise EOFError
-        # Kept as bytes: `_on_message` knows which type they are to be.
-        return Message(line, eager=False)
-
-    async def _on_message(self, msg: Message) -> None:
-        line = bytes(msg)
-        query, answers = self.awaited[0] if self.awaited else (None, None)
-        decoder: Any = query.decoder if query else qapi.UNASKED
-        answer: object
-        try:
-            message = decoder.decode(line)
-        except (msgspec.ValidationError, RecursionError) as error:
-            # Still one whole line: it costs this answer, not the session.
-            message, answer = None, _not_understood(query, error)
-        except (msgspec.DecodeError, UnicodeError):
-            self.fault = ProtocolError("sent what is no JSON")
-            raise self.fault from None
-        if message is not None:
-            if message.event:
-                self._take_event(message.event, bytes(message.data))
-                return
-            answer = message.error or message.return_
-            if answer is msgspec.UNSET:
-                answer = _not_understood(query, "it is neither an answer nor an event")
-        if query is None or answers is None:
-            self.fault = ProtocolError("said something that nobody asked for")
-            raise self.fault
-        self.awaited.popleft()
-        if isinstance(answer, CommandError):
-            self._tally.errors[query.name, answer.known_class] += 1
-        answers.put(query, answer)
-        if self.leaving and not self.awaited:
-            self.abort()
-
-    def _take_event(self, name: str, data: bytes) -> None:
-        self._events += 1
-        if self._events > EVENTS_LIMIT:
-            self.fault = ProtocolError(f"sent more than {EVENTS_LIMIT} events between two scrapes")
-            raise self.fault
-        self._on_event(name, data)
-
-    async def _bh_disconnect(self) -> None:
-        try:
-            await super()._bh_disconnect()
-        finally:
-            error = self.fault or ProtocolError("hung up before it answered")
-            while self.awaited:
-                self.awaited.popleft()[1].fail(error)
-
-
-def _not_understood(query: Query[Any] | None, error: object) -> ProtocolError:
-    return ProtocolError(f"answered {query.name if query else 'nothing'} badly: {error}")
 
 
 class Session:
@@ -223,7 +47,7 @@ class Session:
         self.package = ""
         self._tally = tally
         self._on_event = on_event
-        self._client: _Client | None = None
+        self._client: Client | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._was_silent = False
         #: The process at the other end, 0 where that cannot be seen.
@@ -258,7 +82,7 @@ class Session:
             await self._until_free(0.0 if keep_waiting else timeout_seconds)
             sock = self._socket()
             self.generation += 1
-            self._client = _Client(self._tally, self._on_event)
+            self._client = Client(self._tally, self._on_event)
             self._greeting = asyncio.create_task(self._greet(self._client, sock))
             await self._await_greeting(timeout_seconds, keep_waiting)
         if not self._greeting.done():
@@ -328,7 +152,7 @@ class Session:
             with contextlib.suppress(QMPError, ExporterError, OSError, EOFError, ValueError):
                 await client.disconnect()
 
-    async def _greet(self, client: _Client, sock: socket.socket) -> None:
+    async def _greet(self, client: Client, sock: socket.socket) -> None:
         try:
             await client.connect(sock)
         except ConnectError as error:

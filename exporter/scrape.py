@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from exporter import __version__
+from exporter.client import Tally
 from exporter.config import Config
 from exporter.discovery import Discovery, Target
+from exporter.errors import TargetError
 from exporter.model import Device, Exporter, Snapshot
-from exporter.qmp import Tally
 from exporter.render import Blobs, Kept, Plan, render_exporter
 from exporter.storage import Storage
 from exporter.vm import Vm
@@ -42,6 +43,7 @@ class Member:
         self._vm = Vm(target, tally, storage)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
+        self._left = False
         self._base: tuple[Device, ...] | None = None
         self._kept: Kept | None = None
 
@@ -68,18 +70,26 @@ class Member:
         return Collected(snapshot, self._plan.render(snapshot))
 
     async def leave(self) -> None:
-        """Leave the socket."""
+        """Leave the socket, for good."""
+        self._left = True
         if self._collecting is not None and not self._collecting.done():
             self._collecting.cancel()
             await asyncio.wait((self._collecting,))
         await self._vm.close()
 
     async def _collect(self) -> Collected:
+        if self._left:
+            return self.late(0.0)
         try:
             snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
             if snapshot.base is None or snapshot.base is not self._base:
                 self._base, self._kept = snapshot.base, self._plan.keep(snapshot)
             return Collected(snapshot, self._plan.render(snapshot, self._kept))
+        except TargetError as error:
+            # Found out while it was rendered: numbers or names that no QEMU sends.
+            log.warning("vm is down", extra={"vm": self.name, "err": str(error)})
+            snapshot = self._vm.down(error.reason, 0.0)
+            return Collected(snapshot, self._plan.render(snapshot))
         except Exception as error:
             # The one place that catches everything: a mistake of this program that one VM's
             # answers bring out must not cost the others their scrape.
@@ -144,6 +154,11 @@ class Fleet:
     def discovered(self) -> bool:
         """Whether sockets have been looked for."""
         return self._discovered_at > 0
+
+    @property
+    def longest_seconds(self) -> float:
+        """The longest that any target may take to answer."""
+        return max(group.settings.timeout_seconds for group in self.discovery.config.groups)
 
     def reconfigure(self, config: Config) -> None:
         """Collect by another configuration from the next sweep on."""

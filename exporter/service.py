@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -55,6 +56,15 @@ def set_up_logging(level: str, kind: str) -> None:
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel({"warn": "WARNING"}.get(level, level.upper()))
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the hard limit does: each VM's session is one.
+
+    The soft limit is low for the sake of programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def notify(*states: str) -> None:

@@ -112,18 +112,18 @@ class TopologyCache:
     async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:
         """Ask the storage first: whether query-block would not hang in it.
 
-        Of chains that are not known, the files that `process`, the QEMU, has open are asked for;
-        where those cannot be seen, every network mount of this host.
+        The files that `process`, the QEMU, has open are asked for beside the known images: it has
+        more (data files, the children of a quorum) than query-block names. Where they cannot be
+        seen, every network mount of this host is asked.
         """
         self._happened = False
         files = parse.image_files(self._topology.blocks) if self._topology else frozenset()
         timeout = min(CANARY_SECONDS, timeout_seconds)
         try:
-            if not self.known(node_names):
-                if (opened := peer.open_files(process)) is None:
-                    await self._storage.see_network(timeout)
-                else:
-                    await self._storage.see(opened, timeout)
+            if (opened := peer.open_files(process)) is None:
+                await self._storage.see_network(timeout)
+            else:
+                await self._storage.see(opened, timeout)
             sights = await self._storage.see(files, timeout)
         except StorageHangs as error:
             if self.responding is not False:

@@ -11,12 +11,13 @@ import msgspec
 
 from exporter import chain as chains
 from exporter import parse, qapi
+from exporter.client import Answers, Tally
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
 from exporter.graph import Place, place_job
 from exporter.model import Device, Snapshot
 from exporter.qapi import Query
-from exporter.qmp import Answers, Session, Tally
+from exporter.qmp import Session
 from exporter.storage import Storage
 from exporter.topology import NodeNames, TopologyCache, agree, node_names_of
 

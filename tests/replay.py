@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.model import Snapshot
-from exporter.qmp import Tally
 from exporter.render import Plan, join
 from exporter.storage import Storage
 from exporter.vm import Vm

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "exporter"
 ORDER = (
     "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
-    "topology", "storage", "qmp", "peer", "discovery", "config", "service", "exposition", "render",
+    "topology", "storage", "qmp", "client", "peer", "discovery", "config", "service", "exposition", "render",
     "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
     "errors",
 )  # fmt: skip
@@ -23,7 +23,7 @@ PURE = {
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {
-    "qemu": {"qmp"},
+    "qemu": {"qmp", "client"},
     "aiohttp": {"web.app", "web.server", "demo.main"},
     "prometheus_client": {"exposition"},
     "yaml": {"config"},

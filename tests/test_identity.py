@@ -43,6 +43,13 @@ def test_on_a_clash_the_drive_keeps_the_short_name_and_the_other_takes_its_path(
     assert device_names([other, drive]) == ["peripheral/disk0", "disk0"]
 
 
+def test_on_a_clash_a_device_named_by_its_id_takes_its_place_among_devices() -> None:
+    """QEMU tells of a SCSI disk by its id alone."""
+    names = device_names([entry("disk0"), entry("", "disk0"), entry("", "scsi1")])
+
+    assert names == ["disk0", "peripheral/disk0", "scsi1"]
+
+
 def test_devices_that_cannot_be_told_apart_are_refused() -> None:
     """Two equal series would cost the whole scrape; this costs one VM."""
     with pytest.raises(ProtocolError, match="two devices named 'disk0'"):

@@ -204,3 +204,29 @@ def test_two_jobs_of_one_id_are_refused() -> None:
     job = qapi.BlockJob(device="j", type="commit")
     with pytest.raises(ProtocolError, match="two jobs"):
         parse.jobs([job, job], [], {})
+
+
+def test_two_equal_intervals_are_one() -> None:
+    """QEMU takes stats-intervals of one length twice; two equal series would cost the scrape."""
+    timed = {"interval_length": 60, "avg_rd_latency_ns": 5}
+    stats = [{"device": "a", "stats": {"timed_stats": [timed, timed]}}]
+    (found,) = parse.devices(entries(*stats), None, (7, 2), lambda device: 0)
+
+    assert [interval.interval_seconds for interval in found.intervals] == ["60"]
+
+
+def test_a_device_and_a_drive_of_one_name_have_each_their_own_image() -> None:
+    """They are joined by both names that QEMU has for them."""
+    stats = [
+        {"device": "disk0", "node-name": "n0", "stats": {}},
+        {"device": "", "qdev": "disk0", "node-name": "n1", "stats": {}},
+    ]
+    info = [
+        {"device": "disk0", "inserted": inserted("/drive", "n0")},
+        {"device": "", "qdev": "disk0", "inserted": inserted("/device", "n1")},
+    ]
+
+    assert [(d.device, d.file) for d in devices(stats, info)] == [
+        ("disk0", "/drive"),
+        ("peripheral/disk0", "/device"),
+    ]

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from exporter import peer
+from exporter.client import Tally
 from exporter.errors import TargetError, TargetTimeout
 from exporter.qapi import STATUS
-from exporter.qmp import Session, Tally
+from exporter.qmp import Session
 from tests.fakeqmp import until
 
 #: A process that is no QEMU: it greets its first client and answers nothing.

@@ -15,6 +15,7 @@ import pytest
 from qemu.qmp import QMPError
 
 from exporter import qapi, qmp
+from exporter.client import REPLY_LIMIT_BYTES, Tally
 from exporter.errors import (
     CommandRefused,
     ProtocolError,
@@ -23,7 +24,7 @@ from exporter.errors import (
     Unreachable,
 )
 from exporter.qapi import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
-from exporter.qmp import REPLY_LIMIT_BYTES, Session, Tally
+from exporter.qmp import Session
 from tests.fakeqmp import GREETING, SAFE_SET, FakeQmp, until
 
 SECRET = "SECRETPW"

@@ -230,3 +230,13 @@ def test_sockets_are_taken_over_from_descriptor_3_on() -> None:
     )
 
     assert done.stdout == "True\nFalse False\n"
+
+
+def test_as_many_files_may_be_open_as_the_hard_limit_allows() -> None:
+    """A session for each of a thousand VMs is more than the usual 1024 leave."""
+    script = (
+        "import resource as r; from exporter import service;"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (64, hard));"
+        "service.raise_file_limit(); assert r.getrlimit(r.RLIMIT_NOFILE) == (hard, hard)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

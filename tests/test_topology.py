@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.model import Snapshot
-from exporter.qmp import Tally
 from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
 from exporter.topology import EVENTS
 from exporter.vm import Vm

@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from exporter import parse, qapi
+from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.errors import ProtocolError
 from exporter.model import Snapshot
-from exporter.qmp import Tally
 from exporter.render import Plan, join
 from exporter.storage import Sight, Storage
 from exporter.vm import Vm
@@ -745,7 +745,7 @@ async def test_a_flood_of_events_is_cut_off(
     fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A VM that sends nothing but events would keep this process from all others."""
-    monkeypatch.setattr("exporter.qmp.EVENTS_LIMIT", 100)
+    monkeypatch.setattr("exporter.client.EVENTS_LIMIT", 100)
     vm = make()
     await collect(vm)
     for _ in range(100):

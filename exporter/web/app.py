@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "/-/reload"})
 #: A smaller body is sent as it is.
 GZIP_FROM_BYTES = 4096
+#: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
+GRACE_SECONDS = 0.25
 _NAME = "QEMU Block Exporter"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -193,7 +195,9 @@ class Endpoints:
 
     def _seconds(self, request: web.Request) -> float:
         header = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
-        return exposition.scrape_seconds(header, self._options.timeout_seconds)
+        # A group of targets may have more time than the flags say.
+        limit = max(self._options.timeout_seconds, self._fleet.longest_seconds + GRACE_SECONDS)
+        return exposition.scrape_seconds(header, limit)
 
     async def _exposition(
         self, request: web.Request, blobs: Sequence[Blobs], *, process: bool

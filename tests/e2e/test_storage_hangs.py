@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -155,3 +156,20 @@ def test_the_exporter_ends_while_the_storage_hangs(lab: Lab, vm: Qemu, mount: Mo
         assert value(exporter.fresh(), "qemu_vm_storage_responding") == 0
         exporter.signal(signal.SIGTERM)
         assert exporter.wait() == 0
+
+
+def test_a_data_file_on_storage_that_hangs_does_not_stop_the_vm(lab: Lab, mount: Mount) -> None:
+    """query-block stats it too, and names only the image that it belongs to."""
+    image, data = lab.folder / "front.qcow2", mount.folder / "data.raw"
+    options = f"data_file={data},data_file_raw=on"
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(image), "16M"]
+    subprocess.run(create, check=True)
+    vm = lab.qemu("vm", *drive("disk0", image))
+    exporter = lab.exporter(*REFRESH)
+    assert value(exporter.metrics(), "qemu_vm_storage_responding") == 1
+
+    seconds = scrape_while_it_hangs(exporter, vm, mount)
+
+    assert value(exporter.history[-1], "qemu_vm_up") == 1
+    assert value(exporter.history[-1], "qemu_vm_storage_responding") == 0
+    assert max(seconds) < FROZEN_SECONDS / 2

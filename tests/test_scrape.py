@@ -443,3 +443,21 @@ async def test_the_fleet_tells_of_itself(start: Start, fleet: Fleet, sockets: Pa
         'qemu_exporter_qmp_errors_total{command="query-status",class="CommandNotFound"} 1',
     ):
         assert line in lines.splitlines()
+
+
+def test_a_scrape_has_as_long_as_the_most_patient_group() -> None:
+    """A group may have more time than the flags say, also after a reload."""
+
+    def config(*seconds: float) -> Config:
+        return Config(
+            groups=tuple(
+                Group(name=str(each), settings=Settings(timeout_seconds=each), sockets=("/x/*",))
+                for each in seconds
+            )
+        )
+
+    fleet = Fleet(config(5.0, 20.0))
+    assert fleet.longest_seconds == 20.0
+    fleet.reconfigure(config(5.0))
+
+    assert fleet.longest_seconds == 5.0

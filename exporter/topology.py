@@ -56,6 +56,8 @@ class TopologyCache:
         self._happened = False
         self._disagreed: NodeNames | None = None
         self._all_visible = True
+        #: What was seen before query-block was asked.
+        self._sights: dict[str, Sight] = {}
         #: When query-block last answered, seconds since 1970.
         self.timestamp: float | None = None
         #: Whether the storage of the image files answers; None where they cannot be seen.
@@ -114,17 +116,20 @@ class TopologyCache:
 
         The files that `process`, the QEMU, has open are asked for beside the known images: it has
         more (data files, the children of a quorum) than query-block names. Where they cannot be
-        seen, every network mount of this host is asked.
+        seen, every network mount of this host is asked. The images follow, as they are known by
+        name: one may be a link into a mount that hangs, and it is that mount that hangs.
         """
         self._happened = False
+        self._sights = {}
         files = parse.image_files(self._topology.blocks) if self._topology else frozenset()
         timeout = min(CANARY_SECONDS, timeout_seconds)
         try:
+            sights: dict[str, Sight] = {}
             if (opened := peer.open_files(process)) is None:
                 await self._storage.see_network(timeout)
             else:
-                await self._storage.see(opened, timeout)
-            sights = await self._storage.see(files, timeout)
+                sights = await self._storage.see(opened, timeout)
+            sights |= await self._storage.see(files - sights.keys(), timeout)
         except StorageHangs as error:
             if self.responding is not False:
                 log.warning("storage does not answer", extra={"vm": self._vm, "err": str(error)})
@@ -132,9 +137,10 @@ class TopologyCache:
             return self._settings.topology == "always"
         except StorageBusy:
             return self._settings.topology == "always"
+        self._sights = sights
         if self.known(node_names):
             # Of other chains, some files may be gone by right: `put` looks at those that are left.
-            self._saw(sights)
+            self._saw({path: sights[path] for path in files})
         if self._settings.topology == "auto" and self.known(node_names) and not self._outdated:
             if not self._all_visible:
                 self._unseen_at = time.monotonic()
@@ -158,21 +164,23 @@ class TopologyCache:
         self._disagreed = None if agreed else names
         self._node_names = names
         self._asked_at, self.timestamp = time.monotonic(), time.time()
-        sights: Mapping[str, Sight] = {}
+        files = parse.image_files(by_key)
+        # What `may_ask` has just seen is not looked at again.
+        sights = {path: sight for path, sight in self._sights.items() if path in files}
+        self._sights = {}
         try:
-            sights = await self._storage.see(
-                parse.image_files(by_key), min(CANARY_SECONDS, timeout_seconds)
+            sights |= await self._storage.see(
+                files - sights.keys(), min(CANARY_SECONDS, timeout_seconds)
             )
             self._saw(sights)
         except StorageHangs:
             self.responding = False
         except StorageBusy:
             pass  # the sizes come with the next answer
-        self._topology = Topology(
-            blocks=by_key,
-            limits=limits,
-            storage={p: (s.size_bytes, s.available_bytes) for p, s in sights.items()},
-        )
+        before = self._topology.storage if self._topology else {}
+        sizes = {path: size for path, size in before.items() if path in files}
+        sizes |= {p: (s.size_bytes, s.available_bytes) for p, s in sights.items()}
+        self._topology = Topology(blocks=by_key, limits=limits, storage=sizes)
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

@@ -23,6 +23,7 @@ from exporter.config import (
     check_glob,
     load,
 )
+from exporter.discovery import printable
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
@@ -77,6 +78,9 @@ async def _once(config: Config, flags: argparse.Namespace) -> int:
     fleet = Fleet(config)
     try:
         collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS)
+        if not collected:
+            globs = [glob for group in config.groups for glob in group.sockets]
+            log.warning("no socket found", extra={"sockets": " ".join(map(printable, globs))})
         blobs = [each.blobs for each in collected]
         if flags.exporter_metrics:
             blobs.append(fleet.own(collected))

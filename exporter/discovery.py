@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import glob
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
@@ -40,7 +42,8 @@ class Discovery:
     def refresh(self) -> None:
         """Look again. A globbed socket that is gone is no target any more."""
         candidates: dict[str, Target] = {}
-        for target in _all(self.config):
+        trouble = _trouble(self.config)
+        for target in _all(self.config, trouble, [t.socket for t in self.targets.values()]):
             candidates.setdefault(target.socket, target)
         known = [t.socket for t in self.targets.values() if t.socket in candidates]
         new = sorted(candidates.keys() - set(known))
@@ -63,21 +66,16 @@ class Discovery:
                 )
         self.conflicts = tuple(conflicts)
         self.targets = targets
-        self._say_unreadable()
+        self._say_unreadable(trouble)
 
-    def _say_unreadable(self) -> None:
+    def _say_unreadable(self, trouble: dict[str, str]) -> None:
         """Log folders that cannot be listed, once: a glob finds nothing there and says nothing."""
-        folders = {
-            os.path.dirname(_MAGIC.split(pattern)[0])
-            for group in self.config.groups
-            for pattern in group.sockets
-        }
-        unreadable = frozenset(
-            f for f in folders if os.path.isdir(f) and not os.access(f, os.R_OK | os.X_OK)
-        )
-        for folder in sorted(unreadable - self._unreadable):
-            log.warning("folder cannot be listed", extra={"folder": printable(folder)})
-        self._unreadable = unreadable
+        for folder in sorted(trouble.keys() - self._unreadable):
+            log.warning(
+                "folder cannot be listed",
+                extra={"folder": printable(folder), "err": trouble[folder]},
+            )
+        self._unreadable = frozenset(trouble)
 
 
 def printable(path: str) -> str:
@@ -98,14 +96,42 @@ def _percent(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("percent", _percent)
 
 
-def _all(config: Config) -> Iterator[Target]:
+def _folder(pattern: str) -> str:
+    return os.path.dirname(_MAGIC.split(pattern)[0])
+
+
+def _trouble(config: Config) -> dict[str, str]:
+    """Return each folder that is there and cannot be listed, with the reason."""
+    folders = {_folder(pattern) for group in config.groups for pattern in group.sockets}
+    return {folder: why for folder in folders if (why := _why_not_listed(folder or os.curdir))}
+
+
+def _why_not_listed(folder: str) -> str:
+    try:
+        os.scandir(folder).close()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return "" if os.access(folder, os.X_OK) else os.strerror(errno.EACCES)
+
+
+def _matches(pattern: str, socket: str) -> bool:
+    return pattern.count("/") == socket.count("/") and fnmatchcase(socket, pattern)
+
+
+def _all(config: Config, trouble: Collection[str], known: Collection[str]) -> Iterator[Target]:
+    """Yield every target; a glob whose folder cannot be listed has the sockets known before."""
     # A socket that is named is what its name says, whatever glob matches it as well.
     for group in config.groups:
         for target in group.targets:
             yield _target(target.vm, target.socket, group)
     for group in config.groups:
         for pattern in group.sockets:
-            for socket in glob.iglob(pattern):
+            found = glob.iglob(pattern)
+            if _folder(pattern) in trouble:
+                found = iter({*found, *(s for s in known if _matches(pattern, s))})
+            for socket in found:
                 if vm := _name(socket, group):
                     yield _target(vm, socket, group)
 

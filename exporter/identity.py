@@ -14,7 +14,9 @@ _IN_PERIPHERAL = re.compile(r"^/machine/peripheral/([^/]+)(?:/virtio-backend)?$"
 
 def key(entry: qapi.BlockStats | qapi.BlockInfo) -> str:
     """Return what joins an entry of query-blockstats with one of query-block."""
-    return f"{entry.device}\0{entry.qdev}"
+    # A drive may have the id of another device. Before QEMU 3.0 query-block alone has the qdev
+    # of a drive, so that it is no part of what joins those.
+    return entry.device or f"qdev {entry.qdev}"
 
 
 def device_names(entries: Sequence[qapi.BlockStats]) -> list[str]:

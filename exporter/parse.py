@@ -176,7 +176,7 @@ def jobs(
 
 
 def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
-    """Return the path of every file that QEMU stats to answer query-block."""
+    """Return the path of every image file; QEMU may stat others too to answer query-block."""
     return frozenset(
         path
         for info in blocks.values()

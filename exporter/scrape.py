@@ -109,7 +109,8 @@ class Sweep:
         self.started = time.monotonic()
         self.finished = asyncio.Event()
         self._pending = {member.name: member for member in members}
-        self._done: list[Collected] = []
+        #: Each VM that answered, with when it did.
+        self._done: list[tuple[float, Member, Collected]] = []
 
     async def run(self) -> None:
         """Ask every VM at once."""
@@ -120,15 +121,22 @@ class Sweep:
         finally:
             self.finished.set()
 
-    def result(self) -> list[Collected]:
-        """Return every VM: those still pending as timed out."""
-        elapsed = time.monotonic() - self.started
-        return [*self._done, *(member.late(elapsed) for member in self._pending.values())]
+    def result(self, max_age_seconds: float = float("inf")) -> list[Collected]:
+        """Return every VM: those pending, or whose answer is older than that, as timed out."""
+        now = time.monotonic()
+        elapsed = now - self.started
+        return [
+            *(
+                collected if now - at <= max_age_seconds else member.late(elapsed)
+                for at, member, collected in self._done
+            ),
+            *(member.late(elapsed) for member in self._pending.values()),
+        ]
 
     def _ask(self, member: Member) -> asyncio.Task[Collected]:
         def put(collecting: asyncio.Task[Collected]) -> None:
             del self._pending[member.name]
-            self._done.append(member.outcome(collecting))
+            self._done.append((time.monotonic(), member, member.outcome(collecting)))
 
         collecting = member.start()
         collecting.add_done_callback(put)
@@ -184,7 +192,8 @@ class Fleet:
         sweep = self._sweep
         if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS:
             if sweep is not None and not await _set_before(sweep.finished, deadline):
-                return sweep.result()
+                # Values of then must not pass for values of now.
+                return sweep.result(max(JOIN_SECONDS, timeout_seconds))
             # Whoever waited for the same sweep may have begun the next one already.
             if self._sweep is sweep:
                 self._begin()

@@ -15,6 +15,10 @@ from exporter.errors import ConfigError
 
 #: systemd hands sockets over from this descriptor on. [sd_listen_fds(3)]
 _FIRST_SOCKET = 3
+#: What logs for us, and else would write to stderr in its own way.
+_LIBRARIES = ("aiohttp.server", "asyncio")
+#: What is told of their exceptions: clients may have written as much as they like.
+_ERROR_LENGTH = 120
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -56,6 +60,23 @@ def set_up_logging(level: str, kind: str) -> None:
     root.handlers[:] = [handler]
     root.propagate = False
     root.setLevel({"warn": "WARNING"}.get(level, level.upper()))
+    other = logging.StreamHandler(sys.stderr)
+    other.setFormatter(Formatter(kind))
+    if level != "debug":
+        other.addFilter(_without_trace)
+    for name in _LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers[:] = [other]
+        library.setLevel(root.level)
+
+
+def _without_trace(record: logging.LogRecord) -> bool:
+    """Name the exception alone: a client that speaks no HTTP is worth one short line."""
+    if record.exc_info:
+        error = record.exc_info[1]
+        record.err = f"{type(error).__name__}: {' '.join(str(error).split())[:_ERROR_LENGTH]}"
+        record.exc_info = None
+    return True
 
 
 def raise_file_limit() -> None:

@@ -301,6 +301,17 @@ async def test_once_prints_vms_that_are_down(sockets: Path) -> None:
     assert "qemu_exporter" not in out
 
 
+async def test_once_says_that_no_socket_was_found(sockets: Path) -> None:
+    """A glob with a mistake in it must not look like a host without VMs."""
+    code, _, err = await once(f"--qmp.sockets={sockets}/*.sock")
+
+    assert code == 0
+    assert re.fullmatch(
+        rf'time=\S+ level=WARN source=cli.py:\d+ msg="no socket found" sockets={sockets}/\*.sock\n',
+        err,
+    )
+
+
 def once_onto(out: object) -> subprocess.CompletedProcess[str]:
     """Run `once` with another standard output."""
     return subprocess.run(
@@ -321,7 +332,7 @@ def test_once_into_a_pipe_that_nobody_reads_is_exit_code_1() -> None:
     os.close(writing)
 
     assert done.returncode == 1
-    assert done.stderr == f"{BEGIN}standard output: Broken pipe\n"
+    assert done.stderr.endswith(f"\n{BEGIN}standard output: Broken pipe\n")
 
 
 def test_once_onto_a_full_disk_is_exit_code_1() -> None:
@@ -330,7 +341,7 @@ def test_once_onto_a_full_disk_is_exit_code_1() -> None:
         done = once_onto(full)
 
     assert done.returncode == 1
-    assert done.stderr == f"{BEGIN}standard output: No space left on device\n"
+    assert done.stderr.endswith(f"\n{BEGIN}standard output: No space left on device\n")
 
 
 # serve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -159,12 +160,40 @@ def test_a_folder_that_cannot_be_listed_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A glob finds nothing there and says nothing; root, who may run this test, may list all."""
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    discovery = find(group(tmp_path / "*.sock", tmp_path / "x*"), group(tmp_path / "gone" / "*"))
-    discovery.refresh()
+    globs = group(tmp_path / "*.sock", tmp_path / "x*"), group(tmp_path / "gone" / "*")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)
+        discovery = find(*globs)
+        discovery.refresh()
 
     assert [record.message for record in caplog.records] == ["folder cannot be listed"]
     assert caplog.records[0].__dict__["folder"] == str(tmp_path)
+
+
+def test_no_target_is_lost_while_its_folder_cannot_be_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of descriptors, a glob finds nothing: that says nothing of the VMs."""
+    for name in ("a.sock", "b.sock", "c"):
+        (tmp_path / name).touch()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "d.sock").touch()
+    discovery = find(group(tmp_path / "*.sock"), group(tmp_path / "x" / "*", name="x"))
+    before = discovery.targets
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        discovery.refresh()
+        discovery.refresh()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(before) == 3
+    assert discovery.targets == before
+    assert [record.__dict__["err"] for record in caplog.records] == ["Too many open files"] * 2
+    (tmp_path / "a.sock").unlink()
+    discovery.refresh()
+
+    assert sorted(discovery.targets) == ["b", "d"]
 
 
 def test_a_target_of_the_config_stays_while_its_socket_is_gone(tmp_path: Path) -> None:

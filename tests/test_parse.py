@@ -230,3 +230,11 @@ def test_a_device_and_a_drive_of_one_name_have_each_their_own_image() -> None:
         ("disk0", "/drive"),
         ("peripheral/disk0", "/device"),
     ]
+
+
+def test_a_drive_is_joined_where_query_block_alone_knows_its_qdev() -> None:
+    """QEMU 2.10 to 2.12: query-blockstats has no qdev before 3.0."""
+    stats = [{"device": "disk0", "node-name": "n0", "stats": {}}]
+    info = [{"device": "disk0", "qdev": "x", "inserted": inserted("/drive", "n0")}]
+
+    assert [(d.device, d.file) for d in devices(stats, info)] == [("disk0", "/drive")]

@@ -177,12 +177,16 @@ async def test_a_scrape_that_cannot_wait_for_an_older_sweep_answers_with_what_it
     first = asyncio.create_task(fleet.scrape(PATIENCE))
     assert fleet._sweep is None
     await until(lambda: fleet._sweep and fleet._sweep._done)
-    clock.now += 2.0
+    clock.now += 1.0
     second = await fleet.scrape(0.0)
+    clock.now += 0.1
+    third = await fleet.scrape(0.0)
     slow.answering.set()
     await first
 
     assert reasons(second) == {"quick": None, "slow": "timeout"}
+    # Values of then would pass for values of now.
+    assert reasons(third) == {"quick": "timeout", "slow": "timeout"}
 
 
 async def test_a_vm_that_hangs_costs_the_next_scrapes_nothing(

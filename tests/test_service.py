@@ -88,6 +88,26 @@ def test_a_traceback_stays_on_its_line(kind: str) -> None:
     assert "ValueError: invalid literal" in line
 
 
+@pytest.mark.parametrize("name", ["aiohttp.server", "asyncio"])
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_a_library_logs_one_line_as_we_do(name: str, level: str) -> None:
+    """With the exception's name; where it came from is for whoever debugs."""
+    code = (
+        "import logging; from exporter import service; "
+        f"service.set_up_logging({level!r}, 'json')\n"
+        "try: raise ValueError('Bad status line:\\n\\n  b1')\n"
+        f"except ValueError: logging.getLogger({name!r}).exception('Error from %s', 'x')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    line = json.loads(done.stderr)
+
+    assert (line["level"], line["msg"]) == ("ERROR", "Error from x")
+    assert line.get("err") == ("ValueError: Bad status line: b1" if level == "info" else None)
+    assert ("trace" in line) == (level == "debug")
+
+
 @pytest.mark.parametrize(
     ("level", "written"),
     [

@@ -114,6 +114,40 @@ async def test_many_who_ask_at_once_share_one_thread(slow: Storage, eye: Eye) ->
     assert eye.most_inside == 1
 
 
+async def test_a_file_of_many_is_looked_at_once(slow: Storage, eye: Eye) -> None:
+    """The VMs of a fleet share layers, and a server has only so many answers in a second."""
+    sights = await asyncio.gather(
+        *(slow.see([f"/slow/{number}", "/slow/base"], PATIENCE) for number in range(50))
+    )
+
+    assert {sight["/slow/base"].size_bytes for sight in sights} == {8}
+    assert eye.looks["/slow/base"] == 1
+
+
+async def test_what_was_seen_of_a_file_is_not_told_for_long(
+    slow: Storage, eye: Eye, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The space that is left changes."""
+    monkeypatch.setattr(storage, "_RECENT_SECONDS", 0.05)
+    await slow.see(["/slow/a", "/slow/base"], PATIENCE)
+    await asyncio.sleep(0.06)
+    await slow.see(["/slow/b", "/slow/base"], PATIENCE)
+
+    assert eye.looks["/slow/base"] == 2
+
+
+async def test_a_mount_is_asked_again_even_of_files_that_were_just_seen(
+    slow: Storage, eye: Eye
+) -> None:
+    """That it answered a moment ago does not tell that it answers."""
+    await slow.see(["/slow/a", "/slow/b"], PATIENCE)
+    eye.free.clear()
+    said = await hangs(slow, "/slow/a", "/slow/b")
+    eye.free.set()
+
+    assert said == "/slow did not answer within 0.05 s"
+
+
 async def test_a_mount_that_is_slow_and_goes_on_answering_does_not_hang(slow: Storage) -> None:
     """A fleet on a server of a millisecond a file wants more of it than a deadline has."""
 

@@ -567,6 +567,72 @@ async def test_storage_that_gets_busy_meanwhile_costs_only_the_sizes(
     assert {node.storage_size_bytes for node in device.nodes} == {None}
 
 
+@pytest.mark.parametrize("trouble", ["busy", "hangs"])
+async def test_sizes_that_cannot_be_had_again_stay(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, trouble: str
+) -> None:
+    """Of a file that is there still."""
+    vm = make(topology="always")
+    await collect(vm)
+    setattr(storage, trouble, True)
+    clock.now += 60
+    [device] = (await collect(vm)).devices
+
+    assert asked(fake) == 2
+    assert {n.storage_size_bytes for n in device.nodes if n.image} == {1000}
+
+
+async def test_a_refresh_looks_at_each_file_once(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """What was seen before query-block is good enough after it."""
+    vm = make()
+    await collect(vm)
+    storage.seen.clear()
+    clock.now += 60
+    await collect(vm)
+
+    assert asked(fake) == 2
+    assert sorted(path for files in storage.seen for path in files) == [
+        "/images/base.qcow2",
+        "/images/top.qcow2",
+    ]
+
+
+async def test_a_refresh_looks_first_at_the_files_that_qemu_has_open(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are more than query-block names, and no links: the right mount counts as hanging."""
+    opened = frozenset({"/images/top.qcow2", "/images/data.raw"})
+    monkeypatch.setattr("exporter.peer.open_files", lambda process: opened)
+    vm = make()
+    await collect(vm)
+    storage.seen.clear()
+    clock.now += 60
+    await collect(vm)
+    assert asked(fake) == 2
+    assert storage.seen[:2] == [opened, frozenset({"/images/base.qcow2"})]
+    storage.seen.clear()
+    storage.hangs = True
+    clock.now += 60
+    await collect(vm)
+
+    assert (asked(fake), storage.seen) == (2, [opened])
+
+
+async def test_a_refresh_asks_every_network_mount_where_the_open_files_are_unknown(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """A data file may be on any of them."""
+    vm = make()
+    await collect(vm)
+    storage.network_hangs = True
+    clock.now += 60
+    snapshot = await collect(vm)
+
+    assert (asked(fake), snapshot.storage_responding) == (1, False)
+
+
 async def test_a_network_mount_that_hangs_keeps_first_contact_away(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer
 ) -> None:

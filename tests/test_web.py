@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.web import Response
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -462,6 +463,31 @@ async def test_a_scraper_that_hangs_up_makes_room(vm: FakeQmp, serve: Serve) -> 
     async with asyncio.timeout(20):
         while (await web.get("/metrics")).status != 200:
             await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_does_not_read_holds_its_place_and_is_cut_off(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else each would leave a body in memory."""
+    web = await serve(max_requests=1)
+
+    async def large(*_: object, **__: object) -> Response:
+        return Response(body=bytes(32 << 20))
+
+    web.endpoints._exposition = large  # type: ignore[method-assign]
+    monkeypatch.setattr("exporter.web.app._SEND_SECONDS", 0.5)
+    address = web.client.server.host, web.client.server.port
+    reader, writer = await asyncio.open_connection(*address, limit=1)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: web.endpoints._scrapes)
+    assert (await web.get("/metrics")).status == 503
+    await until(lambda: not web.endpoints._scrapes)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(32 << 20)
+    writer.close()
+    assert [record.message for record in caplog.records] == ["client cut off: it does not read"]
+
+    assert len(await (await web.get("/metrics")).read()) == 32 << 20
 
 
 async def test_no_limit_is_0(vm: FakeQmp, serve: Serve) -> None:

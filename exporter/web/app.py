@@ -30,6 +30,8 @@ OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "
 GZIP_FROM_BYTES = 4096
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
 GRACE_SECONDS = 0.25
+#: A client that has not taken its answer by then is cut off.
+_SEND_SECONDS = 30.0
 _NAME = "QEMU Block Exporter"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -187,7 +189,9 @@ class Endpoints:
                 return _plain(text, 503)
             self._scrapes += 1
             try:
-                return await handler(request)
+                response = await handler(request)
+                await _send(request, response)
+                return response
             finally:
                 self._scrapes -= 1
 
@@ -213,6 +217,26 @@ class Endpoints:
             body = await asyncio.to_thread(gzip.compress, body, 1)
             headers[hdrs.CONTENT_ENCODING] = "gzip"
         return web.Response(body=body, headers=headers)
+
+
+async def _send(request: web.Request, response: web.StreamResponse) -> None:
+    """Write an answer, and wait until the client has taken it but for a small rest."""
+    try:
+        async with asyncio.timeout(_SEND_SECONDS):
+            writer = await response.prepare(request)
+            await response.write_eof()
+            if writer is not None:
+                await writer.drain()
+    except ConnectionError:
+        return  # it hung up
+    except TimeoutError:
+        log.warning("client cut off: it does not read", extra={"client": str(request.remote)})
+        if request.transport is not None:
+            request.transport.abort()
+    finally:
+        if isinstance(response, web.Response):
+            # The connection would keep it until its next request.
+            response.body = None
 
 
 def _plain(text: str, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -27,13 +27,11 @@ from exporter.discovery import printable
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
-from exporter.web.app import OTHER_PATHS, Endpoints, Options
+from exporter.web.app import GRACE_SECONDS, OTHER_PATHS, Endpoints, Options
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
 
-#: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
-GRACE_SECONDS = 0.25
 _PATH = re.compile(r"[\w./~-]*", re.ASCII)
 
 _COMMANDS = {

@@ -28,7 +28,7 @@ _INCUS_NODE = re.compile(r"^(incus|lxd)_")
 class Topology:
     """What query-block said, and what was found out with it."""
 
-    #: By `device`, or by `qdev` where that is empty.
+    #: By `identity.key`.
     blocks: Mapping[str, qapi.BlockInfo] = field(default_factory=dict)
     #: Throttle group -> its limits.
     limits: Mapping[str, qapi.Limits] = field(default_factory=dict)

@@ -93,7 +93,7 @@ class Storage:
         return {path: sight for answer in asked for path, sight in answer.result().items()}
 
     async def see_network(self, timeout_seconds: float) -> None:
-        """Ask every network and FUSE mount of this host: for a VM whose files are not known yet.
+        """Ask every network and FUSE mount of this host: for a QEMU whose open files are not seen.
 
         Raises:
             StorageHangs: one did not answer.

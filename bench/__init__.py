@@ -1,0 +1,1 @@
+"""Benchmarks: what a scrape costs the exporter, QEMU, and whoever waits for it."""

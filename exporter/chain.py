@@ -6,10 +6,10 @@ their order joins them. Filters are no layers: they are taken out of both before
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from exporter.qapi import BlockInfo, BlockStats, Image, Stats
+from exporter.qapi import BlockInfo, BlockNode, BlockStats, Image, NodeStats, Stats
 
 #: Filters that somebody put there to stay.
 LASTING_FILTERS = frozenset({"throttle", "copy-on-read", "preallocate", "compress"})
@@ -31,13 +31,39 @@ FILTERS = LASTING_FILTERS | {
 class Chain:
     """The nodes from the device down: filters on the way, then layers, `0` the active one."""
 
-    filters: tuple[BlockStats, ...]
-    layers: tuple[BlockStats, ...]
+    filters: tuple[BlockNode, ...]
+    layers: tuple[BlockNode, ...]
 
     @property
-    def node_names(self) -> tuple[str, ...]:
-        """What changes when anything in the chain is replaced."""
-        return tuple(node.node_name for node in (*self.filters, *self.layers))
+    def root_name(self) -> str:
+        """The name of the node that the device stands on."""
+        return next((node.node_name for node in (*self.filters, *self.layers)), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """All that query-blockstats told of, in the order in which it was told."""
+
+    #: What changes when anything in a chain is replaced, or a device comes or goes.
+    names: tuple[str, ...]
+    nodes: Sequence[BlockNode]
+
+
+def walk(entries: Sequence[BlockStats]) -> Walk:
+    """Walk all devices with their nodes; done in each scrape, and so without a detour."""
+    names: list[str] = []
+    nodes: list[BlockNode] = []
+    for entry in entries:
+        names += (entry.device, entry.qdev)
+        layer: BlockNode | None = entry
+        while layer is not None:
+            node: BlockNode | None = layer
+            while node is not None:
+                names.append(node.node_name)
+                nodes.append(node)
+                node = node.parent
+            layer = layer.backing
+    return Walk(tuple(names), nodes)
 
 
 def of_nodes(entry: BlockStats) -> Chain:
@@ -46,10 +72,10 @@ def of_nodes(entry: BlockStats) -> Chain:
     A filter lists the same subtree as `parent` and as `backing`; it has no driver there to be
     known by.
     """
-    filters: list[BlockStats] = []
-    layers: list[BlockStats] = []
+    filters: list[BlockNode] = []
+    layers: list[BlockNode] = []
     seen: set[str] = set()
-    node: BlockStats | None = entry if _has_node(entry) else None
+    node: BlockNode | None = entry if _has_node(entry) else None
     while node is not None and (not node.node_name or node.node_name not in seen):
         seen.add(node.node_name)
         (filters if _is_filter(node) else layers).append(node)
@@ -57,7 +83,7 @@ def of_nodes(entry: BlockStats) -> Chain:
     return Chain(tuple(filters), tuple(layers))
 
 
-def protocol_of(layer: BlockStats) -> BlockStats | None:
+def protocol_of(layer: BlockNode) -> BlockNode | None:
     """Return the node that holds the bytes of a layer: the last `parent` below it."""
     node = layer.parent
     while node is not None and node.parent is not None:
@@ -81,15 +107,16 @@ def layer_images(info: BlockInfo) -> tuple[Image, ...]:
 def without_counters(info: BlockInfo) -> BlockStats:
     """Return an entry of query-block as one of query-blockstats, where that is not to be had."""
     inserted = info.inserted
-    node = entry = BlockStats(
+    entry = BlockStats(
         stats=Stats(),
         device=info.device,
         qdev=info.qdev,
         node_name=inserted.node_name if inserted else "",
         inserted=inserted is not None,
     )
+    node: BlockNode = entry
     for _ in layer_images(info)[1:]:
-        node.backing = BlockStats(stats=Stats())
+        node.backing = BlockNode(stats=NodeStats())
         node = node.backing
     return entry
 
@@ -102,9 +129,9 @@ def agree(chain: Chain, info: BlockInfo) -> bool:
     """
     if info.inserted is None:
         return not chain.layers
-    names, root = chain.node_names, info.inserted.node_name
+    told, root = info.inserted.node_name, chain.root_name
     return len(layer_images(info)) == len(chain.layers) and (
-        not names or not root or not names[0] or names[0] == root
+        not told or not root or told == root
     )
 
 
@@ -112,7 +139,7 @@ def _has_node(entry: BlockStats) -> bool:
     return bool(entry.node_name or entry.parent or entry.backing or entry.inserted)
 
 
-def _is_filter(node: BlockStats) -> bool:
+def _is_filter(node: BlockNode) -> bool:
     return (
         node.parent is not None
         and node.backing is not None

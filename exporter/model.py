@@ -6,7 +6,7 @@ is not known is None and gives no sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -21,10 +21,6 @@ class Node(Struct, frozen=True, kw_only=True):
     #: `format`, `protocol` or `filter`.
     role: str
     node_name: str
-    stats: qapi.Stats | None = None
-    driver_specific: qapi.DriverSpecific | None = None
-    #: The layer's own I/O, of QEMU before 2.5.
-    layer_io: qapi.Stats | None = None
     image: qapi.Image | None = None
     internal_snapshots: int | None = None
     storage_size_bytes: int | None = None
@@ -37,6 +33,11 @@ class Node(Struct, frozen=True, kw_only=True):
     backing_format: str = ""
     encrypted: str = ""
     compat: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether query-blockstats has counters of it."""
+        return self.role != "filter"
 
 
 class Interval(Struct, frozen=True):
@@ -62,12 +63,10 @@ class Bitmap(Struct, frozen=True):
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """A disk or drive of the guest."""
+    """A disk or drive of the guest, without what it counts."""
 
     device: str
-    stats: qapi.Stats
     nodes: tuple[Node, ...]
-    intervals: tuple[Interval, ...]
     backing_depth: int | None
     expected_backing_depth: int | None
     #: query-block's word; None where it is not known or too old, like all below.
@@ -102,6 +101,17 @@ class Job(Struct, frozen=True):
     progress_ratio: float | None = None
 
 
+class Counters(Struct, frozen=True):
+    """What each scrape brings anew, as query-blockstats tells it."""
+
+    #: One of each device.
+    devices: Sequence[qapi.BlockStats] = ()
+    #: One of each format and protocol node of each device; filters count nothing.
+    nodes: Sequence[qapi.BlockNode] = ()
+    #: One of each node under no device.
+    free_nodes: Sequence[qapi.BlockNode] = ()
+
+
 class Snapshot(Struct, frozen=True, kw_only=True):
     """One VM at one instant; down, it has a `reason` and nothing of what QEMU knows."""
 
@@ -119,12 +129,11 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     qemu_version: str = ""
     manager: str = ""
     socket: str = ""
+    #: The same object in every snapshot until query-block tells of something else.
     devices: tuple[Device, ...] = ()
-    #: The devices as they were when query-block last told of them: all but their counters is the
-    #: same in `devices`. The same object in every snapshot until then.
-    base: tuple[Device, ...] | None = None
     #: Nodes under no device.
-    nodes: tuple[Node, ...] = ()
+    free_nodes: tuple[Node, ...] = ()
+    counters: Counters = Counters()
     jobs: tuple[Job, ...] = ()
 
 

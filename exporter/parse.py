@@ -10,15 +10,13 @@ import msgspec
 
 from exporter import chain as chains
 from exporter import qapi
-from exporter.chain import Chain
+from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
 from exporter.filename import local_path, public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
-from exporter.model import Bitmap, Device, Interval, Job, Node, Throttle
+from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Throttle
 
-#: The first QEMU that counts I/O at the device and not at each node.
-_DEVICE_COUNTERS = (2, 5)
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
 _INCUS_NODE = re.compile(r"^(incus|lxd)_")
@@ -36,90 +34,72 @@ class Topology:
     storage: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The devices of query-blockstats, and where in its next answers their counters will be."""
+
+    found: tuple[Device, ...] = ()
+    #: `chain.Walk.names` of the answer that they were found in.
+    names: tuple[str, ...] = ()
+    #: Where in `chain.Walk.nodes` each node stands that counts.
+    positions: tuple[int, ...] = ()
+
+
 def devices(
     entries: Sequence[qapi.BlockStats],
     topology: Topology | None,
-    version: tuple[int, ...],
     expected_depth: Callable[[str], int],
-) -> tuple[Device, ...]:
+) -> Devices:
     """Return the devices of query-blockstats, with what `topology` knows of each.
 
     Raises:
         ProtocolError: two entries cannot be told apart.
     """
-    per_layer = version < _DEVICE_COUNTERS
+    walk = chains.walk(entries)
+    # Below a filter a node stands twice, as two objects; either tells the same.
+    position = {id(node): index for index, node in enumerate(walk.nodes)}
     found = []
+    positions: list[int] = []
     for name, entry in zip(device_names(entries), entries, strict=True):
         chain = chains.of_nodes(entry)
         info = topology.blocks.get(key(entry)) if topology else None
         if info is not None and not chains.agree(chain, info):
             info = None
-        counters = Device(
+        nodes, sources = _nodes(chain, info, topology)
+        positions += (position[id(source)] for source in sources)
+        device = Device(
             device=name,
             qdev=entry.qdev,
-            stats=entry.stats,
-            nodes=_nodes(chain, info, topology, per_layer=per_layer),
-            intervals=_intervals(entry),
+            nodes=nodes,
             backing_depth=len(chain.layers) - 1 if chain.layers else None,
             expected_backing_depth=expected_depth(name),
         )
-        found.append(_device(counters, info, chain, topology) if info and topology else counters)
-    return tuple(found)
+        found.append(_device(device, info, chain, topology) if info and topology else device)
+    return Devices(tuple(found), walk.names, tuple(positions))
 
 
-def recount(
-    devices: Sequence[Device], entries: Sequence[qapi.BlockStats]
-) -> tuple[Device, ...] | None:
-    """Return `devices` with the counters of `entries`, None where they are not of the same nodes."""
-    if len(devices) != len(entries):
-        return None
-    found = []
-    for device, entry in zip(devices, entries, strict=True):
-        if entry.qdev != device.qdev or (entry.device and entry.device != device.device):
-            return None
-        nodes = _recount_nodes(device.nodes, chains.of_nodes(entry))
-        if nodes is None:
-            return None
-        found.append(_replace(device, stats=entry.stats, intervals=_intervals(entry), nodes=nodes))
-    return tuple(found)
+def count(known: Devices, entries: Sequence[qapi.BlockStats], walk: Walk) -> Counters:
+    """Return the counters of the devices `known`, from an answer with the same names."""
+    return Counters(entries, [walk.nodes[position] for position in known.positions])
 
 
-def _recount_nodes(nodes: Sequence[Node], chain: Chain) -> tuple[Node, ...] | None:
-    found: list[Node] = []
-    for layer in chain.layers:
-        protocol = chains.protocol_of(layer)
-        for source in (layer, protocol) if protocol is not None else (layer,):
-            node = nodes[len(found)] if len(found) < len(nodes) else None
-            if node is None or node.node_name != source.node_name:
-                return None
-            found.append(
-                _replace(
-                    node,
-                    stats=source.stats,
-                    driver_specific=source.driver_specific,
-                    layer_io=source.stats if node.layer_io is not None else None,
-                )
-            )
-    rest = nodes[len(found) :]
-    return None if any(node.role != "filter" for node in rest) else (*found, *rest)
-
-
-def _intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
+def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
+    """Return the interval statistics of a device."""
     # QEMU takes one length twice, and keeps two equal statistics of it.
     by_length = {timed.interval_length: timed for timed in entry.stats.timed_stats}
     return tuple(Interval(str(length), timed) for length, timed in by_length.items())
 
 
 def free_nodes(
-    nodes: Sequence[qapi.BlockStats], entries: Sequence[qapi.BlockStats]
-) -> tuple[Node, ...]:
-    """Return the nodes of `query-nodes: true` that no device of `entries` uses.
+    nodes: Sequence[qapi.BlockNode], entries: Sequence[qapi.BlockStats]
+) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
+    """Return the nodes of `query-nodes: true` that no device of `entries` uses, and their counters.
 
     Raises:
         ProtocolError: two nodes have one name.
     """
     used: set[str] = set()
-    waiting = list(entries)
+    waiting: list[qapi.BlockNode] = list(entries)
     while waiting:
         entry = waiting.pop()
         if entry.node_name in used:
@@ -129,16 +109,15 @@ def free_nodes(
     free = [node for node in nodes if node.node_name not in used]
     if len({node.node_name for node in free}) != len(free):
         raise ProtocolError("query-blockstats has two nodes of one name")
-    return tuple(
+    found = tuple(
         Node(
             layer="",
             role="format" if node.parent is not None else "protocol",
             node_name=node.node_name,
-            stats=node.stats,
-            driver_specific=node.driver_specific,
         )
         for node in free
     )
+    return found, free
 
 
 def jobs(
@@ -209,11 +188,11 @@ def _word(value: bool | None) -> str:
     return "" if value is None else "true" if value else "false"
 
 
-def _device(counters: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
-    """Return `counters` with what query-block knows of the device."""
+def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
+    """Return `device` with what query-block knows of the device."""
     inserted = info.inserted
     known = _replace(
-        counters, block=info, inserted=inserted is not None, removable=_word(info.removable)
+        device, block=info, inserted=inserted is not None, removable=_word(info.removable)
     )
     if inserted is None:
         return known
@@ -242,48 +221,43 @@ def _device(counters: Device, info: qapi.BlockInfo, chain: Chain, topology: Topo
 
 
 def _nodes(
-    chain: Chain, info: qapi.BlockInfo | None, topology: Topology | None, *, per_layer: bool
-) -> tuple[Node, ...]:
+    chain: Chain, info: qapi.BlockInfo | None, topology: Topology | None
+) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
+    """Return the nodes of a chain, and the entries of those that count."""
     images = chains.layer_images(info) if info else ()
     storage = topology.storage if topology else {}
-    nodes = []
+    nodes: list[Node] = []
+    sources: list[qapi.BlockNode] = []
     for index, layer in enumerate(chain.layers):
         image = images[index] if images else None
-        nodes.append(_format_node(str(index), layer, image, storage, per_layer=per_layer))
+        nodes.append(_format_node(str(index), layer, image, storage))
+        sources.append(layer)
         if (protocol := chains.protocol_of(layer)) is not None:
-            nodes.append(_protocol_node(str(index), protocol, image, per_layer=per_layer))
+            nodes.append(_protocol_node(str(index), protocol, image))
+            sources.append(protocol)
     filters = [i for i in chains.images(info) if i.format in chains.FILTERS] if info else []
     nodes += [
         Node(layer="", role="filter", node_name=n.node_name, has_info=True, driver=image.format)
         for n, image in zip(chain.filters, filters, strict=False)
         if image.format in chains.LASTING_FILTERS
     ]
-    return tuple(nodes)
+    return tuple(nodes), sources
 
 
 def _format_node(
     layer: str,
-    entry: qapi.BlockStats,
+    entry: qapi.BlockNode,
     image: qapi.Image | None,
     storage: Mapping[str, tuple[int | None, int | None]],
-    *,
-    per_layer: bool,
 ) -> Node:
-    node = Node(
+    if image is None:
+        return Node(layer=layer, role="format", node_name=entry.node_name)
+    size, available = storage.get(local_path(image.filename) or "", (None, None))
+    data = image.format_specific.data if image.format_specific else None
+    return Node(
         layer=layer,
         role="format",
         node_name=entry.node_name,
-        stats=entry.stats,
-        layer_io=entry.stats if per_layer else None,
-        # A raw file without a format above it is both.
-        driver_specific=entry.driver_specific,
-    )
-    if image is None:
-        return node
-    size, available = storage.get(local_path(image.filename) or "", (None, None))
-    data = image.format_specific.data if image.format_specific else None
-    return _replace(
-        node,
         image=image,
         internal_snapshots=None if image.snapshots is None else len(image.snapshots),
         storage_size_bytes=size,
@@ -298,19 +272,13 @@ def _format_node(
     )
 
 
-def _protocol_node(
-    layer: str, entry: qapi.BlockStats, image: qapi.Image | None, *, per_layer: bool
-) -> Node:
-    specific = entry.driver_specific
+def _protocol_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
     return Node(
         layer=layer,
         role="protocol",
         node_name=entry.node_name,
-        stats=entry.stats,
-        layer_io=entry.stats if per_layer else None,
-        driver_specific=specific,
         has_info=None if image is None else True,
-        driver=specific.driver if specific else "",
+        driver=entry.driver_specific.driver if entry.driver_specific else "",
         file=public(image.filename) if image else "",
     )
 

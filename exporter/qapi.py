@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -59,10 +59,14 @@ class TimedStats(Struct):
     interval_length: int
 
 
-@leaves(metrics.IO, "stats")
 @leaves(metrics.NODES, "stats")
-class Stats(Struct):
-    """BlockDeviceStats."""
+class NodeStats(Struct):
+    """BlockDeviceStats of a node: all else in it is 0 since QEMU 2.5."""
+
+
+@leaves(metrics.IO, "stats")
+class Stats(NodeStats):
+    """BlockDeviceStats of a device."""
 
     rd_latency_histogram: Histogram | None = None
     wr_latency_histogram: Histogram | None = None
@@ -78,18 +82,52 @@ class DriverSpecific(Struct):
     driver: str
 
 
-class BlockStats(Struct, rename="kebab"):
-    """BlockStats of query-blockstats: a device, or a node below one."""
+class BlockNode(Struct, rename="kebab"):
+    """BlockStats of query-blockstats: a node."""
+
+    stats: NodeStats
+    node_name: str = ""
+    driver_specific: DriverSpecific | None = None
+    parent: BlockNode | None = None
+    backing: BlockNode | None = None
+
+    @property
+    def layer_io(self) -> Stats | None:
+        """The I/O of this node alone."""
+        return None
+
+
+class BlockStats(BlockNode, rename="kebab", kw_only=True):
+    """BlockStats of query-blockstats: a device, and the node at its root."""
 
     stats: Stats
     device: str = ""
     qdev: str = ""
-    node_name: str = ""
-    driver_specific: DriverSpecific | None = None
-    parent: BlockStats | None = None
-    backing: BlockStats | None = None
     #: No member of QAPI's: set where an entry is made from query-block.
     inserted: bool = False
+
+
+class LayerNode(BlockNode, rename="kebab", kw_only=True):
+    """A node of QEMU before 2.5, which counts the I/O of each."""
+
+    stats: Stats
+    parent: LayerNode | None = None
+    backing: LayerNode | None = None
+
+    @property
+    def layer_io(self) -> Stats | None:
+        return self.stats
+
+
+class LayerStats(BlockStats, rename="kebab", kw_only=True):
+    """A device of QEMU before 2.5."""
+
+    parent: LayerNode | None = None
+    backing: LayerNode | None = None
+
+    @property
+    def layer_io(self) -> Stats | None:
+        return self.stats
 
 
 @leaves(metrics.NODES, "image", "format_specific", "data")
@@ -290,7 +328,9 @@ def _query(name: str, reply: type[T], arguments: Mapping[str, object] | None = N
 
 STATUS = _query("query-status", Status)
 BLOCKSTATS = _query("query-blockstats", list[BlockStats])
-NODESTATS = _query("query-blockstats", list[BlockStats], {"query-nodes": True})
+#: For QEMU before 2.5.
+LAYERSTATS: Query[list[BlockStats]] = _query("query-blockstats", cast(Any, list[LayerStats]))
+NODESTATS = _query("query-blockstats", list[BlockNode], {"query-nodes": True})
 BLOCK_JOBS = _query("query-block-jobs", list[BlockJob])
 JOBS = _query("query-jobs", list[JobInfo])
 BLOCK = _query("query-block", list[BlockInfo])

@@ -7,6 +7,7 @@ the heads differ.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -16,7 +17,8 @@ from exporter import qapi
 from exporter.errors import ProtocolError
 from exporter.family import Metric, Scope, Zero
 from exporter.metrics import METRICS
-from exporter.model import Exporter, Node, Snapshot
+from exporter.model import Exporter, Interval, Node, Snapshot
+from exporter.parse import intervals
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
 Blobs = tuple[bytes, ...]
@@ -27,13 +29,17 @@ _UNSIGNED = 1 << 64
 LABEL_LIMIT = 8192
 _BINS_LIMIT = 1000
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+#: What cannot stand in a label value as it is: a lone surrogate has no UTF-8.
+_find_special = re.compile('[\\\\"\n\ud800-\udfff]').search
 
 
 def escape(text: str) -> str:
     """Return a label value as both formats want it between its quotes."""
     if len(text) > LABEL_LIMIT:
         raise ProtocolError(f"sent a name of more than {LABEL_LIMIT} characters")
-    # A lone surrogate has no UTF-8; QEMU never sends one, a liar might.
+    if _find_special(text) is None:
+        return text
+    # QEMU never sends a lone surrogate, a liar might.
     return text.translate(_ESCAPES).encode("utf-8", "replace").decode()
 
 
@@ -67,29 +73,32 @@ def _unsigned(value: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _Rows:
     """Rows of a scope whose values stand under one owner, read at once."""
 
     owner: Callable[[Any], Any]
     values: Callable[[Any], tuple[Any, ...]]
     rows: tuple[tuple[int, Metric], ...]
-    #: The rows again where each is a number and no more: slot, start of the line, divisor.
-    numbers: tuple[tuple[int, str, int], ...] | None
+    #: Whether all rows are integers and no more: they are rendered by `_columns`.
+    numbers: bool
+    #: No sample while all values are 0.
     together: bool
 
 
-#: What a scrape brings anew; all else of a device comes from query-block and stays until the next.
+#: Owners of what a scrape brings anew; the rest of a device stays until query-block is asked again.
 _LIVE_OWNERS = frozenset({"stats", "driver_specific", "layer_io", "timed"})
 _KEPT_SCOPES = (Scope.DEVICE, Scope.THROTTLE, Scope.BITMAP, Scope.NODE)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What stays the same of a VM's lines for as long as its devices come from one answer."""
+    """What stays the same of a VM's lines for as long as its devices do."""
 
     blobs: Blobs
-    #: Labels of each device and, in the order of the model, of its nodes.
-    identities: tuple[tuple[str, tuple[str, ...]], ...]
+    #: Labels of each device.
+    devices: tuple[str, ...]
+    #: Labels of each node that counts, in the order of `model.Counters`.
+    nodes: tuple[str, ...]
 
 
 class Plan:
@@ -98,12 +107,12 @@ class Plan:
     def __init__(self, without: Collection[str] = ()) -> None:
         """Leave out the collectors in `without` (keys of `metrics.COLLECTORS`)."""
         chosen = [m for m in METRICS if m.collector not in without and m.scope != Scope.EXPORTER]
-        self._live = {scope: _groups(m for m in chosen if m.scope is scope) for scope in Scope}
-        self._kept: dict[Scope, tuple[_Group, ...]] = {}
+        self._live = {scope: _grouped(m for m in chosen if m.scope is scope) for scope in Scope}
+        self._kept: dict[Scope, tuple[_Rows, ...]] = {}
         for scope in _KEPT_SCOPES:
             mine = [metric for metric in chosen if metric.scope is scope]
-            self._live[scope] = _groups(m for m in mine if m.path[0] in _LIVE_OWNERS)
-            self._kept[scope] = _groups(m for m in mine if m.path[0] not in _LIVE_OWNERS)
+            self._live[scope] = _grouped(m for m in mine if m.path[0] in _LIVE_OWNERS)
+            self._kept[scope] = _grouped(m for m in mine if m.path[0] not in _LIVE_OWNERS)
         self._info = [m for m in chosen if not m.path]
         #: Families that a scrape brings anew; no family is kept in part.
         self._live_slots = [_SLOT[metric.name] for metric in self._info] + [
@@ -113,26 +122,24 @@ class Plan:
     def render(self, snapshot: Snapshot, kept: Kept | None = None) -> Blobs:
         """Return the lines of one VM, one blob per family of the table.
 
-        `kept` is what `keep` returned for a snapshot of the same `base`.
+        `kept` is what `keep` returned for a snapshot with the same devices.
         """
         kept = kept or self.keep(snapshot)
+        counters = snapshot.counters
         out: list[list[str]] = [[] for _ in METRICS]
         self._vm(out, snapshot)
-        device_groups, node_groups = self._live[Scope.DEVICE], self._live[Scope.NODE]
-        for device, (identity, node_identities) in zip(
-            snapshot.devices, kept.identities, strict=True
-        ):
-            _record(out, device_groups, device, identity)
-            for interval in device.intervals:
-                more = labels(("interval_seconds",), (interval.interval_seconds,))
-                _record(out, self._live[Scope.INTERVAL], interval, f"{identity},{more}")
-            for node, node_identity in zip(device.nodes, node_identities, strict=True):
-                _record(out, node_groups, node, node_identity)
-        for node in snapshot.nodes:
-            _record(out, node_groups, node, _node_identity(snapshot.vm, "", node))
+        _records(out, self._live[Scope.DEVICE], counters.devices, kept.devices)
+        for entry, identity in zip(counters.devices, kept.devices, strict=True):
+            if entry.stats.timed_stats:
+                self._intervals(out, intervals(entry), identity)
+        nodes, identities = counters.nodes, kept.nodes
+        if snapshot.free_nodes:
+            nodes = [*nodes, *counters.free_nodes]
+            identities += tuple(_node_labels(snapshot.vm, "", n) for n in snapshot.free_nodes)
+        _records(out, self._live[Scope.NODE], nodes, identities)
         for job in snapshot.jobs:
             identity = labels(Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type))
-            _record(out, self._live[Scope.JOB], job, identity)
+            _records(out, self._live[Scope.JOB], (job,), (identity,))
         blobs = list(kept.blobs)
         for slot in self._live_slots:
             if lines := out[slot]:
@@ -142,49 +149,64 @@ class Plan:
     def keep(self, snapshot: Snapshot) -> Kept:
         """Render what stays until query-block is asked again."""
         out: list[list[str]] = [[] for _ in METRICS]
-        identities = []
+        devices: list[str] = []
+        counting: list[str] = []
         for device in snapshot.devices:
             identity = labels(Scope.DEVICE.labels, (snapshot.vm, device.device))
-            _record(out, self._kept[Scope.DEVICE], device, identity)
             if device.throttle:
                 more = labels(("throttle_group",), (device.throttle.throttle_group,))
-                _record(out, self._kept[Scope.THROTTLE], device.throttle, f"{identity},{more}")
-            for bitmap in device.bitmaps:
-                more = labels(("bitmap", "node_name"), (bitmap.bitmap, bitmap.node_name))
-                _record(out, self._kept[Scope.BITMAP], bitmap, f"{identity},{more}")
-            nodes = tuple(_node_identity(snapshot.vm, device.device, n) for n in device.nodes)
-            for node, node_identity in zip(device.nodes, nodes, strict=True):
-                _record(out, self._kept[Scope.NODE], node, node_identity)
-            identities.append((identity, nodes))
-        return Kept(tuple("".join(lines).encode() for lines in out), tuple(identities))
+                _records(
+                    out, self._kept[Scope.THROTTLE], (device.throttle,), (f"{identity},{more}",)
+                )
+            bitmaps = [
+                f"{identity},{labels(('bitmap', 'node_name'), (bitmap.bitmap, bitmap.node_name))}"
+                for bitmap in device.bitmaps
+            ]
+            _records(out, self._kept[Scope.BITMAP], device.bitmaps, bitmaps)
+            nodes = [_node_labels(snapshot.vm, device.device, node) for node in device.nodes]
+            _records(out, self._kept[Scope.NODE], device.nodes, nodes)
+            devices.append(identity)
+            counting += [n for n, node in zip(nodes, device.nodes, strict=True) if node.counts]
+        _records(out, self._kept[Scope.DEVICE], snapshot.devices, devices)
+        blobs = tuple("".join(lines).encode() for lines in out)
+        return Kept(blobs, tuple(devices), tuple(counting))
 
     def _vm(self, out: list[list[str]], snapshot: Snapshot) -> None:
         identity = labels(Scope.VM.labels, (snapshot.vm,))
-        _record(out, self._live[Scope.VM], snapshot, identity)
+        _records(out, self._live[Scope.VM], (snapshot,), (identity,))
         if snapshot.up:
             for metric in self._info:
-                _info(out, metric, _SLOT[metric.name], snapshot, identity)
+                _info(out[_SLOT[metric.name]], metric, snapshot, identity)
+
+    def _intervals(
+        self, out: list[list[str]], found: Sequence[Interval], identity: str
+    ) -> None:
+        identities = [
+            f"{identity},{labels(('interval_seconds',), (interval.interval_seconds,))}"
+            for interval in found
+        ]
+        _records(out, self._live[Scope.INTERVAL], found, identities)
 
 
-def _node_identity(vm: str, device: str, node: Node) -> str:
+def _node_labels(vm: str, device: str, node: Node) -> str:
     return labels(Scope.NODE.labels, (vm, device, node.layer, node.role, node.node_name))
 
 
-def _groups(metrics: Iterable[Metric]) -> tuple[_Group, ...]:
+def _grouped(metrics: Iterable[Metric]) -> tuple[_Rows, ...]:
     rows: dict[tuple[tuple[str, ...], bool, bool], list[Metric]] = {}
     for metric in metrics:
         if metric.path:
-            key = (metric.path[:-1], metric.zero is Zero.UNUSED, _is_number(metric))
+            key = (metric.path[:-1], _is_number(metric), metric.zero is Zero.UNUSED)
             rows.setdefault(key, []).append(metric)
     return tuple(
-        _Group(
+        _Rows(
             _owner(owner),
             _values([row.path[-1] for row in group]),
             tuple((_SLOT[row.name], row) for row in group),
-            tuple((_SLOT[m.name], m.name + "{", m.divisor) for m in group) if numbers else None,
+            numbers,
             together,
         )
-        for (owner, together, numbers), group in rows.items()
+        for (owner, numbers, together), group in rows.items()
     )
 
 
@@ -214,62 +236,75 @@ def _values(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return getter if len(names) > 1 else lambda record: (getter(record),)
 
 
-def _numbers(
+def _records(
     out: list[list[str]],
-    rows: tuple[tuple[int, str, int], ...],
-    values: tuple[int | None, ...],
-    identity: str,
+    groups: Iterable[_Rows],
+    records: Sequence[Any],
+    identities: Sequence[str],
 ) -> None:
-    """Append the lines of integers: nearly all lines of a scrape, and so without a detour."""
-    for (slot, start, divisor), value in zip(rows, values, strict=True):
-        if value is not None:
-            exact = value if 0 <= value < _UNSIGNED else _unsigned(value)
-            shown = exact if divisor == 1 else exact / divisor
-            out[slot].append(f"{start}{identity}}} {shown}\n")
-
-
-def _record(out: list[list[str]], groups: tuple[_Group, ...], record: Any, identity: str) -> None:
-    """Append the lines of one record; `identity` is its labels, without braces."""
+    """Append the lines of records of one kind; an identity is labels without braces."""
     for group in groups:
-        owner = group.owner(record)
-        if owner is None:
+        owner_of, values_of, together = group.owner, group.values, group.together
+        read = [
+            (identity, record, values)
+            for record, identity in zip(records, identities, strict=True)
+            if (owner := owner_of(record)) is not None
+            and (any(values := values_of(owner)) or not together)
+        ]
+        if not read:
             continue
-        read = group.values(owner)
-        if group.together and not any(read):
+        if group.numbers:
+            _columns(out, group.rows, [identity for identity, _, _ in read], [v for _, _, v in read])
             continue
-        if group.numbers is not None:
-            _numbers(out, group.numbers, read, identity)
-            continue
-        for (slot, metric), value in zip(group.rows, read, strict=True):
-            if value is None:
-                continue
-            if metric.kind == "info" or metric.states or metric.labels:
-                _info(out, metric, slot, record, identity, value)
-            elif isinstance(value, qapi.Histogram):
-                _histogram(out[slot], metric, identity, value)
-            elif value or metric.zero is not Zero.UNSET:
-                out[slot].append(f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n")
+        for identity, record, values in read:
+            for (slot, metric), value in zip(group.rows, values, strict=True):
+                if value is not None:
+                    _value(out[slot], metric, record, identity, value)
+
+
+def _columns(
+    out: list[list[str]],
+    rows: Iterable[tuple[int, Metric]],
+    identities: Sequence[str],
+    values: Sequence[tuple[Any, ...]],
+) -> None:
+    """Append integers, family by family: nearly all lines of a scrape, and so without a detour."""
+    for (slot, metric), column in zip(rows, zip(*values, strict=True), strict=True):
+        of, known = identities, column
+        if None in column:
+            of = [i for i, value in zip(identities, column, strict=True) if value is not None]
+            known = tuple(value for value in column if value is not None)
+        if known and (min(known) < 0 or max(known) >= _UNSIGNED):
+            known = tuple(map(_unsigned, known))
+        start, divisor = metric.name + "{", metric.divisor
+        if divisor == 1:
+            out[slot] += [f"{start}{i}}} {v}\n" for i, v in zip(of, known, strict=True)]
+        else:
+            out[slot] += [f"{start}{i}}} {v / divisor}\n" for i, v in zip(of, known, strict=True)]
+
+
+def _value(lines: list[str], metric: Metric, record: Any, identity: str, value: Any) -> None:
+    """Append the lines of a value that is more than an integer."""
+    if metric.kind == "info" or metric.states or metric.labels:
+        _info(lines, metric, record, identity, value)
+    elif isinstance(value, qapi.Histogram):
+        _histogram(lines, metric, identity, value)
+    elif value or metric.zero is not Zero.UNSET:
+        lines.append(f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n")
 
 
 def _info(
-    out: list[list[str]],
-    metric: Metric,
-    slot: int,
-    record: Any,
-    identity: str,
-    value: Any = None,
+    lines: list[str], metric: Metric, record: Any, identity: str, value: Any = None
 ) -> None:
     """An info family, a status family, or a reason."""
     if metric.states:
-        states = metric.states if value in metric.states else (*metric.states, value)
-        label = metric.path[-1].rpartition("_")[2]
-        for state in states:
-            out[slot].append(
-                f'{metric.name}{{{identity},{label}="{escape(state)}"}} {int(state == value)}\n'
-            )
+        start = f'{metric.name}{{{identity},{metric.path[-1].rpartition("_")[2]}="'
+        lines += [f'{start}{state}"}} {int(state == value)}\n' for state in metric.states]
+        if value not in metric.states:
+            lines.append(f'{start}{escape(value)}"}} 1\n')
         return
     more = labels(metric.labels, [getattr(record, name) for name in metric.labels])
-    out[slot].append(f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n")
+    lines.append(f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n")
 
 
 def _histogram(lines: list[str], metric: Metric, identity: str, histogram: qapi.Histogram) -> None:
@@ -290,7 +325,7 @@ def render_exporter(exporter: Exporter) -> Blobs:
             continue
         value: Any = getattr(exporter, metric.path[-1]) if metric.path else None
         if metric.kind == "info":
-            _info(out, metric, slot, exporter, "")
+            _info(out[slot], metric, exporter, "")
         elif metric.labels:
             for label_values, count in sorted(value.items()):
                 each = label_values if isinstance(label_values, tuple) else (label_values,)

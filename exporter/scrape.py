@@ -44,7 +44,7 @@ class Member:
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
         self._left = False
-        self._base: tuple[Device, ...] | None = None
+        self._devices: tuple[Device, ...] | None = None
         self._kept: Kept | None = None
 
     def start(self) -> asyncio.Task[Collected]:
@@ -82,8 +82,10 @@ class Member:
             return self.late(0.0)
         try:
             snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
-            if snapshot.base is None or snapshot.base is not self._base:
-                self._base, self._kept = snapshot.base, self._plan.keep(snapshot)
+            if not snapshot.up:
+                return Collected(snapshot, self._plan.render(snapshot))
+            if snapshot.devices is not self._devices:
+                self._devices, self._kept = snapshot.devices, self._plan.keep(snapshot)
             return Collected(snapshot, self._plan.render(snapshot, self._kept))
         except TargetError as error:
             # Found out while it was rendered: numbers or names that no QEMU sends.

@@ -37,7 +37,8 @@ EVENTS = frozenset(
     }
 )
 
-NodeNames = Mapping[str, tuple[str, ...]]
+#: `chain.Walk.names`: all devices and nodes.
+NodeNames = tuple[str, ...]
 
 
 class TopologyCache:
@@ -48,7 +49,7 @@ class TopologyCache:
         self._settings = settings
         self._storage = storage
         self._topology: Topology | None = None
-        self._node_names: NodeNames = {}
+        self._node_names: NodeNames = ()
         self._asked_at = self._unseen_at = float("-inf")
         #: Something happened since: the next scrape asks.
         self._outdated = False
@@ -156,7 +157,7 @@ class TopologyCache:
     ) -> None:
         """Keep an answer, with what the storage of its files says of itself."""
         by_key = {key(info): info for info in blocks}
-        names = node_names_of(entries)
+        names = chains.walk(entries).names
         agreed = agree(blocks, entries)
         # A chain that goes on disagreeing is one that this program does not understand: to ask
         # again in each scrape would not help.
@@ -204,11 +205,6 @@ class TopologyCache:
                 extra={"vm": self._vm},
             )
         self._all_visible = all(visible)
-
-
-def node_names_of(entries: Sequence[qapi.BlockStats]) -> NodeNames:
-    """Return the names of the nodes of each device's chain."""
-    return {key(entry): chains.of_nodes(entry).node_names for entry in entries}
 
 
 def agree(blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]) -> bool:

@@ -15,17 +15,19 @@ from exporter.client import Answers, Tally
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
 from exporter.graph import Place, place_job
-from exporter.model import Device, Snapshot
+from exporter.model import Counters, Device, Node, Snapshot
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
-from exporter.topology import NodeNames, TopologyCache, agree, node_names_of
+from exporter.topology import TopologyCache, agree
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: The first QEMU whose query-block can leave the backing images out.
 _FLAT_VERSION = (11, 1)
+#: The first QEMU that counts I/O at the device and not at each node.
+_DEVICE_COUNTERS = (2, 5)
 #: How often a chain that two queries tell differently is asked for in one scrape.
 _AGREE_TRIES = 2
 #: Far more than QEMU can have; a reply that is nothing but devices would block this process.
@@ -44,9 +46,9 @@ class Vm:
         self._topology = TopologyCache(target.vm, target.settings, storage)
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
         self._places: dict[tuple[str, str], Place] = {}
-        #: The devices when query-block last told of them, and what it told.
-        self._base: tuple[Device, ...] = ()
-        self._base_topology: parse.Topology | None = None
+        #: The devices as query-block told of them, and what it told.
+        self._devices: parse.Devices | None = None
+        self._devices_topology: parse.Topology | None = None
         self._manager = ""
         self._last_seen: float | None = None
         self._was: str | None = "new"
@@ -97,28 +99,37 @@ class Vm:
         self._unknown: set[Query[Any]] = set()
         #: Optional queries whose failure was logged.
         self._failed: set[str] = set()
+        self._devices = None
         self._flat = True
+        self._blockstats = (
+            qapi.BLOCKSTATS if self._session.version >= _DEVICE_COUNTERS else qapi.LAYERSTATS
+        )
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
         #: Ids of jobs that events named and no query has told of yet.
         self._event_job_ids: set[str] = set()
 
     async def _ask(self, deadline: float) -> Snapshot:
-        queries: list[Query[Any]] = [qapi.STATUS, qapi.BLOCKSTATS, qapi.BLOCK_JOBS]
-        answers = await self._first_answers(queries, deadline)
+        answers = await self._first_answers(deadline)
         entries = self._entries(answers)
+        walk = chains.walk(entries)
         block_jobs = answers.get(qapi.BLOCK_JOBS) or []
-        if self._topology_matters(entries) and self._topology.is_due(node_names_of(entries)):
+        if self._topology_matters(entries) and self._topology.is_due(walk.names):
             try:
                 entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
             except TargetError as error:
                 self._say_failed(qapi.BLOCK.name, error)
+            walk = chains.walk(entries)
         block_jobs = await self._place_jobs(block_jobs, entries, deadline)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, block_jobs, deadline)
         status = answers.get(qapi.STATUS)
-        devices = self._devices(entries)
+        devices, counters = self._count(entries, walk)
+        free_nodes: tuple[Node, ...] = ()
+        if nodes:
+            free_nodes, of_free = parse.free_nodes(nodes, entries)
+            counters = msgspec.structs.replace(counters, free_nodes=of_free)
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -132,25 +143,24 @@ class Vm:
             manager=self._manager,
             socket=printable(self.target.socket),
             devices=devices,
-            base=self._base,
-            nodes=parse.free_nodes(nodes, entries) if nodes else (),
+            free_nodes=free_nodes,
             jobs=parse.jobs(block_jobs, others, self._places),
+            counters=counters,
         )
 
-    def _devices(self, entries: list[qapi.BlockStats]) -> tuple[Device, ...]:
+    def _count(
+        self, entries: list[qapi.BlockStats], walk: chains.Walk
+    ) -> tuple[tuple[Device, ...], Counters]:
         """Return the devices; only their counters are new while query-block's answer is not."""
         topology = self._topology.current()
-        if topology is self._base_topology:
-            devices = parse.recount(self._base, entries)
-            if devices is not None:
-                return devices
-        version, depth = self._session.version, self.target.settings.expected_depth
-        self._base = parse.devices(entries, topology, version, depth)
-        self._base_topology = topology
-        self._manager = parse.manager(self._session.package, entries)
-        return self._base
+        known = self._devices
+        if known is None or topology is not self._devices_topology or walk.names != known.names:
+            known = parse.devices(entries, topology, self.target.settings.expected_depth)
+            self._devices, self._devices_topology = known, topology
+            self._manager = parse.manager(self._session.package, entries)
+        return known.found, parse.count(known, entries, walk)
 
-    async def _first_answers(self, queries: list[Query[Any]], deadline: float) -> Answers:
+    async def _first_answers(self, deadline: float) -> Answers:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""
         keep_waiting = self.target.settings.connection == "persistent"
         fresh = False
@@ -164,8 +174,9 @@ class Vm:
                     self._topology.forget()
                     self._places = {}
                 self._peer_pid = self._session.peer_pid
+            safe: list[Query[Any]] = [qapi.STATUS, self._blockstats, qapi.BLOCK_JOBS]
             try:
-                answers = await self._batch([*queries, *self._beside()], deadline)
+                answers = await self._batch([*safe, *self._beside()], deadline)
             except ProtocolError:
                 if fresh or self._session.connected:
                     raise
@@ -224,9 +235,9 @@ class Vm:
             log.warning("not answered", extra={"vm": self.target.vm, "err": str(error)})
 
     def _entries(self, answers: Answers) -> list[qapi.BlockStats]:
-        if qapi.BLOCKSTATS in self._unknown:
+        if self._blockstats in self._unknown:
             return self._topology.entries()
-        entries = answers.get(qapi.BLOCKSTATS) or []
+        entries = answers.get(self._blockstats) or []
         if len(entries) > _DEVICES_LIMIT:
             raise ProtocolError(f"has more than {_DEVICES_LIMIT} devices")
         return entries
@@ -234,7 +245,7 @@ class Vm:
     def _topology_matters(self, entries: list[qapi.BlockStats]) -> bool:
         if qapi.BLOCK in self._unknown:
             return False
-        return bool(entries) or qapi.BLOCKSTATS in self._unknown
+        return bool(entries) or self._blockstats in self._unknown
 
     async def _ask_topology(
         self,
@@ -243,7 +254,7 @@ class Vm:
         deadline: float,
     ) -> tuple[list[qapi.BlockStats], list[qapi.BlockJob]]:
         """Ask query-block if the storage lets it, and return the chains and jobs as they are then."""
-        names = node_names_of(entries)
+        names = chains.walk(entries).names
         process = self._session.peer_pid
         if not await self._topology.may_ask(names, process, _left(deadline)):
             return entries, block_jobs
@@ -259,19 +270,19 @@ class Vm:
         for _ in range(_AGREE_TRIES):
             if blocks is None or agree(blocks, entries):
                 break
-            again = await self._batch([qapi.BLOCKSTATS, qapi.BLOCK, qapi.BLOCK_JOBS], deadline)
+            again = await self._batch([self._blockstats, qapi.BLOCK, qapi.BLOCK_JOBS], deadline)
             entries, blocks = self._entries(again), again.get(qapi.BLOCK)
             block_jobs = again.get(qapi.BLOCK_JOBS) or []
         if blocks is None:
             return entries, block_jobs
-        if qapi.BLOCKSTATS in self._unknown:
+        if self._blockstats in self._unknown:
             entries = [chains.without_counters(info) for info in blocks]
         await self._topology.put(
             blocks, entries, await self._throttle_limits(blocks, deadline), _left(deadline)
         )
         return entries, block_jobs
 
-    def _flat_will_do(self, names: NodeNames, block_jobs: list[qapi.BlockJob]) -> bool:
+    def _flat_will_do(self, names: tuple[str, ...], block_jobs: list[qapi.BlockJob]) -> bool:
         # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
         return (
             self._flat

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter import parse, qapi
+from exporter.chain import walk
 from exporter.errors import ProtocolError
 from exporter.identity import key
 from exporter.model import Device, Snapshot
 from exporter.parse import Topology
+from exporter.qapi import Query
 from exporter.render import Plan, join
 from tests.conftest import samples, series
 
@@ -45,10 +47,9 @@ ENTRY = st.recursive(
 )  # fmt: skip
 
 
-def entries(*values: Any) -> list[qapi.BlockStats]:
+def entries(*values: Any, query: Query[Any] = qapi.BLOCKSTATS) -> Any:
     """Decode entries of query-blockstats."""
-    wire = json.dumps({"return": values})
-    return qapi.BLOCKSTATS.decoder.decode(wire).return_  # type: ignore[return-value]
+    return query.decoder.decode(json.dumps({"return": values})).return_
 
 
 def blocks(*values: Any) -> list[qapi.BlockInfo]:
@@ -71,7 +72,14 @@ def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device,
     """Parse two replies that belong together."""
     by_key = {key(block): block for block in blocks(*info)}
     known = Topology(blocks=by_key, **topology)
-    return parse.devices(entries(*stats), known, (7, 2, 0), lambda device: 0)
+    return parse.devices(entries(*stats), known, lambda device: 0).found
+
+
+def rendered(found: parse.Devices, told: list[qapi.BlockStats]) -> str:
+    """Return the text of a VM with these devices."""
+    counters = parse.count(found, told, walk(told))
+    snapshot = Snapshot(vm="v", up=True, devices=found.found, counters=counters)
+    return join([Plan().render(snapshot)], openmetrics=False).decode()
 
 
 @given(JSON)
@@ -86,17 +94,22 @@ def test_any_json_is_decoded_or_refused(tree: Any) -> None:
 
 
 @settings(max_examples=300)
-@given(st.lists(st.tuples(NAMES, QDEVS, ENTRY), max_size=4))
-def test_no_two_series_are_ever_equal(found: list[tuple[str, str, dict[str, Any]]]) -> None:
+@given(
+    st.lists(st.tuples(NAMES, QDEVS, ENTRY), max_size=4),
+    st.sampled_from([qapi.BLOCKSTATS, qapi.LAYERSTATS]),
+)
+def test_no_two_series_are_ever_equal(
+    found: list[tuple[str, str, dict[str, Any]]], query: Query[Any]
+) -> None:
     """What would make two equal series is refused for that VM instead."""
     stats = [{**entry, "device": device, "qdev": qdev} for device, qdev, entry in found]
+    told = entries(*stats, query=query)
     try:
-        parsed = parse.devices(entries(*stats), None, (2, 0, 0), lambda device: 0)
+        parsed = parse.devices(told, None, lambda device: 0)
     except ProtocolError:
         return
-    text = join([Plan().render(Snapshot(vm="vm", up=True, devices=parsed))], openmetrics=False)
 
-    samples(text.decode())  # asserts that no series stands twice
+    samples(rendered(parsed, told))  # asserts that no series stands twice
 
 
 def test_a_device_and_its_image_are_joined_by_name() -> None:
@@ -110,11 +123,12 @@ def test_a_device_and_its_image_are_joined_by_name() -> None:
 def test_a_chain_that_query_block_tells_differently_is_not_published() -> None:
     """Around a pivot one command of a scrape may see the old chain and the next the new one."""
     stats = [{"device": "a", "node-name": "new", "stats": {"rd_bytes": 1}}]
-    (found,) = devices(stats, [{"device": "a", "inserted": inserted("/a", "old")}])
+    known = Topology(blocks={"a": blocks({"device": "a", "inserted": inserted("/a", "old")})[0]})
+    told = entries(*stats)
+    found = parse.devices(told, known, lambda device: 0)
 
-    assert found.block is None
-    assert found.file == ""
-    assert found.stats.rd_bytes == 1  # type: ignore[attr-defined]
+    assert (found.found[0].block, found.found[0].file) == (None, "")
+    assert 'qemu_block_read_bytes_total{vm="v",device="a"} 1' in rendered(found, told)
 
 
 def test_an_empty_drive_is_a_device_without_medium_and_without_depth() -> None:
@@ -132,11 +146,12 @@ def test_limits_of_a_filter_come_from_its_group() -> None:
     top = {"format": "throttle", "backing-image": image("/a")}
     info = [{"device": "a", "inserted": inserted(filter_name, "f", bps=0, image=top)}]
     limits = {"grp1": qapi.limits_of_group({"bps-write": 5, "iops-total": 7, "iops-size": 0})}
-    (found,) = devices(stats, info, limits=limits)
-    lines = join([Plan().render(Snapshot(vm="v", up=True, devices=(found,)))], openmetrics=False)
+    known = Topology(blocks={"a": blocks(*info)[0]}, limits=limits)
+    told = entries(*stats)
+    lines = rendered(parse.devices(told, known, lambda device: 0), told)
     labels = 'vm="v",device="a",throttle_group="grp1"'
 
-    assert {s: v for s, v in samples(lines.decode()).items() if "_throttle_" in s} == {
+    assert {s: v for s, v in samples(lines).items() if "_throttle_" in s} == {
         f"qemu_block_throttle_write_bytes_per_second{{{labels}}}": "5",
         f"qemu_block_throttle_total_operations_per_second{{{labels}}}": "7",
     }
@@ -165,9 +180,10 @@ def test_free_nodes_are_those_that_no_device_uses() -> None:
     """A storage daemon has nothing but these."""
     used = {"node-name": "format", "stats": {}, "parent": {"node-name": "file", "stats": {}}}
     free = {"node-name": "spare", "stats": {}}
-    nodes = entries(used, used["parent"], free)
+    nodes = entries(used, used["parent"], free, query=qapi.NODESTATS)
 
-    found = parse.free_nodes(nodes, entries({"device": "a", **used}))
+    found, counters = parse.free_nodes(nodes, entries({"device": "a", **used}))
+    assert list(counters) == nodes[2:]
     assert [(node.node_name, node.role, node.layer) for node in found] == [("spare", "protocol", "")]
 
 
@@ -210,9 +226,9 @@ def test_two_equal_intervals_are_one() -> None:
     """QEMU takes stats-intervals of one length twice; two equal series would cost the scrape."""
     timed = {"interval_length": 60, "avg_rd_latency_ns": 5}
     stats = [{"device": "a", "stats": {"timed_stats": [timed, timed]}}]
-    (found,) = parse.devices(entries(*stats), None, (7, 2), lambda device: 0)
+    found = parse.intervals(entries(*stats)[0])
 
-    assert [interval.interval_seconds for interval in found.intervals] == ["60"]
+    assert [interval.interval_seconds for interval in found] == ["60"]
 
 
 def test_a_device_and_a_drive_of_one_name_have_each_their_own_image() -> None:

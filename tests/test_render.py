@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 from exporter import qapi
 from exporter.exposition import body
 from exporter.metrics import COLLECTORS
-from exporter.model import Device, Exporter, Job, Node, Snapshot
+from exporter.model import Counters, Device, Exporter, Job, Node, Snapshot
 from exporter.render import Plan, escape, join, number, render_exporter
 from tests.conftest import samples, series
 from tests.replay import replay, steps
@@ -24,21 +25,26 @@ from tests.replay import replay, steps
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-def device(name: str = "disk0", **fields: object) -> Device:
-    """A device with the fields of its stats given, and nothing else known of it."""
+def device(name: str = "disk0", **fields: object) -> qapi.BlockStats:
+    """A device with the fields of its stats given."""
     stats = qapi.Stats()
     for field, value in fields.items():
         setattr(stats, field, value)
-    return Device(
-        device=name, stats=stats, nodes=(), intervals=(), backing_depth=None,
-        expected_backing_depth=None,
-    )  # fmt: skip
+    return qapi.BlockStats(stats=stats, device=name)
 
 
-def text(*devices: Device, vm: str = "vm", without: tuple[str, ...] = ()) -> str:
+def of(*entries: qapi.BlockStats, vm: str = "vm", **more: Any) -> Snapshot:
+    """A VM with these devices, of which nothing else is known."""
+    devices = tuple(
+        Device(device=entry.device, nodes=(), backing_depth=None, expected_backing_depth=None)
+        for entry in entries
+    )
+    return Snapshot(vm=vm, up=True, devices=devices, counters=Counters(entries), **more)
+
+
+def text(*entries: qapi.BlockStats, vm: str = "vm", without: tuple[str, ...] = ()) -> str:
     """Return the text exposition of a VM with these devices."""
-    snapshot = Snapshot(vm=vm, up=True, devices=devices)
-    return join([Plan(without).render(snapshot)], openmetrics=False).decode()
+    return join([Plan(without).render(of(*entries, vm=vm))], openmetrics=False).decode()
 
 
 def test_a_field_that_qemu_did_not_report_gives_no_sample() -> None:
@@ -51,6 +57,22 @@ def test_a_zero_that_qemu_reported_is_a_sample() -> None:
     found = series(text(device(rd_bytes=0)), "qemu_block_read_bytes_total")
 
     assert list(found.values()) == ["0"]
+
+
+def test_what_one_device_has_and_another_has_not_is_a_sample_of_the_one() -> None:
+    """As the idle time of a device that was never used, beside one that was."""
+    entries = device("a", idle_time_ns=None), device("b", idle_time_ns=5 * 10**8), device("c")
+    found = series(text(*entries), "qemu_block_idle_seconds")
+
+    assert found == {'qemu_block_idle_seconds{vm="vm",device="b"}': "0.5"}
+
+
+@given(st.integers(-(2**63), 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_counters_of_many_devices_are_exact(one: int, other: int) -> None:
+    """Each as `number` writes it, also where a neighbour's went through a signed type."""
+    found = series(text(device("a", rd_bytes=one), device("b", rd_bytes=other)), "qemu_block_read_bytes_total")
+
+    assert list(found.values()) == [number(one), number(other)]
 
 
 @given(st.integers(0, 2**64 - 1))
@@ -141,7 +163,7 @@ def test_a_vm_that_is_down_has_its_reason_and_no_block_series() -> None:
 
 def test_lines_of_one_family_stand_together() -> None:
     """Both formats demand it, however many VMs there are."""
-    blobs = [Plan().render(Snapshot(vm=vm, up=True, devices=(device(rd_bytes=1),))) for vm in "ab"]
+    blobs = [Plan().render(of(device(rd_bytes=1), vm=vm)) for vm in "ab"]
     names = [
         line.split("{")[0]
         for line in join(blobs, openmetrics=False).decode().splitlines()
@@ -158,10 +180,8 @@ def test_any_label_text_round_trips_through_both_formats(
 ) -> None:
     """Quotes, backslashes, newlines and control characters come back as they were."""
     job = qapi.BlockJob(device=job_id, type="commit")
-    snapshot = Snapshot(
-        vm=vm, up=True, devices=(device(name, rd_bytes=1),),
-        jobs=(Job(name, job_id, "commit", job, error=error),),
-    )  # fmt: skip
+    jobs = (Job(name, job_id, "commit", job, error=error),)
+    snapshot = of(device(name, rd_bytes=1), vm=vm, jobs=jobs)
     blobs = [Plan().render(snapshot)]
 
     for parse, is_openmetrics in ((text_format, False), (openmetrics, True)):
@@ -226,9 +246,12 @@ def test_the_exporter_shows_itself() -> None:
 
 def test_a_node_that_nobody_uses_has_neither_device_nor_layer() -> None:
     """As in a storage daemon."""
-    node = Node(layer="", role="protocol", node_name="n", stats=qapi.Stats())
-    node.stats.wr_highest_offset = 5  # type: ignore[union-attr]
-    exposition = join([Plan().render(Snapshot(vm="vm", up=True, nodes=(node,)))], openmetrics=False)
+    node = Node(layer="", role="protocol", node_name="n")
+    stats = qapi.NodeStats()
+    stats.wr_highest_offset = 5  # type: ignore[attr-defined]
+    counters = Counters(free_nodes=[qapi.BlockNode(stats=stats)])
+    snapshot = Snapshot(vm="vm", up=True, free_nodes=(node,), counters=counters)
+    exposition = join([Plan().render(snapshot)], openmetrics=False)
 
     name = "qemu_block_node_write_highest_offset_bytes"
     labels = 'vm="vm",device="",layer="",role="protocol",node_name="n"'

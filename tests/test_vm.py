@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from exporter import parse, qapi
+from exporter.chain import walk
 from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
@@ -163,7 +164,7 @@ async def test_nodes_are_asked_for_where_there_is_no_device(fake: FakeQmp, make:
     fake.received.clear()
     snapshot = await collect(vm)
 
-    assert [node.node_name for node in snapshot.nodes] == ["export0"]
+    assert [node.node_name for node in snapshot.free_nodes] == ["export0"]
     assert (snapshot.up, snapshot.running, snapshot.status) == (True, None, None)
     assert fake.commands == ["query-blockstats", "query-block-jobs", "query-blockstats"]
 
@@ -735,10 +736,11 @@ def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> Non
     wire = json.dumps({"return": [{"device": "disk0", "stats": stats}]})
     entries = qapi.BLOCKSTATS.decoder.decode(wire).return_
     assert not isinstance(entries, msgspec.UnsetType)
-    devices = parse.devices(entries, None, (7, 2), lambda device: 0)
+    known = parse.devices(entries, None, lambda device: 0)
+    counters = parse.count(known, entries, walk(entries))
 
     with pytest.raises(ProtocolError):
-        Plan().render(Snapshot(vm="vm", up=True, devices=devices))
+        Plan().render(Snapshot(vm="vm", up=True, devices=known.found, counters=counters))
 
 
 async def test_a_flood_of_events_is_cut_off(

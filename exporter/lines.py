@@ -1,7 +1,7 @@
 """A socket as lines: what is read goes through one buffer that all connections share.
 
-A stream reader keeps a buffer for each connection and runs a task for each line: with a thousand
-VMs that is 90 MiB, and as much time again as decoding the lines takes.
+A stream reader has a buffer for each connection and a task that wakes for each line. With a
+thousand VMs that is some 90 MiB, and as much time again as decoding the lines takes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,62 @@ _BUFFER = memoryview(bytearray(256 * 1024))
 
 
 class Lines(asyncio.BufferedProtocol):
-    """Calls `on_line` with each line, then `ended` is done: with None, or with what went wrong."""
+    """Takes a connection over from a stream, and calls `on_line` with each line of it."""
 
-    def __init__(self, on_line: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, on_line: Callable[[bytes], None], transport: asyncio.WriteTransport
+    ) -> None:
+        #: Done when the connection ends: with nothing, or with what went wrong.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_line = on_line
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        before = transport.get_protocol()
+        assert isinstance(before, asyncio.Protocol)
+        self._before = before
         #: What has come of a line whose end has not.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
+
+    async def take_over(self, reader: asyncio.StreamReader) -> None:
+        """Read what `reader` has read already, and from now on in its place."""
+        self._transport.pause_reading()
+        try:
+            while True:
+                # Returns at once what is there, and else waits for what cannot come.
+                async with asyncio.timeout(0):
+                    data = await reader.read(len(_BUFFER))
+                if not data:
+                    self._end(None)
+                    return
+                self._feed(data)
+        except TimeoutError:
+            pass
+        self._transport.set_protocol(self)
+        self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.feed(bytes(_BUFFER[:nbytes]))
+        self._feed(bytes(_BUFFER[:nbytes]))
 
-    def feed(self, data: bytes) -> None:
-        """Take what was read."""
+    def eof_received(self) -> bool:
+        self._end(None)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(None)
+        # Whoever closes the stream waits for this.
+        self._before.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._before.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._before.resume_writing()
+
+    def _feed(self, data: bytes) -> None:
         if self.ended.done():
             return
         *whole, rest = data.split(b"\n")
@@ -44,13 +83,6 @@ class Lines(asyncio.BufferedProtocol):
             self._keep(rest)
         except ProtocolError as error:
             self._end(error)
-
-    def eof_received(self) -> bool:
-        self._end(None)
-        return False
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._end(error)
 
     def _completed(self, line: bytes) -> bytes:
         if not self._pieces:
@@ -67,10 +99,9 @@ class Lines(asyncio.BufferedProtocol):
             if self._pieces_bytes > LINE_LIMIT_BYTES:
                 raise ProtocolError(f"sent a line of more than {LINE_LIMIT_BYTES} bytes")
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: ProtocolError | None) -> None:
         if not self.ended.done():
             if error is None:
                 self.ended.set_result(None)
             else:
                 self.ended.set_exception(error)
-                self.ended.exception()  # whoever waits may have left

@@ -21,6 +21,7 @@ from qemu.qmp import ConnectError, QMPError, Runstate
 from exporter import peer
 from exporter.client import Answers, Client, Tally
 from exporter.errors import ExporterError, ProtocolError, TargetTimeout, Unreachable
+from exporter.pace import Pace
 from exporter.qapi import Query
 
 #: A greeting comes within milliseconds; after this long somebody looks why it does not.
@@ -39,6 +40,7 @@ class Session:
         path: str,
         tally: Tally,
         on_event: Callable[[str, bytes], None],
+        pace: Pace | None = None,
     ) -> None:
         """Connect to nothing yet. `on_event` gets each event's name and its data as JSON."""
         self.path = path
@@ -47,6 +49,7 @@ class Session:
         self.package = ""
         self._tally = tally
         self._on_event = on_event
+        self._pace = pace or Pace()
         self._client: Client | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._was_silent = False
@@ -82,7 +85,7 @@ class Session:
             await self._until_free(0.0 if keep_waiting else timeout_seconds)
             sock = self._socket()
             self.generation += 1
-            self._client = Client(self._tally, self._on_event)
+            self._client = Client(self._tally, self._on_event, self._pace)
             self._greeting = asyncio.create_task(self._greet(self._client, sock))
             await self._await_greeting(timeout_seconds, keep_waiting)
         if not self._greeting.done():
@@ -117,7 +120,8 @@ class Session:
             async with asyncio.timeout(timeout_seconds):
                 await answers.done
         except TimeoutError:
-            raise self.overdue() from None
+            if not answers.complete:  # else it is this process that is late
+                raise self.overdue() from None
         return answers
 
     def overdue(self) -> TargetTimeout:

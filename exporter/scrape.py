@@ -16,6 +16,7 @@ from exporter.config import Config
 from exporter.discovery import Discovery, Target
 from exporter.errors import TargetError
 from exporter.model import Device, Exporter, Snapshot
+from exporter.pace import Pace
 from exporter.render import Blobs, Kept, Plan, render_exporter
 from exporter.storage import Storage
 from exporter.vm import Vm
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: A scrape joins a sweep that began less than this long ago.
 JOIN_SECONDS = 1.0
+#: How many VMs are asked in one turn of the event loop.
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +40,10 @@ class Collected:
 class Member:
     """A target with its collector and the plan that it is rendered by."""
 
-    def __init__(self, target: Target, tally: Tally, storage: Storage) -> None:
+    def __init__(self, target: Target, tally: Tally, storage: Storage, pace: Pace) -> None:
         self.target = target
         self.name = target.vm
-        self._vm = Vm(target, tally, storage)
+        self._vm = Vm(target, tally, storage, pace)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
         self._left = False
@@ -117,7 +120,11 @@ class Sweep:
     async def run(self) -> None:
         """Ask every VM at once."""
         try:
-            asked = [self._ask(member) for member in self._pending.values()]
+            asked = []
+            for index, member in enumerate(list(self._pending.values())):
+                if index % _AT_ONCE == _AT_ONCE - 1:
+                    await asyncio.sleep(0)
+                asked.append(self._ask(member))
             if asked:
                 await asyncio.wait(asked)
         finally:
@@ -156,6 +163,7 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self._tally = Tally()
         self._storage = storage or Storage()
+        self._pace = Pace()
         self._sweep: Sweep | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -186,7 +194,7 @@ class Fleet:
                 self._leave(member)
         for name, target in targets.items():
             if name not in self.members:
-                self.members[name] = Member(target, self._tally, self._storage)
+                self.members[name] = Member(target, self._tally, self._storage, self._pace)
 
     async def scrape(self, timeout_seconds: float) -> list[Collected]:
         """Return every VM as it is now, within `timeout_seconds`."""

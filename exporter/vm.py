@@ -16,6 +16,7 @@ from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
 from exporter.graph import Place, place_job
 from exporter.model import Counters, Device, Node, Snapshot
+from exporter.pace import Pace
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
@@ -39,10 +40,12 @@ _REMEMBERED_JOBS = 1000
 class Vm:
     """The collector of one target. `collect` is called by one task at a time."""
 
-    def __init__(self, target: Target, tally: Tally, storage: Storage) -> None:
+    def __init__(
+        self, target: Target, tally: Tally, storage: Storage, pace: Pace | None = None
+    ) -> None:
         self.target = target
         self._tally = tally
-        self._session = Session(target.socket, tally, self._on_event)
+        self._session = Session(target.socket, tally, self._on_event, pace)
         self._topology = TopologyCache(target.vm, target.settings, storage)
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
         self._places: dict[tuple[str, str], Place] = {}

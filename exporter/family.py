@@ -32,6 +32,11 @@ class Scope(Enum):
         "Dirty bitmaps",
     )
     NODE = ("qemu_block_node_", ("vm", "device", "layer", "role", "node_name"), "Nodes and layers")
+    STORAGE = (
+        "qemu_block_node_storage_",
+        ("vm", "device", "layer", "role", "node_name"),
+        "Storage of the layers",
+    )
     JOB = ("qemu_block_job_", ("vm", "device", "job_id", "job_type"), "Block jobs")
     EXPORTER = ("qemu_exporter_", (), "The exporter itself")
 

@@ -23,8 +23,6 @@ class Node(Struct, frozen=True, kw_only=True):
     node_name: str
     image: qapi.Image | None = None
     internal_snapshots: int | None = None
-    storage_size_bytes: int | None = None
-    storage_available_bytes: int | None = None
     #: Whether the labels below are known.
     has_info: bool | None = None
     driver: str = ""
@@ -38,6 +36,13 @@ class Node(Struct, frozen=True, kw_only=True):
     def counts(self) -> bool:
         """Whether query-blockstats has counters of it."""
         return self.role != "filter"
+
+
+class Space(Struct, frozen=True):
+    """The file system, or the block device, that an image is on."""
+
+    size_bytes: int | None = None
+    available_bytes: int | None = None
 
 
 class Interval(Struct, frozen=True):
@@ -102,12 +107,14 @@ class Job(Struct, frozen=True):
 
 
 class Counters(Struct, frozen=True):
-    """What each scrape brings anew, as query-blockstats tells it."""
+    """What each scrape brings anew: entries of query-blockstats, and the space that is left."""
 
     #: One of each device.
     devices: Sequence[qapi.BlockStats] = ()
     #: One of each format and protocol node of each device; filters count nothing.
     nodes: Sequence[qapi.BlockNode] = ()
+    #: Of each of `nodes`, None where it is not known.
+    storage: Sequence[Space | None] = ()
     #: One of each node under no device.
     free_nodes: Sequence[qapi.BlockNode] = ()
 

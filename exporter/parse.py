@@ -15,7 +15,7 @@ from exporter.errors import ProtocolError
 from exporter.filename import local_path, public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
-from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Throttle
+from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
@@ -30,8 +30,6 @@ class Topology:
     blocks: Mapping[str, qapi.BlockInfo] = field(default_factory=dict)
     #: Throttle group -> its limits.
     limits: Mapping[str, qapi.Limits] = field(default_factory=dict)
-    #: Path of an image file -> (size, available) of its storage, in bytes.
-    storage: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,8 @@ class Devices:
     names: tuple[str, ...] = ()
     #: Where in `chain.Walk.nodes` each node stands that counts.
     positions: tuple[int, ...] = ()
+    #: The image file of each of these nodes, empty where it has none of its own.
+    files: tuple[str, ...] = ()
 
 
 def devices(
@@ -60,13 +60,15 @@ def devices(
     position = {id(node): index for index, node in enumerate(walk.nodes)}
     found = []
     positions: list[int] = []
+    files: list[str] = []
     for name, entry in zip(device_names(entries), entries, strict=True):
         chain = chains.of_nodes(entry)
         info = topology.blocks.get(key(entry)) if topology else None
         if info is not None and not chains.agree(chain, info):
             info = None
-        nodes, sources = _nodes(chain, info, topology)
+        nodes, sources = _nodes(chain, info)
         positions += (position[id(source)] for source in sources)
+        files += (_file(node) for node in nodes if node.counts)
         device = Device(
             device=name,
             qdev=entry.qdev,
@@ -75,12 +77,25 @@ def devices(
             expected_backing_depth=expected_depth(name),
         )
         found.append(_device(device, info, chain, topology) if info and topology else device)
-    return Devices(tuple(found), walk.names, tuple(positions))
+    return Devices(tuple(found), walk.names, tuple(positions), tuple(files))
 
 
-def count(known: Devices, entries: Sequence[qapi.BlockStats], walk: Walk) -> Counters:
-    """Return the counters of the devices `known`, from an answer with the same names."""
-    return Counters(entries, [walk.nodes[position] for position in known.positions])
+def _file(node: Node) -> str:
+    return (local_path(node.image.filename) or "") if node.image else ""
+
+
+def count(
+    known: Devices,
+    entries: Sequence[qapi.BlockStats],
+    walk: Walk,
+    storage: Mapping[str, Space] | None = None,
+) -> Counters:
+    """Return the counters of the devices `known`, from an answer with the same names.
+
+    `storage` tells the space that is left, by the path of an image file.
+    """
+    nodes = [walk.nodes[position] for position in known.positions]
+    return Counters(entries, nodes, [storage.get(file) for file in known.files] if storage else ())
 
 
 def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
@@ -221,16 +236,15 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
 
 
 def _nodes(
-    chain: Chain, info: qapi.BlockInfo | None, topology: Topology | None
+    chain: Chain, info: qapi.BlockInfo | None
 ) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
     """Return the nodes of a chain, and the entries of those that count."""
     images = chains.layer_images(info) if info else ()
-    storage = topology.storage if topology else {}
     nodes: list[Node] = []
     sources: list[qapi.BlockNode] = []
     for index, layer in enumerate(chain.layers):
         image = images[index] if images else None
-        nodes.append(_format_node(str(index), layer, image, storage))
+        nodes.append(_format_node(str(index), layer, image))
         sources.append(layer)
         if (protocol := chains.protocol_of(layer)) is not None:
             nodes.append(_protocol_node(str(index), protocol, image))
@@ -244,15 +258,9 @@ def _nodes(
     return tuple(nodes), sources
 
 
-def _format_node(
-    layer: str,
-    entry: qapi.BlockNode,
-    image: qapi.Image | None,
-    storage: Mapping[str, tuple[int | None, int | None]],
-) -> Node:
+def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
     if image is None:
         return Node(layer=layer, role="format", node_name=entry.node_name)
-    size, available = storage.get(local_path(image.filename) or "", (None, None))
     data = image.format_specific.data if image.format_specific else None
     return Node(
         layer=layer,
@@ -260,8 +268,6 @@ def _format_node(
         node_name=entry.node_name,
         image=image,
         internal_snapshots=None if image.snapshots is None else len(image.snapshots),
-        storage_size_bytes=size,
-        storage_available_bytes=available,
         has_info=True,
         driver=image.format,
         file=public(image.filename),

@@ -42,9 +42,9 @@ def open_files(process: int) -> frozenset[str] | None:
     files say nothing.
     """
     try:
-        name = Path(f"/proc/{process}/comm").read_bytes()
-        if not name.startswith((b"qemu", b"kvm")):
-            return None
+        with open(f"/proc/{process}/comm", "rb") as comm:
+            if not comm.read().startswith((b"qemu", b"kvm")):
+                return None
         if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return None
         links = [_link(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -33,6 +34,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 _find_special = re.compile('[\\\\"\n\ud800-\udfff]').search
 
 
+@lru_cache(maxsize=8192)
 def escape(text: str) -> str:
     """Return a label value as both formats want it between its quotes."""
     if len(text) > LABEL_LIMIT:
@@ -132,6 +134,8 @@ class Plan:
         for entry, identity in zip(counters.devices, kept.devices, strict=True):
             if entry.stats.timed_stats:
                 self._intervals(out, intervals(entry), identity)
+        if counters.storage:
+            _records(out, self._live[Scope.STORAGE], counters.storage, kept.nodes)
         nodes, identities = counters.nodes, kept.nodes
         if snapshot.free_nodes:
             nodes = [*nodes, *counters.free_nodes]
@@ -189,7 +193,11 @@ class Plan:
 
 
 def _node_labels(vm: str, device: str, node: Node) -> str:
-    return labels(Scope.NODE.labels, (vm, device, node.layer, node.role, node.node_name))
+    # As `labels` would, of which there would be one for each node of a fleet.
+    return (
+        f'vm="{escape(vm)}",device="{escape(device)}",layer="{node.layer}",role="{node.role}",'
+        f'node_name="{escape(node.node_name)}"'
+    )
 
 
 def _grouped(metrics: Iterable[Metric]) -> tuple[_Rows, ...]:

@@ -14,9 +14,10 @@ import errno
 import os
 import queue
 import stat
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +26,19 @@ from exporter.errors import ExporterError
 _AT_FDCWD = -100
 _AT_STATX_FORCE_SYNC = 0x2000
 _STATX_BASIC_STATS = 0x7FF
+#: Size of struct statx, and where in it stx_mode and stx_rdev_major stand. [statx(2)]
+_STATX_BYTES, _STX_MODE, _STX_RDEV = 256, 28, 128
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3"}
 )
 #: Longest that what was seen of one file is told to others: the VMs of a fleet share layers.
 _RECENT_SECONDS = 2.0
+#: How long the table of mounts is taken to stay as it is: a fleet would read it for each VM.
+_MOUNTS_SECONDS = 1.0
+_mount_points: Mapping[str, str] = {}
+_mount_points_at = float("-inf")
+#: Most paths whose mount is remembered.
+_PATHS_LIMIT = 100_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -59,6 +68,9 @@ class Storage:
         """`look` replaces the system calls, in tests."""
         self._look = look or look_at
         self._mounts: dict[str, _Mount] = {}
+        self._points: Mapping[str, str] = {}
+        #: The mount of each path that was asked for, by `_points`.
+        self._point_of: dict[str, str] = {}
 
     async def see(self, paths: Iterable[str], timeout_seconds: float) -> dict[str, Sight]:
         """Ask the storage of each path for the file's attributes.
@@ -68,9 +80,15 @@ class Storage:
             StorageBusy: it answered others.
         """
         points = mount_points()
+        if points is not self._points:
+            if points != self._points or len(self._point_of) > _PATHS_LIMIT:
+                self._point_of = {}
+            self._points = points
         by_mount: dict[str, list[str]] = {}
         for path in paths:
-            by_mount.setdefault(_mount_of(path, points), []).append(path)
+            if (point := self._point_of.get(path)) is None:
+                point = self._point_of[path] = _mount_of(path, points)
+            by_mount.setdefault(point, []).append(path)
         mounts = [
             (self._mounts.setdefault(point, _Mount(point, self._look)), of_mount)
             for point, of_mount in by_mount.items()
@@ -165,11 +183,11 @@ def look_at(path: str) -> Sight:
     """
     try:
         # A relative path is relative to a folder that only QEMU knows.
-        if not path.startswith("/") or not _exists(os.fsencode(path)):
+        if not path.startswith("/") or (found := _statx(os.fsencode(path))) is None:
             return Sight(visible=False)
-        mode = os.stat(path)
-        if stat.S_ISBLK(mode.st_mode):
-            return Sight(True, _device_size(mode.st_rdev))
+        mode, major, minor = found
+        if stat.S_ISBLK(mode):
+            return Sight(True, _device_size(major, minor))
         space = os.statvfs(os.path.dirname(path) or "/")
     except ValueError:  # a NUL or half a character: JSON has them, file names do not
         return Sight(visible=False)
@@ -178,8 +196,15 @@ def look_at(path: str) -> Sight:
     return Sight(True, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
 
 
-def mount_points() -> dict[str, str]:
-    """Return every mount point of this namespace with its file system's type."""
+def mount_points() -> Mapping[str, str]:
+    """Return every mount point of this namespace with its file system's type, as a second ago."""
+    global _mount_points, _mount_points_at  # noqa: PLW0603
+    if time.monotonic() - _mount_points_at >= _MOUNTS_SECONDS:
+        _mount_points, _mount_points_at = _read_mount_points(), time.monotonic()
+    return _mount_points
+
+
+def _read_mount_points() -> dict[str, str]:
     points = {}
     for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         fields, _, kinds = line.partition(" - ")
@@ -190,11 +215,10 @@ def mount_points() -> dict[str, str]:
     return points
 
 
-def _mount_of(path: str, points: Iterable[str]) -> str:
+def _mount_of(path: str, points: Container[str]) -> str:
     # By the name alone: to resolve a link is to ask the file system.
     folder = os.path.normpath(path).replace("//", "/")
-    known = frozenset(points)
-    while folder not in known and folder != "/":
+    while folder not in points and folder != "/":
         folder = os.path.dirname(folder) or "/"
     return folder
 
@@ -203,17 +227,27 @@ def _is_network(kind: str) -> bool:
     return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.") or kind == "fuse"
 
 
-def _exists(path: bytes) -> bool:
-    buffer = ctypes.create_string_buffer(512)
-    if _libc.statx(_AT_FDCWD, path, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) == 0:
-        return True
-    # Any other error is the server's answer too; these say that the file is not ours to see.
-    return ctypes.get_errno() not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+def _statx(path: bytes) -> tuple[int, int, int] | None:
+    """Return the mode and, of a device, the numbers of a file, as its server has them.
+
+    Return None where there is none that is ours to see.
+
+    Raises:
+        OSError: any other answer of the server.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if _libc.statx(_AT_FDCWD, path, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) != 0:
+        error = ctypes.get_errno()
+        if error in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM):
+            return None
+        raise OSError(error, os.strerror(error))
+    (mode,) = struct.unpack_from("=H", buffer, _STX_MODE)
+    major, minor = struct.unpack_from("=II", buffer, _STX_RDEV)
+    return mode, major, minor
 
 
-def _device_size(device: int) -> int | None:
-    sysfs = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size")
+def _device_size(major: int, minor: int) -> int | None:
     try:
-        return int(sysfs.read_text()) * 512
+        return int(Path(f"/sys/dev/block/{major}:{minor}/size").read_text()) * 512
     except (OSError, ValueError):
         return None

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from zlib import crc32
 
 from exporter import chain as chains
 from exporter import parse, peer, qapi
 from exporter.config import Settings
 from exporter.identity import key
+from exporter.model import Space
 from exporter.parse import Topology
 from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
 
@@ -49,8 +51,11 @@ class TopologyCache:
         self._settings = settings
         self._storage = storage
         self._topology: Topology | None = None
+        self._files: frozenset[str] = frozenset()
+        #: What the storage of each image file has, by the file's path.
+        self._space: Mapping[str, Space] = {}
         self._node_names: NodeNames = ()
-        self._asked_at = self._unseen_at = float("-inf")
+        self._asked_at = self._due_at = float("-inf")
         #: Something happened since: the next scrape asks.
         self._outdated = False
         #: Something happened since query-block was last asked; its answer may be of before.
@@ -84,6 +89,10 @@ class TopologyCache:
             self._topology if age <= _STALE_AGES * self._settings.topology_max_age_seconds else None
         )
 
+    def space(self) -> Mapping[str, Space]:
+        """Return what the storage of each image file has, as long as `current` is known."""
+        return self._space if self.current() else {}
+
     def entries(self) -> list[qapi.BlockStats]:
         """Return the devices of query-block, for a QEMU that has no query-blockstats."""
         topology = self.current()
@@ -108,9 +117,7 @@ class TopologyCache:
             return False
         if self._topology is None or self._outdated or node_names != self._node_names:
             return True
-        # Files that cannot be seen are looked for again after as long: a mount may have come.
-        done_at = max(self._asked_at, self._unseen_at)
-        return time.monotonic() - done_at >= self._settings.topology_max_age_seconds
+        return time.monotonic() >= self._due_at
 
     async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:
         """Ask the storage first: whether query-block would not hang in it.
@@ -122,7 +129,7 @@ class TopologyCache:
         """
         self._happened = False
         self._sights = {}
-        files = parse.image_files(self._topology.blocks) if self._topology else frozenset()
+        files = self._files if self._topology else frozenset()
         timeout = min(CANARY_SECONDS, timeout_seconds)
         try:
             sights: dict[str, Sight] = {}
@@ -144,7 +151,8 @@ class TopologyCache:
             self._saw({path: sights[path] for path in files})
         if self._settings.topology == "auto" and self.known(node_names) and not self._outdated:
             if not self._all_visible:
-                self._unseen_at = time.monotonic()
+                # Looked for again after as long: a mount may have come.
+                self._due_at = time.monotonic() + self._settings.topology_max_age_seconds
             return self._all_visible
         return True
 
@@ -165,7 +173,14 @@ class TopologyCache:
         self._disagreed = None if agreed else names
         self._node_names = names
         self._asked_at, self.timestamp = time.monotonic(), time.time()
-        files = parse.image_files(by_key)
+        # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
+        part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF
+        self._due_at = self._asked_at + part * self._settings.topology_max_age_seconds
+        topology = Topology(blocks=by_key, limits=limits)
+        if topology != self._topology:
+            self._topology = topology  # else the same object, of which all is rendered already
+            self._files = parse.image_files(by_key)
+        files = self._files
         # What `may_ask` has just seen is not looked at again.
         sights = {path: sight for path, sight in self._sights.items() if path in files}
         self._sights = {}
@@ -178,10 +193,9 @@ class TopologyCache:
             self.responding = False
         except StorageBusy:
             pass  # the sizes come with the next answer
-        before = self._topology.storage if self._topology else {}
-        sizes = {path: size for path, size in before.items() if path in files}
-        sizes |= {p: (s.size_bytes, s.available_bytes) for p, s in sights.items()}
-        self._topology = Topology(blocks=by_key, limits=limits, storage=sizes)
+        space = {path: each for path, each in self._space.items() if path in files}
+        space |= {p: Space(s.size_bytes, s.available_bytes) for p, s in sights.items()}
+        self._space = space
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

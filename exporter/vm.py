@@ -161,7 +161,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
-        return known.found, parse.count(known, entries, walk)
+        return known.found, parse.count(known, entries, walk, self._topology.space())
 
     async def _first_answers(self, deadline: float) -> Answers:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""

@@ -284,6 +284,7 @@ def test_mount_points_are_read_with_their_types(
         return table if path == "/proc/self/mountinfo" else real(path)
 
     monkeypatch.setattr(storage, "Path", redirected)
+    monkeypatch.setattr(storage, "_mount_points_at", float("-inf"))
 
     assert mount_points() == {
         "/": "ext4",
@@ -293,8 +294,10 @@ def test_mount_points_are_read_with_their_types(
     }
 
 
-def test_the_mounts_of_this_host_are_read() -> None:
+def test_the_mounts_of_this_host_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is always a root."""
+    monkeypatch.setattr(storage, "_mount_points_at", float("-inf"))
+
     assert "/" in mount_points()
 
 
@@ -323,16 +326,23 @@ def test_a_block_device_has_its_own_size(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(path)
         return size
 
-    state = os.stat_result(
-        (stat.S_IFBLK, 1, 1, 1, 0, 0, 0, 0, 0, 0), {"st_rdev": os.makedev(8, 17)}
-    )
     monkeypatch.setattr(storage, "Path", sysfs)
-    monkeypatch.setattr(storage.os, "stat", lambda path: state)
+    monkeypatch.setattr(storage, "_statx", lambda path: (stat.S_IFBLK, 8, 17))
     assert look_at(str(tmp_path)) == Sight(visible=True)
     size.write_text("2048\n")
 
     assert look_at(str(tmp_path)) == Sight(visible=True, size_bytes=1048576)
     assert asked[0] == "/sys/dev/block/8:17/size"
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/mountinfo", "/"])
+def test_what_the_server_says_of_a_file_is_what_stat_says(path: str) -> None:
+    """The kernel's own structure is read, a member at a time."""
+    state = os.stat(path)
+
+    assert storage._statx(os.fsencode(path)) == (
+        state.st_mode, os.major(state.st_rdev), os.minor(state.st_rdev),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["gone", "file/below", ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
-from exporter.model import Snapshot
+from exporter.model import Snapshot, Space
 from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
-from exporter.topology import EVENTS
+from exporter.topology import EVENTS, TopologyCache
 from exporter.vm import Vm
 from tests.disks import Disk, block_job, plug, with_filter
 from tests.fakeqmp import FakeQmp, Reply, until
@@ -125,6 +126,14 @@ def asked(fake: FakeQmp) -> int:
     return fake.commands.count("query-block")
 
 
+def sizes(snapshot: Snapshot) -> set[Space]:
+    """What the storage of the images has."""
+    images = [node.image for device in snapshot.devices for node in device.nodes if node.counts]
+    found = snapshot.counters.storage or [None] * len(images)
+    assert all(image for image, space in zip(images, found, strict=True) if space)
+    return {space for space in found if space}
+
+
 async def event(fake: FakeQmp, vm: Vm, name: str) -> None:
     """Send an event and see it arrive."""
     arrived = asyncio.Event()
@@ -145,7 +154,7 @@ async def test_query_block_is_asked_on_first_contact_and_not_in_the_next_scrapes
     """It stats every image file on QEMU's main loop."""
     vm = make()
     first = await collect(vm)
-    clock.now += 59
+    clock.now += 1
     second = await collect(vm)
 
     assert asked(fake) == 1
@@ -164,6 +173,46 @@ async def test_query_block_is_asked_again_after_max_age(
 
     assert asked(fake) == 2
     assert snapshot.topology_timestamp_seconds == 1e9 + 1030
+
+
+async def test_a_fleet_is_not_asked_for_query_block_all_at_once_again(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """The first time each VM waits a part of max-age that is its own, from then on all of it."""
+    vm = make(topology_max_age_seconds=60.0)
+    await collect(vm)
+    due = vm._topology._due_at - clock.now
+    clock.now += due
+    await collect(vm)
+    first = asked(fake)
+    clock.now += 59
+    await collect(vm)
+    second = asked(fake)
+    clock.now += 1
+    await collect(vm)
+    others = [TopologyCache(f"vm{i}", Settings(), Seer()) for i in range(400)]
+    for other in others:
+        await other.put([], [], {}, 1.0)
+    parts = Counter(int((other._due_at - clock.now) // 15) for other in others)
+
+    assert 0 < due < 60
+    assert (first, second, asked(fake)) == (2, 2, 3)
+    assert set(parts) == {0, 1, 2, 3}
+    assert min(parts.values()) > 50
+
+
+async def test_query_block_that_answers_as_before_changes_nothing(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """What is rendered already stays, but for the time when it was last told."""
+    vm = make()
+    first = await collect(vm)
+    clock.now += 60
+    second = await collect(vm)
+
+    assert asked(fake) == 2
+    assert second.devices is first.devices
+    assert second.topology_timestamp_seconds == 1e9 + 1060
 
 
 async def test_query_block_is_asked_again_when_node_names_change(
@@ -561,10 +610,10 @@ async def test_storage_that_gets_busy_meanwhile_costs_only_the_sizes(
         return block(arguments)
 
     fake.replies["query-block"] = answer
-    [device] = (await collect(make())).devices
+    snapshot = await collect(make())
 
-    assert device.file == "/images/top.qcow2"
-    assert {node.storage_size_bytes for node in device.nodes} == {None}
+    assert snapshot.devices[0].file == "/images/top.qcow2"
+    assert sizes(snapshot) == set()
 
 
 @pytest.mark.parametrize("trouble", ["busy", "hangs"])
@@ -576,10 +625,10 @@ async def test_sizes_that_cannot_be_had_again_stay(
     await collect(vm)
     setattr(storage, trouble, True)
     clock.now += 60
-    [device] = (await collect(vm)).devices
+    snapshot = await collect(vm)
 
     assert asked(fake) == 2
-    assert {n.storage_size_bytes for n in device.nodes if n.image} == {1000}
+    assert sizes(snapshot) == {Space(1000, 100)}
 
 
 async def test_a_refresh_looks_at_each_file_once(
@@ -681,10 +730,9 @@ async def test_the_storage_of_the_images_is_measured(
     fake: FakeQmp, make: Make, clock: Clock
 ) -> None:
     """As the canary saw it."""
-    [device] = (await collect(make())).devices
-    sizes = {(n.storage_size_bytes, n.storage_available_bytes) for n in device.nodes if n.image}
+    snapshot = await collect(make())
 
-    assert sizes == {(1000, 100)}
+    assert sizes(snapshot) == {Space(1000, 100)}
 
 
 async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(

@@ -130,9 +130,7 @@ def agree(chain: Chain, info: BlockInfo) -> bool:
     if info.inserted is None:
         return not chain.layers
     told, root = info.inserted.node_name, chain.root_name
-    return len(layer_images(info)) == len(chain.layers) and (
-        not told or not root or told == root
-    )
+    return len(layer_images(info)) == len(chain.layers) and (not told or not root or told == root)
 
 
 def _has_node(entry: BlockStats) -> bool:

@@ -182,20 +182,9 @@ class Client(QMPClient):
         # Nearly all lines are answers, which wait undecoded for whoever asked.
         answer: object = line
         if query is None or not line.startswith(_ANSWER):
-            try:
-                message = qapi.UNASKED.decode(line)
-            except (msgspec.ValidationError, RecursionError) as error:
-                answer = _not_understood(query, error)
-            except (msgspec.DecodeError, UnicodeError):
-                raise ProtocolError("sent what is no JSON") from None
-            else:
-                if message.event:
-                    self._take_event(message.event, bytes(message.data))
-                    return
-                if message.error:
-                    answer = message.error
-                elif message.return_ is msgspec.UNSET:
-                    answer = _not_understood(query, "it is neither an answer nor an event")
+            answer = self._read(query, line)
+            if answer is None:
+                return
         if query is None or answers is None:
             raise ProtocolError("said something that nobody asked for")
         self.awaited.popleft()
@@ -206,6 +195,23 @@ class Client(QMPClient):
             self._pace.release(answers.done)
         if self.leaving and not self.awaited:
             self.abort()
+
+    def _read(self, query: Query[Any] | None, line: bytes) -> object:
+        """Return what a line answers, None if it was an event."""
+        try:
+            message = qapi.UNASKED.decode(line)
+        except (msgspec.ValidationError, RecursionError) as error:
+            return _not_understood(query, error)
+        except (msgspec.DecodeError, UnicodeError):
+            raise ProtocolError("sent what is no JSON") from None
+        if message.event:
+            self._take_event(message.event, bytes(message.data))
+            return None
+        if message.error:
+            return message.error
+        if message.return_ is msgspec.UNSET:
+            return _not_understood(query, "it is neither an answer nor an event")
+        return line
 
     def _take_event(self, name: str, data: bytes) -> None:
         self._events += 1

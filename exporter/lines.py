@@ -20,9 +20,7 @@ _BUFFER = memoryview(bytearray(256 * 1024))
 class Lines(asyncio.BufferedProtocol):
     """Takes a connection over from a stream, and calls `on_line` with each line of it."""
 
-    def __init__(
-        self, on_line: Callable[[bytes], None], transport: asyncio.WriteTransport
-    ) -> None:
+    def __init__(self, on_line: Callable[[bytes], None], transport: asyncio.WriteTransport) -> None:
         #: Done when the connection ends: with nothing, or with what went wrong.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_line = on_line

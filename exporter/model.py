@@ -13,7 +13,11 @@ from msgspec import Struct
 from exporter import qapi
 
 
-class Node(Struct, frozen=True, kw_only=True):
+class Known(Struct, frozen=True, gc=False):
+    """What cannot be in a cycle, so that the collector of cycles need not look at it."""
+
+
+class Node(Known, frozen=True, kw_only=True):
     """A block node: of a layer of a backing chain, a lasting filter, or under no device."""
 
     #: Depth in the backing chain, `0` the active layer; empty for filters and nodes of no device.
@@ -38,28 +42,28 @@ class Node(Struct, frozen=True, kw_only=True):
         return self.role != "filter"
 
 
-class Space(Struct, frozen=True):
+class Space(Known, frozen=True):
     """The file system, or the block device, that an image is on."""
 
     size_bytes: int | None = None
     available_bytes: int | None = None
 
 
-class Interval(Struct, frozen=True):
+class Interval(Known, frozen=True):
     """Statistics of the last `interval_seconds`."""
 
     interval_seconds: str
     timed: qapi.TimedStats
 
 
-class Throttle(Struct, frozen=True):
+class Throttle(Known, frozen=True):
     """The limits of a device, of its own or of a throttle filter above it."""
 
     throttle_group: str
     limits: qapi.Limits
 
 
-class Bitmap(Struct, frozen=True):
+class Bitmap(Known, frozen=True):
     """A dirty bitmap on the active layer."""
 
     bitmap: str
@@ -67,7 +71,7 @@ class Bitmap(Struct, frozen=True):
     state: qapi.Bitmap
 
 
-class Device(Struct, frozen=True, kw_only=True):
+class Device(Known, frozen=True, kw_only=True):
     """A disk or drive of the guest, without what it counts."""
 
     device: str
@@ -92,7 +96,7 @@ class Device(Struct, frozen=True, kw_only=True):
     throttle_group: str = ""
 
 
-class Job(Struct, frozen=True):
+class Job(Known, frozen=True):
     """A block job, or another job of query-jobs."""
 
     device: str
@@ -106,7 +110,7 @@ class Job(Struct, frozen=True):
     progress_ratio: float | None = None
 
 
-class Counters(Struct, frozen=True):
+class Counters(Known, frozen=True):
     """What each scrape brings anew: entries of query-blockstats, and the space that is left."""
 
     #: One of each device.
@@ -119,7 +123,7 @@ class Counters(Struct, frozen=True):
     free_nodes: Sequence[qapi.BlockNode] = ()
 
 
-class Snapshot(Struct, frozen=True, kw_only=True):
+class Snapshot(Known, frozen=True, kw_only=True):
     """One VM at one instant; down, it has a `reason` and nothing of what QEMU knows."""
 
     vm: str
@@ -144,7 +148,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     jobs: tuple[Job, ...] = ()
 
 
-class Exporter(Struct, frozen=True, kw_only=True):
+class Exporter(Known, frozen=True, kw_only=True):
     """The program at one instant."""
 
     version: str

@@ -23,6 +23,10 @@ S = TypeVar("S", bound=Struct)
 T = TypeVar("T")
 
 
+class Tree(Struct, gc=False):
+    """What cannot be in a cycle, so that the collector of cycles need not look at it."""
+
+
 def leaves(rows: Iterable[Metric], *owner: str) -> Callable[[type[S]], type[S]]:
     """Add to a struct a field for each row of the table whose value stands right under `owner`."""
 
@@ -45,7 +49,7 @@ def leaves(rows: Iterable[Metric], *owner: str) -> Callable[[type[S]], type[S]]:
     return extend
 
 
-class Histogram(Struct):
+class Histogram(Tree):
     """BlockLatencyHistogramInfo: one more bin than boundaries, which are in nanoseconds."""
 
     boundaries: list[int]
@@ -53,14 +57,14 @@ class Histogram(Struct):
 
 
 @leaves(metrics.INTERVALS, "timed")
-class TimedStats(Struct):
+class TimedStats(Tree):
     """BlockDeviceTimedStats."""
 
     interval_length: int
 
 
 @leaves(metrics.NODES, "stats")
-class NodeStats(Struct):
+class NodeStats(Tree):
     """BlockDeviceStats of a node: all else in it is 0 since QEMU 2.5."""
 
 
@@ -76,13 +80,13 @@ class Stats(NodeStats):
 
 
 @leaves(metrics.NODES, "driver_specific")
-class DriverSpecific(Struct):
+class DriverSpecific(Tree):
     """BlockStatsSpecific."""
 
     driver: str
 
 
-class BlockNode(Struct, rename="kebab"):
+class BlockNode(Tree, rename="kebab"):
     """BlockStats of query-blockstats: a node."""
 
     stats: NodeStats
@@ -131,20 +135,20 @@ class LayerStats(BlockStats, rename="kebab", kw_only=True):
 
 
 @leaves(metrics.NODES, "image", "format_specific", "data")
-class FormatData(Struct):
+class FormatData(Tree):
     """ImageInfoSpecificQCow2 and its like."""
 
     compat: str | None = None
 
 
-class FormatSpecific(Struct):
+class FormatSpecific(Tree):
     """ImageInfoSpecific."""
 
     data: FormatData | None = None
 
 
 @leaves(metrics.NODES, "image")
-class Image(Struct, rename="kebab"):
+class Image(Tree, rename="kebab"):
     """ImageInfo."""
 
     filename: str
@@ -158,13 +162,13 @@ class Image(Struct, rename="kebab"):
 
 
 @leaves(metrics.BITMAPS, "state")
-class Bitmap(Struct):
+class Bitmap(Tree):
     """BlockDirtyInfo; a bitmap without a name belongs to a job."""
 
     name: str = ""
 
 
-class Cache(Struct, rename="kebab"):
+class Cache(Tree, rename="kebab"):
     """BlockdevCacheInfo."""
 
     writeback: bool
@@ -173,7 +177,7 @@ class Cache(Struct, rename="kebab"):
 
 
 @leaves(metrics.THROTTLE, "limits")
-class Limits(Struct):
+class Limits(Tree):
     """The limits of BlockDeviceInfo, by their names there; 0 is no limit."""
 
 
@@ -195,7 +199,7 @@ class Inserted(
 
 
 @leaves(metrics.STATE, "block")
-class BlockInfo(Struct, rename={"dirty_bitmaps": "dirty-bitmaps"}):
+class BlockInfo(Tree, rename={"dirty_bitmaps": "dirty-bitmaps"}):
     """BlockInfo of query-block."""
 
     device: str
@@ -207,7 +211,7 @@ class BlockInfo(Struct, rename={"dirty_bitmaps": "dirty-bitmaps"}):
 
 
 @leaves(metrics.JOBS, "job")
-class BlockJob(Struct):
+class BlockJob(Tree):
     """BlockJobInfo; `device` is the id of the job."""
 
     device: str
@@ -215,7 +219,7 @@ class BlockJob(Struct):
     error: str = ""
 
 
-class JobInfo(Struct, rename="kebab"):
+class JobInfo(Tree, rename="kebab"):
     """JobInfo of query-jobs, which has the jobs that are no block jobs too."""
 
     id: str
@@ -226,26 +230,26 @@ class JobInfo(Struct, rename="kebab"):
     error: str = ""
 
 
-class Status(Struct):
+class Status(Tree):
     """StatusInfo of query-status."""
 
     running: bool
     status: str
 
 
-class Name(Struct):
+class Name(Tree):
     """NameInfo of query-name."""
 
     name: str = ""
 
 
-class Uuid(Struct):
+class Uuid(Tree):
     """UuidInfo of query-uuid."""
 
     UUID: str
 
 
-class GraphNode(Struct):
+class GraphNode(Tree):
     """XDbgBlockGraphNode: `type` is block-backend, block-job or block-driver."""
 
     id: int
@@ -253,7 +257,7 @@ class GraphNode(Struct):
     name: str
 
 
-class GraphEdge(Struct):
+class GraphEdge(Tree):
     """XDbgBlockGraphEdge."""
 
     parent: int
@@ -261,7 +265,7 @@ class GraphEdge(Struct):
     name: str
 
 
-class Graph(Struct):
+class Graph(Tree):
     """XDbgBlockGraph of x-debug-query-block-graph (QEMU 4.0)."""
 
     nodes: list[GraphNode]
@@ -297,7 +301,7 @@ class CommandError(Struct, frozen=True):
         return self.class_ == "CommandNotFound"
 
 
-class Message(Struct, Generic[T]):
+class Message(Tree, Generic[T]):
     """Whatever QEMU may send after the greeting: an answer or an event."""
 
     return_: T | UnsetType = msgspec.field(name="return", default=UNSET)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -18,14 +18,14 @@ from exporter import qapi
 from exporter.errors import ProtocolError
 from exporter.family import Metric, Scope, Zero
 from exporter.metrics import METRICS
-from exporter.model import Exporter, Interval, Node, Snapshot
+from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle
 from exporter.parse import intervals
+from exporter.template import Template, flatten, template, unsigned
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
 Blobs = tuple[bytes, ...]
 
 _SLOT = {metric.name: slot for slot, metric in enumerate(METRICS)}
-_UNSIGNED = 1 << 64
 #: No name of QEMU's is longer; a label of a liar's stands in every line of its device.
 LABEL_LIMIT = 8192
 _BINS_LIMIT = 1000
@@ -55,23 +55,13 @@ def labels(names: Sequence[str], values: Sequence[str]) -> str:
 
 
 def number(value: float, divisor: int = 1) -> str:
-    """Return a number as both formats want it; integers stay exact.
-
-    Every integer in the block layer's replies is unsigned: one that arrives below zero went
-    through a signed type (`write_threshold`).
-    """
+    """Return a number as both formats want it; integers stay exact."""
     if value is True or value is False:
         return "1" if value else "0"
     if isinstance(value, int):
-        value = _unsigned(value)
+        value = unsigned(value)
         return str(value) if divisor == 1 else repr(value / divisor)
     return repr(value / divisor)
-
-
-def _unsigned(value: int) -> int:
-    if -(_UNSIGNED >> 1) <= value < _UNSIGNED:
-        return value % _UNSIGNED
-    raise ProtocolError("sent an integer of more than 64 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +71,12 @@ class _Rows:
     owner: Callable[[Any], Any]
     values: Callable[[Any], tuple[Any, ...]]
     rows: tuple[tuple[int, Metric], ...]
-    #: Whether all rows are integers and no more: they are rendered by `_columns`.
-    numbers: bool
+    #: Of rows that are integers and no more, the divisor of all; 0 where they are more.
+    divisor: int
     #: No sample while all values are 0.
     together: bool
+    #: The values of a record that has none of them.
+    nothing: tuple[None, ...]
 
 
 #: Owners of what a scrape brings anew; the rest of a device stays until query-block is asked again.
@@ -101,6 +93,8 @@ class Kept:
     devices: tuple[str, ...]
     #: Labels of each node that counts, in the order of `model.Counters`.
     nodes: tuple[str, ...]
+    #: The lines that scrapes fill in, by the first of the slots that they belong to.
+    templates: dict[int, Template] = field(default_factory=dict)
 
 
 class Plan:
@@ -116,10 +110,6 @@ class Plan:
             self._live[scope] = _grouped(m for m in mine if m.path[0] in _LIVE_OWNERS)
             self._kept[scope] = _grouped(m for m in mine if m.path[0] not in _LIVE_OWNERS)
         self._info = [m for m in chosen if not m.path]
-        #: Families that a scrape brings anew; no family is kept in part.
-        self._live_slots = [_SLOT[metric.name] for metric in self._info] + [
-            slot for groups in self._live.values() for group in groups for slot, _ in group.rows
-        ]
 
     def render(self, snapshot: Snapshot, kept: Kept | None = None) -> Blobs:
         """Return the lines of one VM, one blob per family of the table.
@@ -127,69 +117,58 @@ class Plan:
         `kept` is what `keep` returned for a snapshot with the same devices.
         """
         kept = kept or self.keep(snapshot)
-        counters = snapshot.counters
-        out: list[list[str]] = [[] for _ in METRICS]
-        self._vm(out, snapshot)
-        _records(out, self._live[Scope.DEVICE], counters.devices, kept.devices)
-        for entry, identity in zip(counters.devices, kept.devices, strict=True):
-            if entry.stats.timed_stats:
-                self._intervals(out, intervals(entry), identity)
+        counters, live, templates = snapshot.counters, self._live, kept.templates
+        blobs = list(kept.blobs)
+        identity = labels(Scope.VM.labels, (snapshot.vm,))
+        _records(blobs, live[Scope.VM], (snapshot,), (identity,), {})
+        if snapshot.up:
+            for metric in self._info:
+                blobs[_SLOT[metric.name]] = _info(metric, snapshot, identity).encode()
+        _records(blobs, live[Scope.DEVICE], counters.devices, kept.devices, templates)
+        timed = [
+            (f"{of_device},{labels(('interval_seconds',), (interval.interval_seconds,))}", interval)
+            for entry, of_device in zip(counters.devices, kept.devices, strict=True)
+            if entry.stats.timed_stats
+            for interval in intervals(entry)
+        ]
+        _pairs(blobs, live[Scope.INTERVAL], timed)
         if counters.storage:
-            _records(out, self._live[Scope.STORAGE], counters.storage, kept.nodes)
-        nodes, identities = counters.nodes, kept.nodes
+            _records(blobs, live[Scope.STORAGE], counters.storage, kept.nodes, templates)
+        nodes, of_nodes = counters.nodes, kept.nodes
         if snapshot.free_nodes:
             nodes = [*nodes, *counters.free_nodes]
-            identities += tuple(_node_labels(snapshot.vm, "", n) for n in snapshot.free_nodes)
-        _records(out, self._live[Scope.NODE], nodes, identities)
-        for job in snapshot.jobs:
-            identity = labels(Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type))
-            _records(out, self._live[Scope.JOB], (job,), (identity,))
-        blobs = list(kept.blobs)
-        for slot in self._live_slots:
-            if lines := out[slot]:
-                blobs[slot] = "".join(lines).encode()
+            of_nodes += tuple(_node_labels(snapshot.vm, "", node) for node in snapshot.free_nodes)
+        _records(blobs, live[Scope.NODE], nodes, of_nodes, templates)
+        jobs = [
+            (labels(Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type)), job)
+            for job in snapshot.jobs
+        ]
+        _pairs(blobs, live[Scope.JOB], jobs)
         return tuple(blobs)
 
     def keep(self, snapshot: Snapshot) -> Kept:
         """Render what stays until query-block is asked again."""
-        out: list[list[str]] = [[] for _ in METRICS]
         devices: list[str] = []
-        counting: list[str] = []
+        throttles: list[tuple[str, Throttle]] = []
+        bitmaps: list[tuple[str, Bitmap]] = []
+        nodes: list[tuple[str, Node]] = []
         for device in snapshot.devices:
             identity = labels(Scope.DEVICE.labels, (snapshot.vm, device.device))
-            if device.throttle:
-                more = labels(("throttle_group",), (device.throttle.throttle_group,))
-                _records(
-                    out, self._kept[Scope.THROTTLE], (device.throttle,), (f"{identity},{more}",)
-                )
-            bitmaps = [
-                f"{identity},{labels(('bitmap', 'node_name'), (bitmap.bitmap, bitmap.node_name))}"
-                for bitmap in device.bitmaps
-            ]
-            _records(out, self._kept[Scope.BITMAP], device.bitmaps, bitmaps)
-            nodes = [_node_labels(snapshot.vm, device.device, node) for node in device.nodes]
-            _records(out, self._kept[Scope.NODE], device.nodes, nodes)
             devices.append(identity)
-            counting += [n for n, node in zip(nodes, device.nodes, strict=True) if node.counts]
-        _records(out, self._kept[Scope.DEVICE], snapshot.devices, devices)
-        blobs = tuple("".join(lines).encode() for lines in out)
-        return Kept(blobs, tuple(devices), tuple(counting))
-
-    def _vm(self, out: list[list[str]], snapshot: Snapshot) -> None:
-        identity = labels(Scope.VM.labels, (snapshot.vm,))
-        _records(out, self._live[Scope.VM], (snapshot,), (identity,))
-        if snapshot.up:
-            for metric in self._info:
-                _info(out[_SLOT[metric.name]], metric, snapshot, identity)
-
-    def _intervals(
-        self, out: list[list[str]], found: Sequence[Interval], identity: str
-    ) -> None:
-        identities = [
-            f"{identity},{labels(('interval_seconds',), (interval.interval_seconds,))}"
-            for interval in found
-        ]
-        _records(out, self._live[Scope.INTERVAL], found, identities)
+            if (throttle := device.throttle) is not None:
+                more = labels(("throttle_group",), (throttle.throttle_group,))
+                throttles.append((f"{identity},{more}", throttle))
+            for bitmap in device.bitmaps:
+                more = labels(("bitmap", "node_name"), (bitmap.bitmap, bitmap.node_name))
+                bitmaps.append((f"{identity},{more}", bitmap))
+            nodes += [(_node_labels(snapshot.vm, device.device, n), n) for n in device.nodes]
+        blobs = [b""] * len(METRICS)
+        _records(blobs, self._kept[Scope.DEVICE], snapshot.devices, devices, {})
+        _pairs(blobs, self._kept[Scope.THROTTLE], throttles)
+        _pairs(blobs, self._kept[Scope.BITMAP], bitmaps)
+        _pairs(blobs, self._kept[Scope.NODE], nodes)
+        counting = tuple(identity for identity, node in nodes if node.counts)
+        return Kept(tuple(blobs), tuple(devices), counting)
 
 
 def _node_labels(vm: str, device: str, node: Node) -> str:
@@ -201,20 +180,24 @@ def _node_labels(vm: str, device: str, node: Node) -> str:
 
 
 def _grouped(metrics: Iterable[Metric]) -> tuple[_Rows, ...]:
-    rows: dict[tuple[tuple[str, ...], bool, bool], list[Metric]] = {}
+    rows: dict[tuple[tuple[str, ...], int, bool], list[Metric]] = {}
     for metric in metrics:
         if metric.path:
-            key = (metric.path[:-1], _is_number(metric), metric.zero is Zero.UNUSED)
+            # Rows that appear together stay together, whatever they are.
+            together = metric.zero is Zero.UNUSED
+            divisor = metric.divisor if _is_number(metric) and not together else 0
+            key = (metric.path[:-1], divisor, together)
             rows.setdefault(key, []).append(metric)
     return tuple(
         _Rows(
             _owner(owner),
             _values([row.path[-1] for row in group]),
             tuple((_SLOT[row.name], row) for row in group),
-            numbers,
+            divisor,
             together,
+            (None,) * len(group),
         )
-        for (owner, numbers, together), group in rows.items()
+        for (owner, divisor, together), group in rows.items()
     )
 
 
@@ -244,103 +227,124 @@ def _values(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return getter if len(names) > 1 else lambda record: (getter(record),)
 
 
+def _pairs(blobs: list[bytes], groups: Iterable[_Rows], pairs: Sequence[tuple[str, Any]]) -> None:
+    """As `_records`, of what is most often not there at all."""
+    if pairs:
+        identities, records = zip(*pairs, strict=True)
+        _records(blobs, groups, records, identities, {})
+
+
 def _records(
-    out: list[list[str]],
+    blobs: list[bytes],
     groups: Iterable[_Rows],
     records: Sequence[Any],
     identities: Sequence[str],
+    templates: dict[int, Template],
 ) -> None:
-    """Append the lines of records of one kind; an identity is labels without braces."""
+    """Put the lines of all records of one kind; an identity is labels without braces."""
     for group in groups:
-        owner_of, values_of, together = group.owner, group.values, group.together
+        owner_of, values_of, nothing = group.owner, group.values, group.nothing
         read = [
             (identity, record, values)
             for record, identity in zip(records, identities, strict=True)
-            if (owner := owner_of(record)) is not None
-            and (any(values := values_of(owner)) or not together)
+            if (owner := owner_of(record)) is not None and (values := values_of(owner)) != nothing
         ]
+        if group.together:
+            read = [each for each in read if any(each[2])]
         if not read:
             continue
-        if group.numbers:
-            _columns(out, group.rows, [identity for identity, _, _ in read], [v for _, _, v in read])
+        of, those, values = zip(*read, strict=True)
+        if group.divisor:
+            _numbers(blobs, group, of, values, templates)
             continue
-        for identity, record, values in read:
-            for (slot, metric), value in zip(group.rows, values, strict=True):
-                if value is not None:
-                    _value(out[slot], metric, record, identity, value)
+        for (slot, metric), column in zip(group.rows, zip(*values, strict=True), strict=True):
+            blobs[slot] = "".join(
+                [
+                    _value(metric, record, identity, value)
+                    for identity, record, value in zip(of, those, column, strict=True)
+                    if value is not None
+                ]
+            ).encode()
 
 
-def _columns(
-    out: list[list[str]],
-    rows: Iterable[tuple[int, Metric]],
-    identities: Sequence[str],
-    values: Sequence[tuple[Any, ...]],
+def _numbers(
+    blobs: list[bytes],
+    group: _Rows,
+    identities: tuple[str, ...],
+    values: Sequence[tuple[int | None, ...]],
+    templates: dict[int, Template],
 ) -> None:
-    """Append integers, family by family: nearly all lines of a scrape, and so without a detour."""
-    for (slot, metric), column in zip(rows, zip(*values, strict=True), strict=True):
-        of, known = identities, column
-        if None in column:
-            of = [i for i, value in zip(identities, column, strict=True) if value is not None]
-            known = tuple(value for value in column if value is not None)
-        if known and (min(known) < 0 or max(known) >= _UNSIGNED):
-            known = tuple(map(_unsigned, known))
-        start, divisor = metric.name + "{", metric.divisor
-        if divisor == 1:
-            out[slot] += [f"{start}{i}}} {v}\n" for i, v in zip(of, known, strict=True)]
-        else:
-            out[slot] += [f"{start}{i}}} {v / divisor}\n" for i, v in zip(of, known, strict=True)]
+    """Put integers: nearly all lines of a scrape, which are the same but for their numbers."""
+    flat, missing = flatten(values, group.divisor)
+    first = group.rows[0][0]
+    kept = templates.get(first)
+    if kept is None or not kept.fits(identities, missing):
+        names = [metric.name for _, metric in group.rows]
+        kept = templates[first] = template(names, identities, missing, group.divisor)
+    for (slot, _), lines in zip(group.rows, kept.fill(flat), strict=True):
+        blobs[slot] = lines
 
 
-def _value(lines: list[str], metric: Metric, record: Any, identity: str, value: Any) -> None:
-    """Append the lines of a value that is more than an integer."""
-    if metric.kind == "info" or metric.states or metric.labels:
-        _info(lines, metric, record, identity, value)
-    elif isinstance(value, qapi.Histogram):
-        _histogram(lines, metric, identity, value)
-    elif value or metric.zero is not Zero.UNSET:
-        lines.append(f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n")
-
-
-def _info(
-    lines: list[str], metric: Metric, record: Any, identity: str, value: Any = None
-) -> None:
-    """An info family, a status family, or a reason."""
+def _value(metric: Metric, record: Any, identity: str, value: Any) -> str:
+    """Return the lines of a value that is more than an integer."""
     if metric.states:
-        start = f'{metric.name}{{{identity},{metric.path[-1].rpartition("_")[2]}="'
-        lines += [f'{start}{state}"}} {int(state == value)}\n' for state in metric.states]
-        if value not in metric.states:
-            lines.append(f'{start}{escape(value)}"}} 1\n')
-        return
+        return _states(metric.name, metric.path[-1], metric.states, identity, value)
+    if metric.kind == "info" or metric.labels:
+        return _info(metric, record, identity)
+    if isinstance(value, qapi.Histogram):
+        return _histogram(metric, identity, value)
+    if not value and metric.zero is Zero.UNSET:
+        return ""
+    return f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n"
+
+
+@lru_cache(maxsize=8192)
+def _states(name: str, path: str, states: Sequence[str], identity: str, value: str) -> str:
+    """A status family: the state of a VM is the same in nearly every scrape."""
+    start = f'{name}{{{identity},{path.rpartition("_")[2]}="'
+    lines = [f'{start}{state}"}} {int(state == value)}\n' for state in states]
+    if value not in states:
+        lines.append(f'{start}{escape(value)}"}} 1\n')
+    return "".join(lines)
+
+
+def _info(metric: Metric, record: Any, identity: str) -> str:
+    """An info family, or a reason."""
     more = labels(metric.labels, [getattr(record, name) for name in metric.labels])
-    lines.append(f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n")
+    return f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n"
 
 
-def _histogram(lines: list[str], metric: Metric, identity: str, histogram: qapi.Histogram) -> None:
+def _histogram(metric: Metric, identity: str, histogram: qapi.Histogram) -> str:
     if len(histogram.bins) > _BINS_LIMIT:
         raise ProtocolError(f"sent a histogram of more than {_BINS_LIMIT} bins")
     total = 0
+    lines = []
     edges = [number(edge, metric.divisor) for edge in histogram.boundaries]
     for edge, count in zip([*edges, "+Inf"], histogram.bins, strict=False):
         total += count
         lines.append(f'{metric.name}_bucket{{{identity},le="{edge}"}} {total}\n')
+    return "".join(lines)
 
 
 def render_exporter(exporter: Exporter) -> Blobs:
     """Return the lines of the program itself, one blob per family of the table."""
-    out: list[list[str]] = [[] for _ in METRICS]
+    blobs = [b""] * len(METRICS)
     for slot, metric in enumerate(METRICS):
         if metric.scope is not Scope.EXPORTER:
             continue
         value: Any = getattr(exporter, metric.path[-1]) if metric.path else None
         if metric.kind == "info":
-            _info(out[slot], metric, exporter, "")
+            text = _info(metric, exporter, "")
         elif metric.labels:
-            for label_values, count in sorted(value.items()):
-                each = label_values if isinstance(label_values, tuple) else (label_values,)
-                out[slot].append(f"{metric.name}{{{labels(metric.labels, each)}}} {count}\n")
+            text = "".join(
+                f"{metric.name}{{{labels(metric.labels, each)}}} {count}\n"
+                for label_values, count in sorted(value.items())
+                for each in [label_values if isinstance(label_values, tuple) else (label_values,)]
+            )
         else:
-            out[slot].append(f"{metric.name} {number(value)}\n")
-    return tuple("".join(lines).encode() for lines in out)
+            text = f"{metric.name} {number(value)}\n"
+        blobs[slot] = text.encode()
+    return tuple(blobs)
 
 
 def _escape_help(text: str) -> str:

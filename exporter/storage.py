@@ -79,20 +79,7 @@ class Storage:
             StorageHangs: a mount did not answer in time, or still owes an earlier answer.
             StorageBusy: it answered others.
         """
-        points = mount_points()
-        if points is not self._points:
-            if points != self._points or len(self._point_of) > _PATHS_LIMIT:
-                self._point_of = {}
-            self._points = points
-        by_mount: dict[str, list[str]] = {}
-        for path in paths:
-            if (point := self._point_of.get(path)) is None:
-                point = self._point_of[path] = _mount_of(path, points)
-            by_mount.setdefault(point, []).append(path)
-        mounts = [
-            (self._mounts.setdefault(point, _Mount(point, self._look)), of_mount)
-            for point, of_mount in by_mount.items()
-        ]
+        mounts = self._by_mount(paths)
         if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
             raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
         looks = [mount.looks for mount, _ in mounts]
@@ -109,6 +96,22 @@ class Storage:
         if late:
             raise StorageBusy(f"not every file was looked at within {timeout_seconds:g} s")
         return {path: sight for answer in asked for path, sight in answer.result().items()}
+
+    def _by_mount(self, paths: Iterable[str]) -> list[tuple[_Mount, list[str]]]:
+        points = mount_points()
+        if points is not self._points:
+            if points != self._points or len(self._point_of) > _PATHS_LIMIT:
+                self._point_of = {}
+            self._points = points
+        by_mount: dict[str, list[str]] = {}
+        for path in paths:
+            if (point := self._point_of.get(path)) is None:
+                point = self._point_of[path] = _mount_of(path, points)
+            by_mount.setdefault(point, []).append(path)
+        return [
+            (self._mounts.setdefault(point, _Mount(point, self._look)), of_mount)
+            for point, of_mount in by_mount.items()
+        ]
 
     async def see_network(self, timeout_seconds: float) -> None:
         """Ask every network and FUSE mount of this host: for a QEMU whose open files are not seen.
@@ -198,7 +201,7 @@ def look_at(path: str) -> Sight:
 
 def mount_points() -> Mapping[str, str]:
     """Return every mount point of this namespace with its file system's type, as a second ago."""
-    global _mount_points, _mount_points_at  # noqa: PLW0603
+    global _mount_points, _mount_points_at
     if time.monotonic() - _mount_points_at >= _MOUNTS_SECONDS:
         _mount_points, _mount_points_at = _read_mount_points(), time.monotonic()
     return _mount_points

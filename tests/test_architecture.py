@@ -14,12 +14,12 @@ ORDER = (
     "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
     "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "service", "exposition", "render",
-    "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
+    "template", "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
     "errors",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
-    "chain", "family", "filename", "graph", "identity", "metrics", "model", "parse", "qapi", "render",
+    "chain", "family", "filename", "graph", "identity", "metrics", "model", "parse", "qapi", "render", "template",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {

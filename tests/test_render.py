@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
@@ -113,6 +113,28 @@ def test_zone_appends_appear_once_one_was_made() -> None:
     assert series(used, "qemu_block_zone_appended_bytes_total")
 
 
+def test_what_appears_together_appears_whatever_its_unit() -> None:
+    """A first append that took no time that the clock could tell has a time of 0."""
+    fields = {"zone_append_operations": 1, "zone_append_total_time_ns": 0}
+    found = series(text(device(**fields)), "qemu_block_zone_append_time_seconds_total")
+
+    assert list(found.values()) == ["0.0"]
+
+
+def test_lines_that_are_kept_follow_what_is_known() -> None:
+    """The idle time of a device is there from its first request on; other lines stay as they were."""
+    entries = [device("a", rd_bytes=1), device("b", rd_bytes=2, idle_time_ns=5)]
+    plan, found = Plan(), []
+    kept = plan.keep(of(*entries))
+    for idle in (None, 7, None):
+        entries[0].stats.idle_time_ns = idle  # type: ignore[attr-defined]
+        found.append(plan.render(of(*entries), kept))
+    fresh = [plan.render(of(device("a", rd_bytes=1, idle_time_ns=idle), entries[1])) for idle in (None, 7)]
+
+    assert found == [fresh[0], fresh[1], fresh[0]]
+    assert fresh[0] != fresh[1]
+
+
 def test_a_collector_that_is_off_gives_nothing() -> None:
     """Whoever does not want a group of families does not store it."""
     assert "read_bytes" in text(device(rd_bytes=1))
@@ -174,6 +196,7 @@ def test_lines_of_one_family_stand_together() -> None:
     assert len(names) > len(set(names))
 
 
+@example(vm="100%d", name="%", job_id="%s", error="%%")
 @given(vm=TEXT, name=TEXT, job_id=TEXT, error=TEXT)
 def test_any_label_text_round_trips_through_both_formats(
     vm: str, name: str, job_id: str, error: str

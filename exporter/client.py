@@ -93,6 +93,11 @@ class Answers:
         """Take an answer, or the line that it is in."""
         self._answers[query] = answer
 
+    def expire(self) -> None:
+        """Let whoever waits go on with what there is."""
+        if not self.done.done():
+            self.done.set_result(None)
+
     def fail(self, error: TargetError) -> None:
         if not self.done.done():
             self.done.set_exception(error)

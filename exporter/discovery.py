@@ -38,13 +38,28 @@ class Discovery:
         #: Sockets left out because another one has their name.
         self.conflicts: tuple[str, ...] = ()
         self._unreadable: frozenset[str] = frozenset()
+        #: What was made of each name and group, so that a socket that stays is the same target.
+        self._made: dict[tuple[str, str, int], Target | None] = {}
+        self._made_by = config
 
     def refresh(self) -> None:
         """Look again. A globbed socket that is gone is no target any more."""
         candidates: dict[str, Target] = {}
         trouble = _trouble(self.config)
-        for target in _all(self.config, trouble, [t.socket for t in self.targets.values()]):
-            candidates.setdefault(target.socket, target)
+        before = self._made if self._made_by is self.config else {}
+        self._made, self._made_by = {}, self.config
+        for socket, vm, number in _all(
+            self.config, trouble, [t.socket for t in self.targets.values()]
+        ):
+            found = (socket, vm, number)
+            made = (
+                before[found]
+                if found in before
+                else _target(self.config.groups[number], *found[:2])
+            )
+            self._made[found] = made
+            if made is not None:
+                candidates.setdefault(socket, made)
         known = [t.socket for t in self.targets.values() if t.socket in candidates]
         new = sorted(candidates.keys() - set(known))
         targets: dict[str, Target] = {}
@@ -120,24 +135,31 @@ def _matches(pattern: str, socket: str) -> bool:
     return pattern.count("/") == socket.count("/") and fnmatchcase(socket, pattern)
 
 
-def _all(config: Config, trouble: Collection[str], known: Collection[str]) -> Iterator[Target]:
-    """Yield every target; a glob whose folder cannot be listed has the sockets known before."""
+def _all(
+    config: Config, trouble: Collection[str], known: Collection[str]
+) -> Iterator[tuple[str, str, int]]:
+    """Yield every socket with the name that it was given, if any, and the number of its group.
+
+    A glob whose folder cannot be listed has the sockets known before.
+    """
     # A socket that is named is what its name says, whatever glob matches it as well.
-    for group in config.groups:
+    for number, group in enumerate(config.groups):
         for target in group.targets:
-            yield _target(target.vm, target.socket, group)
-    for group in config.groups:
+            yield target.socket, target.vm, number
+    for number, group in enumerate(config.groups):
         for pattern in group.sockets:
             found = glob.iglob(pattern)
             if _folder(pattern) in trouble:
                 found = iter({*found, *(s for s in known if _matches(pattern, s))})
             for socket in found:
-                if vm := _name(socket, group):
-                    yield _target(vm, socket, group)
+                yield socket, "", number
 
 
-def _target(vm: str, socket: str, group: Group) -> Target:
-    return Target(vm=vm, socket=socket, group=group.name, settings=group.settings)
+def _target(group: Group, socket: str, vm: str) -> Target | None:
+    """Return a target, None where the pattern of its group finds no name for it."""
+    if name := vm or _name(socket, group):
+        return Target(vm=name, socket=socket, group=group.name, settings=group.settings)
+    return None
 
 
 def _name(socket: str, group: Group) -> str:

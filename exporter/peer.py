@@ -35,6 +35,14 @@ def is_stopped(process: int) -> bool:
     return stat.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
 
 
+def descriptors(process: int) -> tuple[str, ...]:
+    """Return the numbers of the files that a process has open, none where they cannot be seen."""
+    try:
+        return tuple(os.listdir(f"/proc/{process}/fd"))
+    except OSError:
+        return ()
+
+
 def open_files(process: int) -> frozenset[str] | None:
     """Return the paths of the files that a QEMU has open, None where they cannot be known.
 
@@ -47,7 +55,9 @@ def open_files(process: int) -> frozenset[str] | None:
                 return None
         if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return None
-        links = [_link(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")]
+        links = [
+            _link(f"/proc/{process}/fd/{number}") for number in os.listdir(f"/proc/{process}/fd")
+        ]
     except OSError:
         return None
     return frozenset(link for link in links if link.startswith("/"))

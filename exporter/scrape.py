@@ -114,19 +114,20 @@ class Sweep:
         self.started = time.monotonic()
         self.finished = asyncio.Event()
         self._pending = {member.name: member for member in members}
+        self._answered = asyncio.Event()
+        if not self._pending:
+            self._answered.set()
         #: Each VM that answered, with when it did.
         self._done: list[tuple[float, Member, Collected]] = []
 
     async def run(self) -> None:
         """Ask every VM at once."""
         try:
-            asked = []
             for index, member in enumerate(list(self._pending.values())):
                 if index % _AT_ONCE == _AT_ONCE - 1:
                     await asyncio.sleep(0)
-                asked.append(self._ask(member))
-            if asked:
-                await asyncio.wait(asked)
+                self._ask(member)
+            await self._answered.wait()
         finally:
             self.finished.set()
 
@@ -142,14 +143,14 @@ class Sweep:
             *(member.late(elapsed) for member in self._pending.values()),
         ]
 
-    def _ask(self, member: Member) -> asyncio.Task[Collected]:
+    def _ask(self, member: Member) -> None:
         def put(collecting: asyncio.Task[Collected]) -> None:
             del self._pending[member.name]
             self._done.append((time.monotonic(), member, member.outcome(collecting)))
+            if not self._pending:
+                self._answered.set()
 
-        collecting = member.start()
-        collecting.add_done_callback(put)
-        return collecting
+        member.start().add_done_callback(put)
 
 
 class Fleet:
@@ -189,7 +190,8 @@ class Fleet:
         self._discovered_at = time.monotonic()
         targets = self.discovery.targets
         for name, member in list(self.members.items()):
-            if targets.get(name) != member.target:
+            target = targets.get(name)
+            if target is not member.target and target != member.target:
                 del self.members[name]
                 self._leave(member)
         for name, target in targets.items():

@@ -17,7 +17,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Storage:
         #: The mount of each path that was asked for, by `_points`.
         self._point_of: dict[str, str] = {}
 
-    async def see(self, paths: Iterable[str], timeout_seconds: float) -> dict[str, Sight]:
+    async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, Sight]:
         """Ask the storage of each path for the file's attributes.
 
         Raises:
@@ -80,12 +80,12 @@ class Storage:
             StorageBusy: it answered others.
         """
         mounts = self._by_mount(paths)
+        if not mounts:
+            return {}
         if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
             raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
         looks = [mount.looks for mount, _ in mounts]
         asked = [mount.ask(of_mount) for mount, of_mount in mounts]
-        if not asked:
-            return {}
         _, late = await asyncio.wait(asked, timeout=timeout_seconds)
         for (mount, _), answer, before in zip(mounts, asked, looks, strict=True):
             mount.hangs |= answer in late and mount.looks == before
@@ -97,7 +97,9 @@ class Storage:
             raise StorageBusy(f"not every file was looked at within {timeout_seconds:g} s")
         return {path: sight for answer in asked for path, sight in answer.result().items()}
 
-    def _by_mount(self, paths: Iterable[str]) -> list[tuple[_Mount, list[str]]]:
+    def _by_mount(self, paths: Collection[str]) -> list[tuple[_Mount, list[str]]]:
+        if not paths:
+            return []
         points = mount_points()
         if points is not self._points:
             if points != self._points or len(self._point_of) > _PATHS_LIMIT:

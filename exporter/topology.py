@@ -62,6 +62,9 @@ class TopologyCache:
         self._happened = False
         self._disagreed: NodeNames | None = None
         self._all_visible = True
+        #: The files that QEMU had open, and by what these were known.
+        self._opened: frozenset[str] | None = None
+        self._opened_as: tuple[int, NodeNames, tuple[str, ...]] = (0, (), ())
         #: What was seen before query-block was asked.
         self._sights: dict[str, Sight] = {}
         #: When query-block last answered, seconds since 1970.
@@ -133,7 +136,7 @@ class TopologyCache:
         timeout = min(CANARY_SECONDS, timeout_seconds)
         try:
             sights: dict[str, Sight] = {}
-            if (opened := peer.open_files(process)) is None:
+            if (opened := self._open_files(node_names, process)) is None:
                 await self._storage.see_network(timeout)
             else:
                 sights = await self._storage.see(opened, timeout)
@@ -156,17 +159,28 @@ class TopologyCache:
             return self._all_visible
         return True
 
+    def _open_files(self, node_names: NodeNames, process: int) -> frozenset[str] | None:
+        # To follow each link is dear; a file that was opened since has a number, or took one over
+        # from a node that is gone.
+        now = (process, node_names, peer.descriptors(process))
+        if now != self._opened_as or not now[2]:
+            self._opened_as, self._opened = now, peer.open_files(process)
+        return self._opened
+
     async def put(
         self,
         blocks: Sequence[qapi.BlockInfo],
-        entries: Sequence[qapi.BlockStats],
+        names: NodeNames,
         limits: Mapping[str, qapi.Limits],
         timeout_seconds: float,
+        *,
+        agreed: bool,
     ) -> None:
-        """Keep an answer, with what the storage of its files says of itself."""
+        """Keep an answer, with what the storage of its files says of itself.
+
+        `agreed`: whether query-blockstats saw the same chains.
+        """
         by_key = {key(info): info for info in blocks}
-        names = chains.walk(entries).names
-        agreed = agree(blocks, entries)
         # A chain that goes on disagreeing is one that this program does not understand: to ask
         # again in each scrape would not help.
         self._outdated = self._happened or (not agreed and self._disagreed != names)

@@ -20,7 +20,7 @@ from exporter.pace import Pace
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
-from exporter.topology import TopologyCache, agree
+from exporter.topology import NodeNames, TopologyCache, agree
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -119,7 +119,9 @@ class Vm:
         block_jobs = answers.get(qapi.BLOCK_JOBS) or []
         if self._topology_matters(entries) and self._topology.is_due(walk.names):
             try:
-                entries, block_jobs = await self._ask_topology(entries, block_jobs, deadline)
+                entries, block_jobs = await self._ask_topology(
+                    entries, walk.names, block_jobs, deadline
+                )
             except TargetError as error:
                 self._say_failed(qapi.BLOCK.name, error)
             walk = chains.walk(entries)
@@ -253,11 +255,11 @@ class Vm:
     async def _ask_topology(
         self,
         entries: list[qapi.BlockStats],
+        names: NodeNames,
         block_jobs: list[qapi.BlockJob],
         deadline: float,
     ) -> tuple[list[qapi.BlockStats], list[qapi.BlockJob]]:
         """Ask query-block if the storage lets it, and return the chains and jobs as they are then."""
-        names = chains.walk(entries).names
         process = self._session.peer_pid
         if not await self._topology.may_ask(names, process, _left(deadline)):
             return entries, block_jobs
@@ -270,22 +272,25 @@ class Vm:
                 self._topology.merge_flat(blocks)
         if blocks is None:
             blocks = (await self._batch([qapi.BLOCK], deadline)).get(qapi.BLOCK)
+        agreed = blocks is not None and agree(blocks, entries)
         for _ in range(_AGREE_TRIES):
-            if blocks is None or agree(blocks, entries):
+            if blocks is None or agreed:
                 break
             again = await self._batch([self._blockstats, qapi.BLOCK, qapi.BLOCK_JOBS], deadline)
             entries, blocks = self._entries(again), again.get(qapi.BLOCK)
             block_jobs = again.get(qapi.BLOCK_JOBS) or []
+            agreed = blocks is not None and agree(blocks, entries)
+            names = chains.walk(entries).names
         if blocks is None:
             return entries, block_jobs
         if self._blockstats in self._unknown:
             entries = [chains.without_counters(info) for info in blocks]
-        await self._topology.put(
-            blocks, entries, await self._throttle_limits(blocks, deadline), _left(deadline)
-        )
+            agreed, names = True, chains.walk(entries).names
+        limits = await self._throttle_limits(blocks, deadline)
+        await self._topology.put(blocks, names, limits, _left(deadline), agreed=agreed)
         return entries, block_jobs
 
-    def _flat_will_do(self, names: tuple[str, ...], block_jobs: list[qapi.BlockJob]) -> bool:
+    def _flat_will_do(self, names: NodeNames, block_jobs: list[qapi.BlockJob]) -> bool:
         # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
         return (
             self._flat

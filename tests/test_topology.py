@@ -192,7 +192,7 @@ async def test_a_fleet_is_not_asked_for_query_block_all_at_once_again(
     await collect(vm)
     others = [TopologyCache(f"vm{i}", Settings(), Seer()) for i in range(400)]
     for other in others:
-        await other.put([], [], {}, 1.0)
+        await other.put([], (), {}, 1.0, agreed=True)
     parts = Counter(int((other._due_at - clock.now) // 15) for other in others)
 
     assert 0 < due < 60

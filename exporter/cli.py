@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn, get_args
 
-from exporter import __version__, exposition, service
+from exporter import __version__, exposition, garbage, service
 from exporter.config import (
     DEFAULT_PORT,
     DEFAULT_SOCKETS,
@@ -107,7 +107,7 @@ async def _serve(
     options: Options,
 ) -> int:
     service.raise_file_limit()
-    fleet = Fleet(config)
+    fleet = Fleet(config, swept=garbage.Keeper().settle)
 
     def reload() -> None:
         service.notify_reloading()

@@ -8,7 +8,7 @@ the heads differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -369,15 +369,19 @@ _TEXT_HEADS = tuple(_text_head(metric) for metric in METRICS)
 _OPENMETRICS_HEADS = tuple(_openmetrics_head(metric) for metric in METRICS)
 
 
-def join(blobs: Iterable[Blobs], *, openmetrics: bool) -> bytes:
-    """Return the exposition of all blobs: each family once, with the lines of all behind its head.
+def families(blobs: Iterable[Blobs], *, openmetrics: bool) -> Iterator[bytes]:
+    """Yield the exposition of all blobs family by family: its head, and the lines of all.
 
     An OpenMetrics body still wants its `# EOF`, which is the caller's: more may follow.
     """
     heads = _OPENMETRICS_HEADS if openmetrics else _TEXT_HEADS
-    parts: list[bytes] = []
     for head, *of_family in zip(heads, *blobs, strict=True):
         lines = b"".join(of_family)
         if lines:
-            parts += (head, lines)
-    return b"".join(parts)
+            yield head
+            yield lines
+
+
+def join(blobs: Iterable[Blobs], *, openmetrics: bool) -> bytes:
+    """Return `families` as a whole."""
+    return b"".join(families(blobs, openmetrics=openmetrics))

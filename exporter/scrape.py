@@ -6,7 +6,7 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -63,7 +63,9 @@ class Member:
         return self.outcome(collecting)
 
     def outcome(self, collecting: asyncio.Task[Collected]) -> Collected:
-        """Return what a task of `start` found."""
+        """Return what a task of `start` found, and let go of it."""
+        if self._collecting is collecting:
+            self._collecting = None
         # Cancelled: the target was left meanwhile.
         return self.late(0.0) if collecting.cancelled() else collecting.result()
 
@@ -143,6 +145,11 @@ class Sweep:
             *(member.late(elapsed) for member in self._pending.values()),
         ]
 
+    def drop(self, most: int) -> bool:
+        """Let go of so many answers at most, and return whether there are more."""
+        del self._done[-most:]
+        return bool(self._done)
+
     def _ask(self, member: Member) -> None:
         def put(collecting: asyncio.Task[Collected]) -> None:
             del self._pending[member.name]
@@ -156,15 +163,26 @@ class Sweep:
 class Fleet:
     """All targets, and the sweeps through them."""
 
-    def __init__(self, config: Config, storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage | None = None,
+        swept: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Collect nothing yet.
+
+        `swept` is called when a sweep is forgotten, with how many targets left since the last.
+        """
         self.discovery = Discovery(config)
         #: Whether the configuration was read without an error the last time.
         self.reload_successful = True
         self._discovered_at = float("-inf")
         self.members: dict[str, Member] = {}
         self._tally = Tally()
-        self._storage = storage or Storage()
         self._pace = Pace()
+        self._storage = storage or Storage(pace=self._pace)
+        self._swept = swept
+        self._gone = 0
         self._sweep: Sweep | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -260,8 +278,29 @@ class Fleet:
         self.discover()
         self._sweep = Sweep(self.members.values())
         self._sweeping = asyncio.create_task(self._sweep.run())
+        self._sweeping.add_done_callback(self._after_sweep)
+
+    def _after_sweep(self, sweeping: asyncio.Task[None]) -> None:
+        if not sweeping.cancelled():
+            # Until then scrapes may join it.
+            asyncio.get_running_loop().call_later(JOIN_SECONDS, self._forget)
+
+    def _forget(self) -> None:
+        """Let go of a sweep that nobody can join any more."""
+        if self._sweep is not None and self._sweep.finished.is_set():
+            sweep, self._sweep = self._sweep, None
+            self._shred(sweep)
+
+    def _shred(self, sweep: Sweep) -> None:
+        # To free all that a fleet said takes longer than others should wait.
+        if sweep.drop(_AT_ONCE):
+            asyncio.get_running_loop().call_soon(self._shred, sweep)
+        else:
+            gone, self._gone = self._gone, 0
+            self._swept(gone)
 
     def _leave(self, member: Member) -> None:
+        self._gone += 1
         task = asyncio.create_task(member.leave())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)

@@ -160,11 +160,12 @@ class TopologyCache:
         return True
 
     def _open_files(self, node_names: NodeNames, process: int) -> frozenset[str] | None:
-        # To follow each link is dear; a file that was opened since has a number, or took one over
-        # from a node that is gone.
-        now = (process, node_names, peer.descriptors(process))
-        if now != self._opened_as or not now[2]:
-            self._opened_as, self._opened = now, peer.open_files(process)
+        # To follow each link is dear. A file that was opened since has a number of its own, or
+        # that of one whose node is gone.
+        numbers = peer.descriptors(process) if self._opened is not None else ()
+        if self._opened is None or (process, node_names, numbers) != self._opened_as:
+            self._opened = peer.open_files(process)
+            self._opened_as = (process, node_names, numbers)
         return self._opened
 
     async def put(

@@ -45,7 +45,8 @@ class Vm:
     ) -> None:
         self.target = target
         self._tally = tally
-        self._session = Session(target.socket, tally, self._on_event, pace)
+        self._pace = pace or Pace()
+        self._session = Session(target.socket, tally, self._on_event, self._pace)
         self._topology = TopologyCache(target.vm, target.settings, storage)
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
         self._places: dict[tuple[str, str], Place] = {}
@@ -172,6 +173,7 @@ class Vm:
         while True:
             if not self._session.connected:
                 fresh = True
+                await self._pace.turn()
                 await self._session.connect(_left(deadline), keep_waiting=keep_waiting)
             if self._session.generation != self._generation:
                 self._connection_is_new()

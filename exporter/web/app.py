@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import html
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from string import Template
 
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 #: Every path but those of the metrics and of the landing page, which the metrics may stand on.
 OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "/-/reload"})
-#: A smaller body is sent as it is.
-GZIP_FROM_BYTES = 4096
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
 GRACE_SECONDS = 0.25
 #: A client that has not taken its answer by then is cut off.
@@ -207,15 +204,20 @@ class Endpoints:
         self, request: web.Request, blobs: Sequence[Blobs], *, process: bool
     ) -> web.Response:
         openmetrics = exposition.wants_openmetrics(",".join(request.headers.getall("Accept", [])))
-        body = exposition.body(blobs, openmetrics=openmetrics, process=process)
+        parts, compressed = await asyncio.to_thread(
+            exposition.encoded,
+            blobs,
+            openmetrics=openmetrics,
+            process=process,
+            gzip=exposition.wants_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, "")),
+        )
         headers = {
             hdrs.CONTENT_TYPE: exposition.OPENMETRICS if openmetrics else exposition.TEXT,
             hdrs.VARY: "Accept, Accept-Encoding",
         }
-        encodings = request.headers.get(hdrs.ACCEPT_ENCODING, "")
-        if len(body) >= GZIP_FROM_BYTES and exposition.wants_gzip(encodings):
-            body = await asyncio.to_thread(gzip.compress, body, 1)
+        if compressed:
             headers[hdrs.CONTENT_ENCODING] = "gzip"
+        body = parts[0] if len(parts) == 1 else _each(parts)
         return web.Response(body=body, headers=headers)
 
 
@@ -237,6 +239,12 @@ async def _send(request: web.Request, response: web.StreamResponse) -> None:
         if isinstance(response, web.Response):
             # The connection would keep it until its next request.
             response.body = None
+
+
+async def _each(parts: list[bytes]) -> AsyncIterator[bytes]:
+    parts.reverse()
+    while parts:
+        yield parts.pop()
 
 
 def _plain(text: str, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

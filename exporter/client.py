@@ -50,6 +50,7 @@ class Answers:
         self.queries = tuple(queries)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers: dict[Query[Any], object] = {}
+        self._errors = 0
         #: Called when an answer turns out to be no JSON: what follows it cannot be trusted.
         self.hang_up: Callable[[], None] = lambda: None
 
@@ -78,6 +79,8 @@ class Answers:
 
     def unknown(self) -> set[Query[Any]]:
         """Return the queries that this QEMU does not know."""
+        if not self._errors:
+            return set()
         return {
             query
             for query, answer in self._answers.items()
@@ -91,6 +94,7 @@ class Answers:
 
     def put(self, query: Query[Any], answer: object) -> None:
         """Take an answer, or the line that it is in."""
+        self._errors += type(answer) is CommandError
         self._answers[query] = answer
 
     def expire(self) -> None:

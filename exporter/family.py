@@ -37,6 +37,11 @@ class Scope(Enum):
         ("vm", "device", "layer", "role", "node_name"),
         "Storage of the layers",
     )
+    LAYER = (
+        "qemu_block_node_",
+        ("vm", "device", "layer", "role", "node_name"),
+        "I/O of the layers, of QEMU before 2.5",
+    )
     JOB = ("qemu_block_job_", ("vm", "device", "job_id", "job_type"), "Block jobs")
     EXPORTER = ("qemu_exporter_", (), "The exporter itself")
 

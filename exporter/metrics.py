@@ -202,7 +202,7 @@ NODES = (
 #: QEMU before 2.5 counted neither discards nor zone appends.
 _OLD_FIELDS = re.compile(r"stats\.(\w+_)?(rd|wr|flush)_(bytes|operations|total_time_ns|merged)")
 LAYER_IO = tuple(
-    _row(Scope.NODE, "layer_io", row.name.removeprefix(Scope.DEVICE.prefix), row.path[-1],
+    _row(Scope.LAYER, "layer_io", row.name.removeprefix(Scope.DEVICE.prefix), row.path[-1],
          f"{row.text} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, source="stats.")
     for row in IO if _OLD_FIELDS.fullmatch(row.field)
 )

@@ -135,6 +135,8 @@ class Plan:
         if counters.storage:
             _records(blobs, live[Scope.STORAGE], counters.storage, kept.nodes, templates)
         nodes, of_nodes = counters.nodes, kept.nodes
+        if nodes and nodes[0].layer_io is not None:
+            _records(blobs, live[Scope.LAYER], nodes, of_nodes, templates)
         if snapshot.free_nodes:
             nodes = [*nodes, *counters.free_nodes]
             of_nodes += tuple(_node_labels(snapshot.vm, "", node) for node in snapshot.free_nodes)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint golden bench bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -25,6 +25,16 @@ golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
 	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py
 	git diff --stat -- METRICS.md tests/golden
 
+bench: $(VENV)/bench  ## measure, write bench/RESULTS.md, and fail where a bar is missed
+	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
+	$(BIN)/python -m bench
+
+bench-peers:  ## install Debian's libvirt exporter and a libvirtd, which `make bench` then measures
+	@deploy/debian-packages required libvirtd=libvirt-daemon virsh=libvirt-clients \
+	    setpriv=util-linux prometheus-libvirt-exporter=prometheus-libvirt-exporter
+	@test -e /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so || \
+	    deploy/debian-packages required no-libvirt-qemu=libvirt-daemon-driver-qemu
+
 clean:
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -37,9 +47,14 @@ $(VENV)/pip: constraints.txt
 	@touch $@
 
 $(VENV)/run: $(VENV)/pip pyproject.toml
-	@$(PIP) install -c constraints.txt --no-build-isolation -e .
+	@$(PIP) install -c constraints.txt --no-build-isolation -e .[speed] || \
+	    $(PIP) install -c constraints.txt --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/run
 	@$(PIP) install -c constraints.txt --group dev
+	@touch $@
+
+$(VENV)/bench: $(VENV)/run
+	@$(PIP) install -c constraints.txt --group bench
 	@touch $@

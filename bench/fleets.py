@@ -31,10 +31,17 @@ class Fleet:
     A monitor serves one client at a time, so that each client that is compared has its own.
     """
 
-    def __init__(self, folder: Path, pids: list[int], count: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        processes: Sequence[subprocess.Popen[bytes]],
+        count: int,
+        pids: Sequence[int] = (),
+    ) -> None:
         self.folder = folder
-        #: The processes that answer.
-        self.pids = pids
+        #: Those that answer; of VMs that something else has started, only the `pids`.
+        self.processes = processes
+        self.pids = pids or [process.pid for process in processes]
         self.count = count
 
     def sockets(self, client: str) -> str:
@@ -58,7 +65,7 @@ def qemus(count: int, disks: int, layers: int, clients: Sequence[str]) -> Iterat
             (folder / client).mkdir()
         images = folder / "images"
         images.mkdir()
-        model = _chain(images, layers)
+        model = make_chain(images, layers)
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, processes)
         for index in range(count):
@@ -69,7 +76,7 @@ def qemus(count: int, disks: int, layers: int, clients: Sequence[str]) -> Iterat
                 _await_socket(folder / clients[-1] / f"{name}.sock", processes[-1])
         for index, process in enumerate(processes):
             _await_socket(folder / clients[-1] / f"vm{index:04}.sock", process)
-        yield Fleet(folder, [process.pid for process in processes], count)
+        yield Fleet(folder, processes, count)
 
 
 @contextmanager
@@ -86,7 +93,7 @@ def fakes(count: int, disks: int, layers: int, client: str = "exporter") -> Iter
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n", "the simulated fleet did not start"
         process.stdout.close()
-        yield Fleet(real.folder, [process.pid], count)
+        yield Fleet(real.folder, [process], count)
 
 
 def record(path: str) -> dict[str, str]:
@@ -115,7 +122,7 @@ def _folder(stack: ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbe-bench-")))
 
 
-def _chain(folder: Path, layers: int) -> Path:
+def make_chain(folder: Path, layers: int) -> Path:
     """Return an active layer whose backing files all VMs share, as clones of a template do."""
     below: Path | None = None
     for layer in range(layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -10,9 +9,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 #: As Prometheus asks.
 HEADERS = {
@@ -23,7 +21,7 @@ HEADERS = {
 _START_SECONDS = 60.0
 
 
-class Subject(AbstractContextManager["Subject"]):
+class Subject:
     """A process that can be told to ask the whole fleet once."""
 
     def __init__(self, name: str, process: subprocess.Popen[Any]) -> None:
@@ -35,6 +33,9 @@ class Subject(AbstractContextManager["Subject"]):
     def sweep(self) -> float:
         """Ask the fleet once, and return how long that took, in seconds."""
         raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
@@ -54,8 +55,7 @@ class Client(Subject):
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        seconds: float = json.loads(self._read())["wall_seconds"]
-        return seconds
+        return float(self._read())
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
@@ -71,9 +71,12 @@ class Client(Subject):
 class Scraped(Subject):
     """Anything that answers a scrape at a URL."""
 
-    url: str
     #: Bytes of the last answer as they came.
     body_bytes = 0
+
+    def __init__(self, name: str, process: subprocess.Popen[Any], url: str = "") -> None:
+        super().__init__(name, process)
+        self.url = url
 
     def sweep(self) -> float:
         request = urllib.request.Request(self.url, headers=HEADERS)

@@ -214,6 +214,21 @@ def test_a_socket_that_is_named_and_globbed_is_one_target(tmp_path: Path) -> Non
     assert {vm: t.group for vm, t in find(globbed, named).targets.items()} == {"web": "named"}
 
 
+def test_a_socket_that_stays_is_the_same_target(tmp_path: Path) -> None:
+    """Nothing is made of it anew, until the configuration is read again."""
+    (tmp_path / "a.sock").touch()
+    discovery = find(group(tmp_path / "*.sock"))
+    first = discovery.targets["a"]
+    (tmp_path / "b.sock").touch()
+    discovery.refresh()
+    second = discovery.targets["a"]
+    discovery.config = Config(groups=(group(tmp_path / "*.sock", name="new"),))
+    discovery.refresh()
+
+    assert second is first
+    assert (discovery.targets["a"].group, sorted(discovery.targets)) == ("new", ["a", "b"])
+
+
 def test_another_configuration_counts_from_the_next_look(tmp_path: Path) -> None:
     """A reload needs no restart."""
     (tmp_path / "a.sock").touch()

@@ -188,6 +188,14 @@ async def test_the_files_that_a_qemu_has_open_are_known(
     assert of_a_container is None
 
 
+def test_the_numbers_of_open_files_are_known(tmp_path: Path) -> None:
+    """A new file has a new one, and a process that cannot be seen has none."""
+    with (tmp_path / "a").open("w"), (tmp_path / "b").open("w") as opened:
+        assert str(opened.fileno()) in peer.descriptors(os.getpid())
+
+    assert peer.descriptors(0) == ()
+
+
 def test_the_files_of_another_process_say_nothing() -> None:
     """A manager that made the socket for QEMU, or a process that cannot be seen."""
     assert peer.open_files(os.getpid()) is None

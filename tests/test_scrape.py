@@ -98,6 +98,27 @@ async def test_50_scrapes_at_once_make_one_sweep(start: Start, fleet: Fleet) -> 
     assert [reasons(answer) for answer in answers] == [{"a": None}] * 50
 
 
+async def test_a_sweep_that_nobody_can_join_any_more_is_let_go(
+    start: Start, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a fleet said is much; the process is told how many targets have left by then."""
+    monkeypatch.setattr(scrape, "JOIN_SECONDS", 0.01)
+    swept: list[int] = []
+    fleet = Fleet(config(sockets), Storage(lambda path: Sight(visible=True)), swept.append)
+    for number in range(9):
+        await start(f"vm{number}")
+    await fleet.scrape(PATIENCE)
+    await until(lambda: swept)
+    (sockets / "vm0.sock").unlink()
+    await fleet.scrape(PATIENCE)
+    await until(lambda: len(swept) == 2)
+
+    assert swept == [0, 1]
+    assert fleet._sweep is None
+    assert all(member._collecting is None for member in fleet.members.values())
+    await fleet.close()
+
+
 async def test_a_scrape_joins_a_sweep_that_is_under_a_second_old(
     start: Start, fleet: Fleet, clock: Clock
 ) -> None:

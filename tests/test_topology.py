@@ -669,6 +669,31 @@ async def test_a_refresh_looks_first_at_the_files_that_qemu_has_open(
     assert (asked(fake), storage.seen) == (2, [opened])
 
 
+async def test_a_file_that_qemu_opened_since_is_looked_at(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a number of its own; while the numbers are the same, no link is followed again."""
+    files = {"10": "/images/top.qcow2", "11": "/images/base.qcow2"}
+    looks = []
+
+    def open_files(process: int) -> frozenset[str]:
+        looks.append(process)
+        return frozenset(files.values())
+
+    monkeypatch.setattr("exporter.peer.open_files", open_files)
+    monkeypatch.setattr("exporter.peer.descriptors", lambda process: tuple(files))
+    vm = make()
+    for _ in range(4):
+        await collect(vm)
+        clock.now += 60
+    before = len(looks)
+    files["12"] = "/images/child-of-a-quorum.raw"
+    await collect(vm)
+
+    assert (before, len(looks)) == (2, 3)
+    assert "/images/child-of-a-quorum.raw" in frozenset().union(*storage.seen)
+
+
 async def test_a_refresh_asks_every_network_mount_where_the_open_files_are_unknown(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer
 ) -> None:

@@ -50,6 +50,11 @@ class Member:
         self._devices: tuple[Device, ...] | None = None
         self._kept: Kept | None = None
 
+    @property
+    def is_refresh_due(self) -> bool:
+        """Whether more will be asked than in most scrapes."""
+        return self._vm.is_refresh_due
+
     def start(self) -> asyncio.Task[Collected]:
         """Ask the VM, or join whoever is asking it now; cancelled if the target is left."""
         if self._collecting is None or self._collecting.done():
@@ -115,7 +120,9 @@ class Sweep:
     def __init__(self, members: Iterable[Member]) -> None:
         self.started = time.monotonic()
         self.finished = asyncio.Event()
-        self._pending = {member.name: member for member in members}
+        # Those that take two rounds begin, so that the others fill the time between.
+        ordered = sorted(members, key=lambda member: not member.is_refresh_due)
+        self._pending = {member.name: member for member in ordered}
         self._answered = asyncio.Event()
         if not self._pending:
             self._answered.set()

@@ -120,6 +120,11 @@ class TopologyCache:
             return False
         if self._topology is None or self._outdated or node_names != self._node_names:
             return True
+        return self.is_old
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the last answer is older than max-age, or what of it this VM waits at first."""
         return time.monotonic() >= self._due_at
 
     async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:

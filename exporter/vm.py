@@ -33,6 +33,8 @@ _DEVICE_COUNTERS = (2, 5)
 _AGREE_TRIES = 2
 #: Far more than QEMU can have; a reply that is nothing but devices would block this process.
 _DEVICES_LIMIT = 4096
+#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
+_BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
 #: Most ids of jobs that are kept from events; query-jobs tells of all as soon as one is there.
 _REMEMBERED_JOBS = 1000
 
@@ -90,6 +92,11 @@ class Vm:
             duration_seconds=duration_seconds,
             last_seen_timestamp_seconds=self._last_seen,
         )
+
+    @property
+    def is_refresh_due(self) -> bool:
+        """Whether query-block is old enough to be asked again."""
+        return self._topology.is_old
 
     async def close(self) -> None:
         """Leave the socket."""
@@ -347,7 +354,7 @@ class Vm:
         wanted = self._ask_jobs or bool(self._event_job_ids - ids)
         jobs = await self._later(answers, qapi.JOBS, deadline, wanted) or []
         self._event_job_ids -= ids.union(job.id for job in jobs)
-        others = [job for job in jobs if job.id not in ids and not _is_block_job(job)]
+        others = [job for job in jobs if job.id not in ids and job.type not in _BLOCK_JOB_TYPES]
         self._ask_jobs = bool(others)
         return others
 
@@ -386,14 +393,6 @@ class Vm:
 class _JobStatusChange(msgspec.Struct):
     id: str
     status: str
-
-
-#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
-_BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
-
-
-def _is_block_job(job: qapi.JobInfo) -> bool:
-    return job.type in _BLOCK_JOB_TYPES
 
 
 def _left(deadline: float) -> float:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isal import isal_zlib
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -164,3 +168,21 @@ def test_nothing_to_tell_is_an_exposition_too() -> None:
     """A host without VMs is no error."""
     assert exposition.body([], openmetrics=False, process=False) == b""
     assert exposition.body([], openmetrics=True, process=False) == b"# EOF\n"
+
+
+@pytest.mark.parametrize("library", [zlib, isal_zlib])
+@pytest.mark.parametrize("vms", [1, 600])
+def test_a_compressed_exposition_is_the_exposition(
+    library: object, vms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the fast library and without it, in one portion and in many."""
+    monkeypatch.setattr(exposition, "_zlib", library)
+    blobs = [Plan().render(Snapshot(vm=f"vm{i}", up=True, status="running")) for i in range(vms)]
+    [packed], compressed = exposition.encoded(blobs, openmetrics=True, process=False, gzip=True)
+    plain, _ = exposition.encoded(blobs, openmetrics=True, process=False, gzip=False)
+    whole = exposition.body(blobs, openmetrics=True, process=False)
+
+    assert compressed == (len(whole) >= exposition.GZIP_FROM_BYTES)
+    assert (gzip.decompress(packed) if compressed else packed) == b"".join(plain) == whole
+    assert not compressed or len(packed) < len(whole) / 3
+    assert (len(plain) > 1) == (len(whole) > exposition._PORTION_BYTES)

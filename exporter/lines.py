@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from exporter.errors import ProtocolError
 
@@ -24,11 +25,9 @@ class Lines(asyncio.BufferedProtocol):
         #: Done when the connection ends: with nothing, or with what went wrong.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_line = on_line
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        before = transport.get_protocol()
-        assert isinstance(before, asyncio.Protocol)
-        self._before = before
+        # Any event loop's: not all of them derive theirs from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        self._before = cast(asyncio.Protocol, self._transport.get_protocol())
         #: What has come of a line whose end has not.
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,13 +14,16 @@ from exporter import parse, qapi
 from exporter.client import Answers, Tally
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
+from exporter.events import Events
+from exporter.family import Scope
 from exporter.graph import Place, place_job
-from exporter.model import Counters, Device, Node, Snapshot
+from exporter.jobs import Jobs
+from exporter.model import Counters, Device, Node, Process, Snapshot
 from exporter.pace import Pace
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
-from exporter.topology import NodeNames, TopologyCache, agree
+from exporter.topology import NodeNames, TopologyCache, agree, throttle_queries
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,8 +36,6 @@ _DEVICE_COUNTERS = (2, 5)
 _AGREE_TRIES = 2
 #: Far more than QEMU can have; a reply that is nothing but devices would block this process.
 _DEVICES_LIMIT = 4096
-#: Most ids of jobs that are kept from events; query-jobs tells of all as soon as one is there.
-_REMEMBERED_JOBS = 1000
 
 
 class Vm:
@@ -53,6 +54,10 @@ class Vm:
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
+        #: What is remembered from scrape to scrape, whatever becomes of the connection.
+        self._jobs = Jobs()
+        self._events = Events()
+        self._remembered: Mapping[Scope, Sequence[Any]] = {}
         self._manager = ""
         self._last_seen: float | None = None
         self._was: str | None = "new"
@@ -110,8 +115,6 @@ class Vm:
         )
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
-        #: Ids of jobs that events named and no query has told of yet.
-        self._event_job_ids: set[str] = set()
 
     async def _ask(self, deadline: float) -> Snapshot:
         answers = await self._first_answers(deadline)
@@ -126,16 +129,20 @@ class Vm:
             except TargetError as error:
                 self._say_failed(qapi.BLOCK.name, error)
             walk = chains.walk(entries)
+        told = block_jobs
         block_jobs = await self._place_jobs(block_jobs, entries, deadline)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
         self._ask_nodes = self.target.settings.nodes or not entries
-        others = await self._other_jobs(answers, block_jobs, deadline)
+        others = await self._other_jobs(answers, {job.device for job in told}, deadline)
         status = answers.get(qapi.STATUS)
         devices, counters = self._count(entries, walk)
         free_nodes: tuple[Node, ...] = ()
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
+        jobs = parse.jobs(block_jobs, others or (), self._places)
+        readable = self._blockstats not in self._unknown
+        self._jobs.poll(told, others, self._places, devices, time.time(), readable=readable)
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -150,9 +157,15 @@ class Vm:
             socket=printable(self.target.socket),
             devices=devices,
             free_nodes=free_nodes,
-            jobs=parse.jobs(block_jobs, others, self._places),
+            jobs=tuple(self._jobs.stamped(job) for job in jobs) if jobs else (),
             counters=counters,
+            remembered=self._remember(),
         )
+
+    def _remember(self) -> Mapping[Scope, Sequence[Any]]:
+        if self._events.changed or self._jobs.outcomes.changed:
+            self._remembered = {**self._events.records(), **self._jobs.outcomes.records()}
+        return self._remembered
 
     def _count(
         self, entries: list[qapi.BlockStats], walk: chains.Walk
@@ -181,6 +194,8 @@ class Vm:
                     self._topology.forget()
                     self._places = {}
                 self._peer_pid = self._session.peer_pid
+            self._follow()
+            self._jobs.ask()
             safe: list[Query[Any]] = [qapi.STATUS, self._blockstats, qapi.BLOCK_JOBS]
             try:
                 answers = await self._batch([*safe, *self._beside()], deadline)
@@ -305,12 +320,7 @@ class Vm:
     async def _throttle_limits(
         self, blocks: list[qapi.BlockInfo], deadline: float
     ) -> dict[str, qapi.Limits]:
-        by_key = {str(index): info for index, info in enumerate(blocks)}
-        queries = {
-            group: query
-            for group in sorted(parse.throttle_groups(by_key))
-            if (query := qapi.throttle_limits(group))
-        }
+        queries = throttle_queries(blocks)
         if not queries or "throttle" in self.target.settings.without:
             return {}
         answers = await self._batch(list(queries.values()), deadline)
@@ -340,34 +350,36 @@ class Vm:
         return [job for job in block_jobs if (job.device, job.type) in self._places]
 
     async def _other_jobs(
-        self, answers: Answers, block_jobs: list[qapi.BlockJob], deadline: float
-    ) -> list[qapi.JobInfo]:
-        """Return the jobs that are no block jobs; asked for only where there may be some."""
-        ids = {job.device for job in block_jobs}
-        wanted = self._ask_jobs or bool(self._event_job_ids - ids)
-        jobs = await self._later(answers, qapi.JOBS, deadline, wanted) or []
-        self._event_job_ids -= ids.union(job.id for job in jobs)
-        others = [job for job in jobs if job.id not in ids and not _is_block_job(job)]
+        self, answers: Answers, ids: set[str], deadline: float
+    ) -> list[qapi.JobInfo] | None:
+        """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
+        wanted = self._ask_jobs or bool(self._jobs.named - ids)
+        jobs = await self._later(answers, qapi.JOBS, deadline, wanted)
+        self._jobs.named -= ids.union(job.id for job in jobs or ())
+        others = None if jobs is None else parse.other_jobs(jobs, ids)
         self._ask_jobs = bool(others)
         return others
 
+    def _follow(self) -> None:
+        """Have what is remembered belong to this connection, whatever of it comes first."""
+        session = self._session
+        if session.generation != self._jobs.generation:
+            process = Process(session.peer_pid, session.version, session.package)
+            self._jobs.connected(session.generation, process, time.time())
+
     def _on_event(self, name: str, data: bytes) -> None:
         self._topology.note(name)
-        if name != "JOB_STATUS_CHANGE":
-            return
+        self._follow()
         try:
-            change = msgspec.json.decode(data, type=_JobStatusChange)
+            self._events.take(name, data, self._devices.found if self._devices else ())
+            job_id, status = self._jobs.take(name, data, time.time())
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})
             return
-        if change.status == "null":
-            self._event_job_ids.discard(change.id)
-        elif change.status == "created":
-            if len(self._event_job_ids) < _REMEMBERED_JOBS:
-                self._event_job_ids.add(change.id)
+        if status == "created" and self._places:
             # An id may be used again, for another disk.
-            self._places = {key: p for key, p in self._places.items() if key[0] != change.id}
-        elif change.status == "concluded":
+            self._places = {key: p for key, p in self._places.items() if key[0] != job_id}
+        elif status == "concluded":
             # A job that is no block job has no other event: it may have changed an image as well.
             self._topology.outdate()
 
@@ -381,19 +393,6 @@ class Vm:
             log.warning("vm is down", extra={**about, "reason": reason, "err": detail})
         else:
             log.info("vm is up", extra=about)
-
-
-class _JobStatusChange(msgspec.Struct):
-    id: str
-    status: str
-
-
-#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
-_BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
-
-
-def _is_block_job(job: qapi.JobInfo) -> bool:
-    return job.type in _BLOCK_JOB_TYPES
 
 
 def _left(deadline: float) -> float:

@@ -484,7 +484,7 @@ async def test_a_reused_job_id_is_looked_up_again(fake: FakeQmp, make: Make) -> 
     start(fake, block_job("j"), graph("j", "disk1", ("b", "b0")))
     [unchanged] = (await collect(vm)).jobs
     await fake.send(wire(job_event("j", "null"), job_event("j", "created")))
-    await until(lambda: "j" in vm._event_job_ids)
+    await until(lambda: "j" in vm._jobs.named)
     [second] = (await collect(vm)).jobs
 
     assert [first.device, unchanged.device, second.device] == ["disk0", "disk0", "disk1"]
@@ -567,7 +567,7 @@ async def test_other_jobs_are_asked_for_only_while_there_are_some(
     vm = make()
     assert [await asks(vm), await asks(vm)] == [True, False]
     await fake.send(job_event("snap", "created"))
-    await until(lambda: vm._event_job_ids)
+    await until(lambda: vm._jobs.named)
     fake.replies["query-jobs"] = {"return": [other_job()]}
     assert [await asks(vm), await asks(vm)] == [True, True]
     fake.replies["query-jobs"] = {"return": []}
@@ -581,7 +581,7 @@ async def test_an_event_about_a_block_job_asks_for_no_other_jobs(fake: FakeQmp, 
     fake.received.clear()
     start(fake, block_job("disk0"))
     await fake.send(job_event("disk0", "created"))
-    await until(lambda: vm._event_job_ids)
+    await until(lambda: vm._jobs.named)
     await collect(vm)
 
     assert "query-jobs" not in fake.commands
@@ -594,7 +594,7 @@ async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
     vm = make()
     await collect(vm)
     await fake.send(job_event("snap", "created"))
-    await until(lambda: vm._event_job_ids)
+    await until(lambda: vm._jobs.named)
     fake.replies["query-jobs"] = b""
     snapshot = await vm.collect(0.1)
     assert (snapshot.up, snapshot.jobs) == (True, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -630,6 +631,99 @@ def test_an_event_that_is_not_understood_is_logged_and_costs_nothing(
         "event not understood",
         "JOB_STATUS_CHANGE",
     )
+
+
+# Jobs that ended, and events.
+
+
+def outcomes(lines: str) -> dict[str, int]:
+    """Result -> commits, of what is not 0."""
+    return {
+        result: int(each)
+        for result in ("completed", "failed", "cancelled", "unverified", "vanished")
+        for each in series(lines, f"qemu_block_jobs_{result}_total", job_type="commit").values()
+        if int(each)
+    }
+
+
+async def commit(fake: FakeQmp, vm: Vm) -> None:
+    """Have a commit that is ready, and seen."""
+    start(fake, block_job(ready=True, status="ready"), graph("disk0", "disk0", ("top", "base")))
+    assert series(text(await collect(vm)), "qemu_block_job_ready_timestamp_seconds")
+
+
+async def test_a_commit_is_completed_when_the_chain_after_its_event_shows_it(
+    fake: FakeQmp, make: Make
+) -> None:
+    """The counters are there from its first sight, and the device and time of its end after."""
+    vm = make()
+    await commit(fake, vm)
+    assert len(series(text(await collect(vm)), "qemu_block_jobs_completed_total")) == 1
+    await fake.event("BLOCK_JOB_COMPLETED", device="disk0", type="commit", len=1, offset=1)
+    await until(lambda: vm._jobs.outcomes.waiting)
+    fake.replies["query-block-jobs"] = {"return": []}
+    plug(fake, Disk(nodes=("base",)))
+    lines = text(await collect(vm))
+
+    assert outcomes(lines) == {"completed": 1}
+    assert series(
+        lines,
+        "qemu_block_job_last_finished_timestamp_seconds",
+        device="disk0",
+        job_type="commit",
+        result="completed",
+    )
+    assert not series(lines, "qemu_block_job_first_seen_timestamp_seconds")
+
+
+async def test_counters_come_back_with_their_values(fake: FakeQmp, make: Make) -> None:
+    """While a VM is down they are absent, like all of its block layer; then they go on."""
+    vm = make()
+    await commit(fake, vm)
+    await fake.event("BLOCK_JOB_CANCELLED", device="disk0", type="commit", len=1, offset=1)
+    await fake.event("BLOCK_IO_ERROR", device="disk0", operation="write", action="stop")
+    await until(lambda: vm._events.changed)
+    fake.replies["query-block-jobs"] = {"return": []}
+    before = text(await collect(vm))
+    fake.answering.clear()
+    down = text(await vm.collect(0.05))
+    fake.answering.set()
+    fake.hang_up()
+    await until(lambda: not vm._session.connected)
+    after = text(await collect(vm))
+
+    assert outcomes(before) == outcomes(after) == {"cancelled": 1}
+    assert not outcomes(down)
+    for name in ("qemu_block_io_errors_total", "qemu_vm_events_total"):
+        assert series(before, name) == series(after, name)
+        assert series(before, name)
+        assert not series(down, name)
+
+
+async def test_per_scrape_connections_tell_a_commit_by_its_chain(fake: FakeQmp, make: Make) -> None:
+    """No event comes to who is not there."""
+    vm = make(connection="per-scrape")
+    await commit(fake, vm)
+    await until(lambda: not fake.serves)
+    fake.replies["query-block-jobs"] = {"return": []}
+    plug(fake, Disk(nodes=("base",)))
+
+    assert outcomes(text(await collect(vm))) == {"completed": 1}
+
+
+async def test_a_vm_without_jobs_and_events_has_no_line_of_them(fake: FakeQmp, make: Make) -> None:
+    """Nor does a scrape make new records of what did not change."""
+    vm = make()
+    first = await collect(vm)
+    await fake.event("STOP")
+    await until(lambda: vm._events.changed)
+    second, third = await collect(vm), await collect(vm)
+
+    assert not re.search("qemu_block_jobs?_|_events_", text(first))
+    assert series(text(third), "qemu_vm_events_total") == {
+        'qemu_vm_events_total{vm="vm",event="STOP"}': "1"
+    }
+    assert second.remembered is third.remembered
 
 
 # Throttle filters.

@@ -201,6 +201,12 @@ class Jobs:
                 self._lose(job_id, now)
         self.outcomes.judge_vanished(chains, now)
 
+    @property
+    def unseen_commit(self) -> bool:
+        """Whether a commit is ready that no query has listed."""
+        known = self._known.values()
+        return any(j.type == "commit" and j.ready_at and not (j.listed or j.ended) for j in known)
+
     def stamped(self, job: Job) -> Job:
         """Return a job of a snapshot with when it was seen."""
         known = self._known.get(job.job_id)

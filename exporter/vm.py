@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,16 +14,14 @@ from exporter import parse, qapi
 from exporter.client import Answers, Tally
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
-from exporter.events import Events
-from exporter.family import Scope
-from exporter.graph import Place, place_job
-from exporter.jobs import Jobs
-from exporter.model import Counters, Device, Node, Process, Snapshot
+from exporter.graph import place_job
+from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
 from exporter.topology import NodeNames, TopologyCache, agree, throttle_queries
+from exporter.watch import Watch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,16 +46,11 @@ class Vm:
         self._tally = tally
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
+        self._watch = Watch(self._session)
         self._topology = TopologyCache(target.vm, target.settings, storage)
-        #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
-        self._places: dict[tuple[str, str], Place] = {}
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
-        #: What is remembered from scrape to scrape, whatever becomes of the connection.
-        self._jobs = Jobs()
-        self._events = Events()
-        self._remembered: Mapping[Scope, Sequence[Any]] = {}
         self._manager = ""
         self._last_seen: float | None = None
         self._was: str | None = "new"
@@ -69,6 +62,7 @@ class Vm:
         started = time.monotonic()
         deadline = started + timeout_seconds
         try:
+            await self._watch.begin(timeout_seconds)
             snapshot = await self._ask(deadline)
         except TargetError as error:
             self._say(error.reason, str(error))
@@ -84,6 +78,7 @@ class Vm:
         finally:
             if self.target.settings.connection == "per-scrape":
                 await self._session.leave()
+            self._watch.end()
         return snapshot
 
     def down(self, reason: str, duration_seconds: float) -> Snapshot:
@@ -98,6 +93,7 @@ class Vm:
 
     async def close(self) -> None:
         """Leave the socket."""
+        await self._watch.close()
         await self._session.close()
 
     def _connection_is_new(self) -> None:
@@ -140,9 +136,11 @@ class Vm:
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
-        jobs = parse.jobs(block_jobs, others or (), self._places)
+        jobs = parse.jobs(block_jobs, others or (), self._watch.places)
         readable = self._blockstats not in self._unknown
-        self._jobs.poll(told, others, self._places, devices, time.time(), readable=readable)
+        self._watch.jobs.poll(
+            told, others, self._watch.places, devices, time.time(), readable=readable
+        )
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -157,15 +155,10 @@ class Vm:
             socket=printable(self.target.socket),
             devices=devices,
             free_nodes=free_nodes,
-            jobs=tuple(self._jobs.stamped(job) for job in jobs) if jobs else (),
+            jobs=tuple(self._watch.jobs.stamped(job) for job in jobs) if jobs else (),
             counters=counters,
-            remembered=self._remember(),
+            remembered=self._watch.records(),
         )
-
-    def _remember(self) -> Mapping[Scope, Sequence[Any]]:
-        if self._events.changed or self._jobs.outcomes.changed:
-            self._remembered = {**self._events.records(), **self._jobs.outcomes.records()}
-        return self._remembered
 
     def _count(
         self, entries: list[qapi.BlockStats], walk: chains.Walk
@@ -177,6 +170,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
+        self._watch.devices = known.found
         return known.found, parse.count(known, entries, walk, self._topology.space())
 
     async def _first_answers(self, deadline: float) -> Answers:
@@ -192,10 +186,10 @@ class Vm:
                 self._connection_is_new()
                 if keep_waiting or self._session.peer_pid != self._peer_pid:
                     self._topology.forget()
-                    self._places = {}
+                    self._watch.places = {}
                 self._peer_pid = self._session.peer_pid
-            self._follow()
-            self._jobs.ask()
+            self._watch.follow()
+            self._watch.jobs.ask()
             safe: list[Query[Any]] = [qapi.STATUS, self._blockstats, qapi.BLOCK_JOBS]
             try:
                 answers = await self._batch([*safe, *self._beside()], deadline)
@@ -338,48 +332,38 @@ class Vm:
     ) -> list[qapi.BlockJob]:
         """Find out where each new job works; return the jobs without those that ended since."""
         keys = [(job.device, job.type) for job in block_jobs]
-        self._places = {key: self._places[key] for key in keys if key in self._places}
-        new = [key for key in keys if key not in self._places]
+        self._watch.places = {
+            key: self._watch.places[key] for key in keys if key in self._watch.places
+        }
+        new = [key for key in keys if key not in self._watch.places]
         if new:
             graph = await self._ask_optional(qapi.GRAPH, deadline)
-            self._places |= {
+            self._watch.places |= {
                 key: place
                 for key in new
                 if (place := place_job(key[0], graph, entries)) is not None
             }
-        return [job for job in block_jobs if (job.device, job.type) in self._places]
+        return [job for job in block_jobs if (job.device, job.type) in self._watch.places]
 
     async def _other_jobs(
         self, answers: Answers, ids: set[str], deadline: float
     ) -> list[qapi.JobInfo] | None:
         """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
-        wanted = self._ask_jobs or bool(self._jobs.named - ids)
+        wanted = self._ask_jobs or bool(self._watch.jobs.named - ids)
         jobs = await self._later(answers, qapi.JOBS, deadline, wanted)
-        self._jobs.named -= ids.union(job.id for job in jobs or ())
+        self._watch.jobs.named -= ids.union(job.id for job in jobs or ())
         others = None if jobs is None else parse.other_jobs(jobs, ids)
         self._ask_jobs = bool(others)
         return others
 
-    def _follow(self) -> None:
-        """Have what is remembered belong to this connection, whatever of it comes first."""
-        session = self._session
-        if session.generation != self._jobs.generation:
-            process = Process(session.peer_pid, session.version, session.package)
-            self._jobs.connected(session.generation, process, time.time())
-
     def _on_event(self, name: str, data: bytes) -> None:
         self._topology.note(name)
-        self._follow()
         try:
-            self._events.take(name, data, self._devices.found if self._devices else ())
-            job_id, status = self._jobs.take(name, data, time.time())
+            status = self._watch.take(name, data)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})
             return
-        if status == "created" and self._places:
-            # An id may be used again, for another disk.
-            self._places = {key: p for key, p in self._places.items() if key[0] != job_id}
-        elif status == "concluded":
+        if status == "concluded":
             # A job that is no block job has no other event: it may have changed an image as well.
             self._topology.outdate()
 

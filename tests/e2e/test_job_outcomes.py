@@ -273,6 +273,16 @@ def between_two_scrapes(work: Work, disk: list[str]) -> None:
     work.end("cancel", disk[10])
     work.count("mirror", "completed", 2)
     work.gone()
+    # Layers that no scrape sees.
+    work.snapshot(*disk[:4])
+    for each in disk[:4]:
+        work.start("block-commit", each)
+        work.ready(each)
+    work.end("complete", *disk[:3])
+    work.end("cancel", disk[3])
+    work.count("commit", "completed", 3)
+    work.count("commit", "cancelled")
+    work.gone()
     work.start("drive-backup", disk[10])
     work.start("block-stream", disk[11])
     work.count("backup", "completed")

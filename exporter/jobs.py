@@ -107,7 +107,7 @@ class Jobs:
         self.named: set[str] = set()
         self._known: dict[str, _Known] = {}
         self._devices: tuple[Device, ...] = ()
-        self._round = 0
+        self.round = 0
         #: Ids whose job ended in this round: the answers of this round may still list it.
         self._gone: set[str] = set()
         #: There were more of them than are kept.
@@ -138,7 +138,7 @@ class Jobs:
 
     def ask(self) -> None:
         """Begin a round: what is asked from here on is answered after all that was told so far."""
-        self._round += 1
+        self.round += 1
         if self._gone:
             self._gone.clear()
             self._gone_any = False
@@ -183,7 +183,7 @@ class Jobs:
         if not (self._known or self.outcomes.waiting or block_jobs or others):
             return
         chains = chains_of(devices) if readable else {}
-        self.outcomes.judge(chains, self._round, now)
+        self.outcomes.judge(chains, self.round, now)
         if self._gone_any:
             return
         for info in others or ():
@@ -378,7 +378,7 @@ class Jobs:
     def _wait(self, job_id: str, job: _Known, otherwise: str, now: float) -> None:
         """Let the chain of the next round say how a commit ended."""
         device, before = self._device(job_id, job), () if job.chain else self._devices
-        ended = Ended(device, job.chain, job.place, before, otherwise, self._round)
+        ended = Ended(device, job.chain, job.place, before, otherwise, self.round)
         self.outcomes.wait(ended, now)
 
     def _new(self, job_id: str, now: float) -> _Known | None:

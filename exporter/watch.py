@@ -18,7 +18,7 @@ from exporter.events import Events
 from exporter.family import Scope
 from exporter.graph import Place, place_job
 from exporter.jobs import Jobs
-from exporter.model import Device, Process
+from exporter.model import Device
 from exporter.qmp import Session
 
 #: How long QEMU may take to show the chain of a commit that is ready.
@@ -45,10 +45,9 @@ class Watch:
 
     def follow(self) -> None:
         """Have what is remembered belong to this connection, whatever of it comes first."""
-        session = self._session
-        if session.generation != self.jobs.generation:
-            process = Process(session.peer_pid, session.version, session.package)
-            self.jobs.connected(session.generation, process, time.time())
+        generation = self._session.generation
+        if generation != self.jobs.generation:
+            self.jobs.connected(generation, self._session.process, time.time())
 
     def take(self, name: str, data: bytes) -> str:
         """Take an event; return the status that JOB_STATUS_CHANGE tells.
@@ -99,8 +98,11 @@ class Watch:
     async def _look(self) -> None:
         try:
             self.jobs.ask()
+            began = self.jobs.round
             queries = (qapi.BLOCKSTATS, qapi.BLOCK_JOBS, qapi.GRAPH)
             answers = await self._session.ask(*queries, timeout_seconds=_LOOK_SECONDS)
+            if self.jobs.round != began:
+                return  # a scrape did not wait for it
             entries = answers.get(qapi.BLOCKSTATS) or []
             told = answers.get(qapi.BLOCK_JOBS) or []
             graph = answers.get(qapi.GRAPH)

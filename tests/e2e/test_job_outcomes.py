@@ -244,6 +244,7 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
     work.check(exporter.fresh())
     connection_lost(work, relay, disk)
     work.check(exporter.fresh())
+    write_threshold(work)
     assert sum(work.done.values()) >= 50
     finished = series(exporter.metrics(), "qemu_block_job_last_finished_timestamp_seconds")
     assert all(abs(float(at) - time.time()) < 120 for at in finished.values())
@@ -419,6 +420,18 @@ def connection_lost(work: Work, relay: Relay, disk: list[str]) -> None:
     work.count("backup", "vanished")
     work.count("backup", "completed")
     work.count("mirror", "cancelled", 2)
+
+
+def write_threshold(work: Work) -> None:
+    """An event that no query tells of."""
+    block = next(each for each in work.vm.run("query-block") if each["device"] == "disk8")
+    threshold = {"node-name": block["inserted"]["node-name"], "write-threshold": MIB}
+    work.vm.run("block-set-write-threshold", threshold)
+    text = work.exporter.fresh()
+    name = "qemu_block_write_thresholds_exceeded_total"
+    assert value(text, name, device="disk8") is None
+    work.vm.hmp('qemu-io disk8 "write 2M 64k"')
+    assert value(work.exporter.fresh(), name, device="disk8") == 1
 
 
 @pytest.mark.parametrize("connection", ["persistent", "per-scrape"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -40,6 +40,11 @@ _DEVICES_LIMIT = 4096
 _NAME_LIMIT = 255
 
 
+#: No id of QEMU's is longer; it is remembered for as long as the job is there.
+ID_LIMIT = 1024
+Id = Annotated[str, msgspec.Meta(max_length=ID_LIMIT)]
+
+
 class _Subject(msgspec.Struct, rename="kebab"):
     """What a block event is about; QEMU fills in what it knows."""
 
@@ -57,15 +62,15 @@ class _Subject(msgspec.Struct, rename="kebab"):
 class JobStatusChange(msgspec.Struct):
     """JOB_STATUS_CHANGE."""
 
-    id: str
+    id: Id
     status: str
 
 
 class BlockJobEvent(msgspec.Struct):
     """BLOCK_JOB_COMPLETED, BLOCK_JOB_CANCELLED, BLOCK_JOB_READY; `device` is the job's id."""
 
-    device: str
-    type: str
+    device: Id
+    type: Id
     error: str | None = None
 
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import msgspec
 
 from exporter import qapi
-from exporter.events import BLOCK_JOB, STATUS_CHANGE, BlockJobEvent
+from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.graph import Place
 from exporter.model import Device, Job, Process
 from exporter.outcomes import (
@@ -331,7 +331,7 @@ class Jobs:
         self, job_id: str, type: str, status: str, progress: int, now: float
     ) -> _Known | None:
         """Return the job that a query lists, None where it cannot be told from one that ended."""
-        if job_id in self._gone:
+        if job_id in self._gone or max(len(job_id), len(type)) > ID_LIMIT:
             return None
         job = self._known.get(job_id)
         if job is not None and job.is_not(type, status, progress):

@@ -20,6 +20,7 @@ from exporter.jobs import Jobs
 from exporter.model import Device, Job, Node, Process
 from exporter.outcomes import KEYS_LIMIT, RESULTS
 from tests.disks import block_job
+from tests.replay import RECORDINGS
 
 HERE = Process(7, (7, 2, 0))
 ACTIVE = Place("disk0", "0", "1")
@@ -175,6 +176,47 @@ def test_a_job_whose_command_was_refused_did_not_end(vm: Watched) -> None:
     vm.poll()
 
     assert vm.counts == {}
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+@pytest.mark.parametrize(
+    ("scenario", "counts"),
+    [
+        (
+            "b",
+            {
+                ("", "completed"): 1,  # blockdev-create, whose type no event tells
+                ("backup", "cancelled"): 2,
+                ("backup", "completed"): 1,
+                ("commit", "completed"): 2,  # of layers in the middle
+                ("commit", "unverified"): 1,  # cancelled when ready, and no chain was asked for
+                ("mirror", "cancelled"): 1,
+                ("mirror", "completed"): 2,
+                ("stream", "completed"): 1,
+            },
+        ),
+        (
+            "c",
+            {
+                ("commit", "cancelled"): 1,
+                ("commit", "failed"): 1,
+                ("mirror", "cancelled"): 1,
+                ("mirror", "failed"): 2,
+            },
+        ),
+    ],
+)
+def test_recorded_events_tell_what_was_done(
+    vm: Watched, version: str, scenario: str, counts: dict[tuple[str, str], int]
+) -> None:
+    """Every event of real QEMUs; no query saw a job."""
+    vm.poll()
+    for line in (RECORDINGS / version / f"events-{scenario}.jsonl").read_text().splitlines():
+        event = json.loads(line)["event"]
+        vm.event(event["event"], **event.get("data", {}))
+    vm.poll()
+
+    assert vm.counts == counts
 
 
 # Commits and their chains.
@@ -545,6 +587,20 @@ def test_100000_jobs_that_never_end_are_not_all_followed(vm: Watched) -> None:
 
     assert_is_small(vm)
     assert sum(count for (_, result), count in vm.counts.items() if result == "completed") == 100_000
+
+
+def test_no_job_with_an_endless_id_is_remembered(vm: Watched) -> None:
+    """Nor is one with an endless type."""
+    long = "x" * 100_000
+    for job_id, kind in ((long, "commit"), ("disk0", long)):
+        vm.poll(listed(job_id, kind))
+        with pytest.raises(msgspec.DecodeError):
+            vm.ended(kind, id=job_id)
+    with pytest.raises(msgspec.DecodeError):
+        vm.status("created", id=long)
+
+    assert vm.counts == {}
+    assert not vm.jobs._known
 
 
 def assert_is_small(vm: Watched) -> None:

@@ -43,6 +43,16 @@ class Scope(Enum):
         "I/O of the layers, of QEMU before 2.5",
     )
     JOB = ("qemu_block_job_", ("vm", "device", "job_id", "job_type"), "Block jobs")
+    OUTCOME = ("qemu_block_jobs_", ("vm", "job_type"), "Jobs that ended")
+    FINISHED = (
+        "qemu_block_job_",
+        ("vm", "device", "job_type", "result"),
+        "When jobs ended",
+    )
+    LAST_ERROR = ("qemu_block_job_", ("vm", "device", "job_type"), "Why jobs failed")
+    IO_ERROR = ("qemu_block_", ("vm", "device", "operation", "action"), "I/O errors of guests")
+    DEVICE_EVENT = ("qemu_block_", ("vm", "device"), "Events of devices")
+    VM_EVENT = ("qemu_vm_", ("vm", "event"), "Events of virtual machines")
     EXPORTER = ("qemu_exporter_", (), "The exporter itself")
 
     def __init__(self, prefix: str, labels: tuple[str, ...], title: str) -> None:

@@ -63,6 +63,10 @@ def _node(name: str, field: str, text: str, zero: Zero = Zero.VALUE) -> Metric:
 def _job(name: str, field: str, text: str, type: type = int, states: tuple[str, ...] = ()) -> Metric:
     return _row(Scope.JOB, "job", name, field, text, "jobs", type=type, states=states)
 
+def _event(scope: Scope, name: str, attribute: str, event: str, text: str) -> Metric:
+    """A count of events: their name stands where QEMU's field would."""
+    return replace(_own(scope, name, attribute, text, "events"), field=event)
+
 
 VM = (
     _own(Scope.VM, "up", "up", "Whether every query of the safe set was answered (1) or not (0).", type=bool),
@@ -222,6 +226,27 @@ JOBS = (
     _own(Scope.JOB, "info", "job", "Layers that the job works on, from top down to base, and its error.", "jobs",
          labels=("top", "base", "error")),
     _own(Scope.JOB, "progress_ratio", "progress_ratio", "Work done of a job that is no block job. [current-progress, total-progress]", "jobs", type=float),
+    _own(Scope.JOB, "first_seen_timestamp_seconds", "first_seen_timestamp_seconds", "When this process first saw the job.", "jobs", type=float),
+    _own(Scope.JOB, "last_progress_timestamp_seconds", "last_progress_timestamp_seconds", "When this process last saw the offset change, or the job for the first time.", "jobs", type=float),
+    _own(Scope.JOB, "ready_timestamp_seconds", "ready_timestamp_seconds", "When this process first saw the job ready.", "jobs", type=float),
+)
+
+_UNDONE = "neither is ever a success."
+OUTCOMES = (
+    _own(Scope.OUTCOME, "completed_total", "completed", "Jobs that did what they were to do; a commit is only counted where its chain shows it.", "jobs"),
+    _own(Scope.OUTCOME, "failed_total", "failed", "Jobs that ended with an error.", "jobs"),
+    _own(Scope.OUTCOME, "cancelled_total", "cancelled", "Jobs that were cancelled; a commit that was ready and left the chain as it was.", "jobs"),
+    _own(Scope.OUTCOME, "unverified_total", "unverified", "Jobs that QEMU said to have ended without an error, where the chain could not be read to see it. See vanished: " + _UNDONE, "jobs"),
+    _own(Scope.OUTCOME, "vanished_total", "vanished", "Jobs that were gone without a word. See unverified: " + _UNDONE, "jobs"),
+    _own(Scope.FINISHED, "last_finished_timestamp_seconds", "timestamp_seconds", "When this process learnt of the last such end.", "jobs", type=float),
+    _own(Scope.LAST_ERROR, "last_error_info", "error", "The error of the last job that failed, without credentials.", "jobs", labels=("error",)),
+)
+
+EVENTS = (
+    _event(Scope.IO_ERROR, "io_errors_total", "count", "BLOCK_IO_ERROR", "I/O errors of the guest, with what was done about them."),
+    _event(Scope.DEVICE_EVENT, "write_thresholds_exceeded_total", "write_thresholds_exceeded", "BLOCK_WRITE_THRESHOLD", "Writes beyond the threshold that was set."),
+    _event(Scope.DEVICE_EVENT, "images_corrupted_total", "images_corrupted", "BLOCK_IMAGE_CORRUPTED", "Times that an image was found corrupt."),
+    _event(Scope.VM_EVENT, "events_total", "count", "event", "Events that came while this process was connected; those of no known name are other."),
 )
 
 EXPORTER = (
@@ -236,7 +261,8 @@ EXPORTER = (
 # fmt: on
 
 METRICS = (
-    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *JOBS, *EXPORTER,
+    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *JOBS, *OUTCOMES, *EVENTS,
+    *EXPORTER,
 )  # fmt: skip
 
 #: Named groups that `--no-collector.NAME` turns off, with what each holds.
@@ -248,5 +274,6 @@ COLLECTORS = {
     "throttle": "throttle limits",
     "bitmaps": "dirty bitmaps",
     "layers": "nodes of the backing chains",
-    "jobs": "jobs",
+    "jobs": "jobs, and how they ended",
+    "events": "I/O errors and other events",
 }

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from exporter import qapi
+from exporter.family import Scope
 
 
 class Known(Struct, frozen=True, gc=False):
@@ -108,6 +109,62 @@ class Job(Known, frozen=True):
     base: str = ""
     error: str = ""
     progress_ratio: float | None = None
+    #: As this process saw it.
+    first_seen_timestamp_seconds: float | None = None
+    last_progress_timestamp_seconds: float | None = None
+    ready_timestamp_seconds: float | None = None
+
+
+class JobOutcomes(Known, frozen=True):
+    """How the jobs of one type ended."""
+
+    job_type: str
+    completed: int
+    failed: int
+    cancelled: int
+    unverified: int
+    vanished: int
+
+
+class Finished(Known, frozen=True):
+    """The last job of its kind that ended so."""
+
+    device: str
+    job_type: str
+    result: str
+    timestamp_seconds: float
+
+
+class LastError(Known, frozen=True):
+    """Why the last job of its kind that failed did."""
+
+    device: str
+    job_type: str
+    error: str
+
+
+class IoErrors(Known, frozen=True):
+    """How often the guest met an error of one kind."""
+
+    device: str
+    operation: str
+    action: str
+    count: int
+
+
+class DeviceEvents(Known, frozen=True):
+    """What else a device had; None where there was none."""
+
+    device: str
+    write_thresholds_exceeded: int | None
+    images_corrupted: int | None
+
+
+class VmEvents(Known, frozen=True):
+    """How often an event came."""
+
+    event: str
+    count: int
 
 
 class Counters(Known, frozen=True):
@@ -146,6 +203,17 @@ class Snapshot(Known, frozen=True, kw_only=True):
     free_nodes: tuple[Node, ...] = ()
     counters: Counters = Counters()
     jobs: tuple[Job, ...] = ()
+    #: What is remembered from scrape to scrape; the same object until something happens.
+    remembered: Mapping[Scope, Sequence[Known]] | None = None
+
+
+class Process(Known, frozen=True):
+    """Who is at the other end of a monitor socket."""
+
+    #: 0 where that cannot be seen.
+    pid: int = 0
+    version: tuple[int, ...] = ()
+    package: str = ""
 
 
 class Exporter(Known, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,6 +20,8 @@ from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space,
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
+#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
+BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
 _INCUS_NODE = re.compile(r"^(incus|lxd)_")
 
 
@@ -167,6 +170,11 @@ def jobs(
                 progress_ratio=other.current_progress / total if total > 0 else None,
             )
     return tuple(found.values())
+
+
+def other_jobs(jobs: Sequence[qapi.JobInfo], ids: AbstractSet[str]) -> list[qapi.JobInfo]:
+    """Return the jobs of query-jobs that are no block jobs; `ids` are those of block jobs."""
+    return [job for job in jobs if job.id not in ids and job.type not in BLOCK_JOB_TYPES]
 
 
 def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:

@@ -21,6 +21,7 @@ from qemu.qmp import ConnectError, QMPError, Runstate
 from exporter import peer
 from exporter.client import Answers, Client, Tally
 from exporter.errors import ExporterError, ProtocolError, TargetTimeout, Unreachable
+from exporter.model import Process
 from exporter.pace import Pace
 from exporter.qapi import Query
 
@@ -67,6 +68,11 @@ class Session:
     def owes_answers(self) -> bool:
         """Whether an earlier query is still unanswered."""
         return self.connected and bool(self._client and self._client.awaited)
+
+    @property
+    def process(self) -> Process:
+        """Who is at the other end; known before the first event of a connection comes."""
+        return Process(self.peer_pid, *_greeted(self._client))
 
     async def connect(self, timeout_seconds: float, *, keep_waiting: bool) -> None:
         """Connect and be greeted, if that has not happened yet.
@@ -171,13 +177,9 @@ class Session:
         finally:
             if client.runstate is Runstate.IDLE:
                 sock.close()
-        version = client.greeting.QMP.version if client.greeting else {}
-        qemu: Any = version.get("qemu")
-        try:
-            self.version = tuple(int(qemu[part]) for part in ("major", "minor", "micro"))
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise ProtocolError("greets without a version") from None
-        self.package = str(version.get("package", ""))
+        self.version, self.package = _greeted(client)
+        if not self.version:
+            raise ProtocolError("greets without a version")
 
     def _socket(self) -> socket.socket:
         try:
@@ -248,6 +250,17 @@ class Session:
         if peer.has_another_client(self.path):
             return Unreachable("busy", "another client uses this socket")
         return Unreachable("greeting_timeout", "does not greet")
+
+
+def _greeted(client: Client | None) -> tuple[tuple[int, ...], str]:
+    """Return the version, empty where there is none, and the package of a greeting."""
+    version = client.greeting.QMP.version if client and client.greeting else {}
+    qemu: Any = version.get("qemu")
+    try:
+        numbers = tuple(int(qemu[part]) for part in ("major", "minor", "micro"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        numbers = ()
+    return numbers, str(version.get("package", ""))
 
 
 def _connect(sock: socket.socket, path: str) -> None:

@@ -20,7 +20,7 @@ from exporter.family import Metric, Scope, Zero
 from exporter.metrics import METRICS
 from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle
 from exporter.parse import intervals
-from exporter.template import Template, flatten, template, unsigned
+from exporter.template import Template, flatten, number, template
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
 Blobs = tuple[bytes, ...]
@@ -54,16 +54,6 @@ def labels(names: Sequence[str], values: Sequence[str]) -> str:
     return ",".join(f'{n}="{escape(v)}"' for n, v in zip(names, values, strict=True))
 
 
-def number(value: float, divisor: int = 1) -> str:
-    """Return a number as both formats want it; integers stay exact."""
-    if value is True or value is False:
-        return "1" if value else "0"
-    if isinstance(value, int):
-        value = unsigned(value)
-        return str(value) if divisor == 1 else repr(value / divisor)
-    return repr(value / divisor)
-
-
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Rows of a scope whose values stand under one owner, read at once."""
@@ -95,6 +85,8 @@ class Kept:
     nodes: tuple[str, ...]
     #: The lines that scrapes fill in, by the first of the slots that they belong to.
     templates: dict[int, Template] = field(default_factory=dict)
+    #: What was last remembered of the VM, and its lines.
+    remembered: list[Any] = field(default_factory=lambda: [None, ()])
 
 
 class Plan:
@@ -146,7 +138,20 @@ class Plan:
             for job in snapshot.jobs
         ]
         _pairs(blobs, live[Scope.JOB], jobs)
+        if snapshot.remembered:
+            if kept.remembered[0] is not snapshot.remembered:
+                kept.remembered[:] = snapshot.remembered, self._remember(snapshot)
+            for slot, lines in kept.remembered[1]:
+                blobs[slot] = lines
         return tuple(blobs)
+
+    def _remember(self, snapshot: Snapshot) -> list[tuple[int, bytes]]:
+        blobs = [b""] * len(METRICS)
+        for scope, records in (snapshot.remembered or {}).items():
+            read = attrgetter(*scope.labels[1:], scope.labels[1])  # twice: never a lone value
+            of = [labels(scope.labels, (snapshot.vm, *read(record)[:-1])) for record in records]
+            _records(blobs, self._live[scope], records, of, {})
+        return [(slot, lines) for slot, lines in enumerate(blobs) if lines]
 
     def keep(self, snapshot: Snapshot) -> Kept:
         """Render what stays until query-block is asked again."""

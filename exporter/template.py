@@ -27,6 +27,16 @@ def unsigned(value: int) -> int:
     raise ProtocolError("sent an integer of more than 64 bits")
 
 
+def number(value: float, divisor: int = 1) -> str:
+    """Return a number as both formats want it; integers stay exact."""
+    if value is True or value is False:
+        return "1" if value else "0"
+    if isinstance(value, int):
+        value = unsigned(value)
+        return str(value) if divisor == 1 else repr(value / divisor)
+    return repr(value / divisor)
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """The lines of some families for some records, each with a place for its number."""

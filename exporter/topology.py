@@ -241,6 +241,16 @@ class TopologyCache:
         self._all_visible = all(visible)
 
 
+def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, qapi.Query[dict[str, int]]]:
+    """Return the query for the limits of each throttle filter's group."""
+    by_key = {str(index): info for index, info in enumerate(blocks)}
+    return {
+        group: query
+        for group in sorted(parse.throttle_groups(by_key))
+        if (query := qapi.throttle_limits(group))
+    }
+
+
 def agree(blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]) -> bool:
     """Whether query-block and query-blockstats saw the same chains."""
     by_key = {key(info): info for info in blocks}

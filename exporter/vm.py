@@ -14,13 +14,14 @@ from exporter import parse, qapi
 from exporter.client import Answers, Tally
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
-from exporter.graph import Place, place_job
+from exporter.graph import place_job
 from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
-from exporter.topology import NodeNames, TopologyCache, agree
+from exporter.topology import NodeNames, TopologyCache, agree, throttle_queries
+from exporter.watch import Watch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,10 +34,6 @@ _DEVICE_COUNTERS = (2, 5)
 _AGREE_TRIES = 2
 #: Far more than QEMU can have; a reply that is nothing but devices would block this process.
 _DEVICES_LIMIT = 4096
-#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
-_BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
-#: Most ids of jobs that are kept from events; query-jobs tells of all as soon as one is there.
-_REMEMBERED_JOBS = 1000
 
 
 class Vm:
@@ -49,9 +46,8 @@ class Vm:
         self._tally = tally
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
+        self._watch = Watch(self._session)
         self._topology = TopologyCache(target.vm, target.settings, storage)
-        #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
-        self._places: dict[tuple[str, str], Place] = {}
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
@@ -66,6 +62,7 @@ class Vm:
         started = time.monotonic()
         deadline = started + timeout_seconds
         try:
+            await self._watch.begin(timeout_seconds)
             snapshot = await self._ask(deadline)
         except TargetError as error:
             self._say(error.reason, str(error))
@@ -81,6 +78,7 @@ class Vm:
         finally:
             if self.target.settings.connection == "per-scrape":
                 await self._session.leave()
+            self._watch.end()
         return snapshot
 
     def down(self, reason: str, duration_seconds: float) -> Snapshot:
@@ -100,6 +98,7 @@ class Vm:
 
     async def close(self) -> None:
         """Leave the socket."""
+        await self._watch.close()
         await self._session.close()
 
     def _connection_is_new(self) -> None:
@@ -117,8 +116,6 @@ class Vm:
         )
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
-        #: Ids of jobs that events named and no query has told of yet.
-        self._event_job_ids: set[str] = set()
 
     async def _ask(self, deadline: float) -> Snapshot:
         answers = await self._first_answers(deadline)
@@ -133,16 +130,22 @@ class Vm:
             except TargetError as error:
                 self._say_failed(qapi.BLOCK.name, error)
             walk = chains.walk(entries)
+        told = block_jobs
         block_jobs = await self._place_jobs(block_jobs, entries, deadline)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
         self._ask_nodes = self.target.settings.nodes or not entries
-        others = await self._other_jobs(answers, block_jobs, deadline)
+        others = await self._other_jobs(answers, {job.device for job in told}, deadline)
         status = answers.get(qapi.STATUS)
         devices, counters = self._count(entries, walk)
         free_nodes: tuple[Node, ...] = ()
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
+        jobs = parse.jobs(block_jobs, others or (), self._watch.places)
+        readable = self._blockstats not in self._unknown
+        self._watch.jobs.poll(
+            told, others, self._watch.places, devices, time.time(), readable=readable
+        )
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -157,8 +160,9 @@ class Vm:
             socket=printable(self.target.socket),
             devices=devices,
             free_nodes=free_nodes,
-            jobs=parse.jobs(block_jobs, others, self._places),
+            jobs=tuple(self._watch.jobs.stamped(job) for job in jobs) if jobs else (),
             counters=counters,
+            remembered=self._watch.records(),
         )
 
     def _count(
@@ -171,6 +175,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
+        self._watch.devices = known.found
         return known.found, parse.count(known, entries, walk, self._topology.space())
 
     async def _first_answers(self, deadline: float) -> Answers:
@@ -186,8 +191,10 @@ class Vm:
                 self._connection_is_new()
                 if keep_waiting or self._session.peer_pid != self._peer_pid:
                     self._topology.forget()
-                    self._places = {}
+                    self._watch.places = {}
                 self._peer_pid = self._session.peer_pid
+            self._watch.follow()
+            self._watch.jobs.ask()
             safe: list[Query[Any]] = [qapi.STATUS, self._blockstats, qapi.BLOCK_JOBS]
             try:
                 answers = await self._batch([*safe, *self._beside()], deadline)
@@ -312,12 +319,7 @@ class Vm:
     async def _throttle_limits(
         self, blocks: list[qapi.BlockInfo], deadline: float
     ) -> dict[str, qapi.Limits]:
-        by_key = {str(index): info for index, info in enumerate(blocks)}
-        queries = {
-            group: query
-            for group in sorted(parse.throttle_groups(by_key))
-            if (query := qapi.throttle_limits(group))
-        }
+        queries = throttle_queries(blocks)
         if not queries or "throttle" in self.target.settings.without:
             return {}
         answers = await self._batch(list(queries.values()), deadline)
@@ -335,46 +337,38 @@ class Vm:
     ) -> list[qapi.BlockJob]:
         """Find out where each new job works; return the jobs without those that ended since."""
         keys = [(job.device, job.type) for job in block_jobs]
-        self._places = {key: self._places[key] for key in keys if key in self._places}
-        new = [key for key in keys if key not in self._places]
+        self._watch.places = {
+            key: self._watch.places[key] for key in keys if key in self._watch.places
+        }
+        new = [key for key in keys if key not in self._watch.places]
         if new:
             graph = await self._ask_optional(qapi.GRAPH, deadline)
-            self._places |= {
+            self._watch.places |= {
                 key: place
                 for key in new
                 if (place := place_job(key[0], graph, entries)) is not None
             }
-        return [job for job in block_jobs if (job.device, job.type) in self._places]
+        return [job for job in block_jobs if (job.device, job.type) in self._watch.places]
 
     async def _other_jobs(
-        self, answers: Answers, block_jobs: list[qapi.BlockJob], deadline: float
-    ) -> list[qapi.JobInfo]:
-        """Return the jobs that are no block jobs; asked for only where there may be some."""
-        ids = {job.device for job in block_jobs}
-        wanted = self._ask_jobs or bool(self._event_job_ids - ids)
-        jobs = await self._later(answers, qapi.JOBS, deadline, wanted) or []
-        self._event_job_ids -= ids.union(job.id for job in jobs)
-        others = [job for job in jobs if job.id not in ids and job.type not in _BLOCK_JOB_TYPES]
+        self, answers: Answers, ids: set[str], deadline: float
+    ) -> list[qapi.JobInfo] | None:
+        """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
+        wanted = self._ask_jobs or bool(self._watch.jobs.named - ids)
+        jobs = await self._later(answers, qapi.JOBS, deadline, wanted)
+        self._watch.jobs.named -= ids.union(job.id for job in jobs or ())
+        others = None if jobs is None else parse.other_jobs(jobs, ids)
         self._ask_jobs = bool(others)
         return others
 
     def _on_event(self, name: str, data: bytes) -> None:
         self._topology.note(name)
-        if name != "JOB_STATUS_CHANGE":
-            return
         try:
-            change = msgspec.json.decode(data, type=_JobStatusChange)
+            status = self._watch.take(name, data)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})
             return
-        if change.status == "null":
-            self._event_job_ids.discard(change.id)
-        elif change.status == "created":
-            if len(self._event_job_ids) < _REMEMBERED_JOBS:
-                self._event_job_ids.add(change.id)
-            # An id may be used again, for another disk.
-            self._places = {key: p for key, p in self._places.items() if key[0] != change.id}
-        elif change.status == "concluded":
+        if status == "concluded":
             # A job that is no block job has no other event: it may have changed an image as well.
             self._topology.outdate()
 
@@ -388,11 +382,6 @@ class Vm:
             log.warning("vm is down", extra={**about, "reason": reason, "err": detail})
         else:
             log.info("vm is up", extra=about)
-
-
-class _JobStatusChange(msgspec.Struct):
-    id: str
-    status: str
 
 
 def _left(deadline: float) -> float:

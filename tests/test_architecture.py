@@ -13,13 +13,14 @@ ROOT = Path(__file__).parent.parent / "exporter"
 ORDER = (
     "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
-    "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "service", "garbage", "exposition", "render",
+    "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "service", "garbage", "exposition", "render",
     "template", "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
     "errors",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
-    "chain", "family", "filename", "graph", "identity", "metrics", "model", "parse", "qapi", "render", "template",
+    "chain", "events", "family", "filename", "graph", "identity", "jobs", "metrics", "model", "outcomes",
+    "parse", "qapi", "render", "template",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {

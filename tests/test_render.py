@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,8 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 
 from exporter import qapi
 from exporter.exposition import body
+from exporter.family import Scope
 from exporter.metrics import COLLECTORS
-from exporter.model import Counters, Device, Exporter, Job, Node, Snapshot
+from exporter.model import Counters, Device, Exporter, Job, Node, Snapshot, VmEvents
 from exporter.render import Plan, escape, join, number, render_exporter
 from tests.conftest import samples, series
 from tests.replay import replay, steps
@@ -147,13 +149,31 @@ async def test_each_collector_has_families_of_its_own(collector: str, sockets: P
     names = [s for s in steps("7.2", "a") if s[:3] in ("a02", "a03", "a04", "a09")]
     all_on: Counter[str] = Counter()
     without: Counter[str] = Counter()
-    async for _, snapshot, _ in replay("7.2", names, sockets):
+    async for _, replayed, _ in replay("7.2", names, sockets):
+        # No event was recorded in these steps.
+        stopped = {Scope.VM_EVENT: [VmEvents("STOP", 1)]}
+        snapshot = msgspec.structs.replace(replayed, remembered=stopped)
         all_on += _families(Plan().render(snapshot))
         without += _families(Plan((collector,)).render(snapshot))
 
     gone = all_on.keys() - without.keys()
     assert gone
     assert {name: all_on[name] for name in without} == dict(without)
+
+
+def test_what_is_remembered_is_rendered_again_when_it_is_other_records() -> None:
+    """Else its lines are those of the scrape before."""
+    plan, kept = Plan(), Plan().keep(of())
+    memories = [{Scope.VM_EVENT: [VmEvents("STOP", count)]} for count in (1, 2)]
+    lines = [
+        join([plan.render(msgspec.structs.replace(of(), remembered=each), kept)], openmetrics=False)
+        for each in (memories[0], memories[0], memories[1], None)
+    ]
+
+    assert b'qemu_vm_events_total{vm="vm",event="STOP"} 1\n' in lines[0]
+    assert lines[1] == lines[0]
+    assert b'qemu_vm_events_total{vm="vm",event="STOP"} 2\n' in lines[2]
+    assert b"events_total" not in lines[3]
 
 
 def _families(blobs: tuple[bytes, ...]) -> Counter[str]:

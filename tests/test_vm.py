@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -484,7 +486,7 @@ async def test_a_reused_job_id_is_looked_up_again(fake: FakeQmp, make: Make) -> 
     start(fake, block_job("j"), graph("j", "disk1", ("b", "b0")))
     [unchanged] = (await collect(vm)).jobs
     await fake.send(wire(job_event("j", "null"), job_event("j", "created")))
-    await until(lambda: "j" in vm._event_job_ids)
+    await until(lambda: "j" in vm._watch.jobs.named)
     [second] = (await collect(vm)).jobs
 
     assert [first.device, unchanged.device, second.device] == ["disk0", "disk0", "disk1"]
@@ -567,7 +569,7 @@ async def test_other_jobs_are_asked_for_only_while_there_are_some(
     vm = make()
     assert [await asks(vm), await asks(vm)] == [True, False]
     await fake.send(job_event("snap", "created"))
-    await until(lambda: vm._event_job_ids)
+    await until(lambda: vm._watch.jobs.named)
     fake.replies["query-jobs"] = {"return": [other_job()]}
     assert [await asks(vm), await asks(vm)] == [True, True]
     fake.replies["query-jobs"] = {"return": []}
@@ -581,7 +583,7 @@ async def test_an_event_about_a_block_job_asks_for_no_other_jobs(fake: FakeQmp, 
     fake.received.clear()
     start(fake, block_job("disk0"))
     await fake.send(job_event("disk0", "created"))
-    await until(lambda: vm._event_job_ids)
+    await until(lambda: vm._watch.jobs.named)
     await collect(vm)
 
     assert "query-jobs" not in fake.commands
@@ -594,7 +596,7 @@ async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
     vm = make()
     await collect(vm)
     await fake.send(job_event("snap", "created"))
-    await until(lambda: vm._event_job_ids)
+    await until(lambda: vm._watch.jobs.named)
     fake.replies["query-jobs"] = b""
     snapshot = await vm.collect(0.1)
     assert (snapshot.up, snapshot.jobs) == (True, ())
@@ -630,6 +632,138 @@ def test_an_event_that_is_not_understood_is_logged_and_costs_nothing(
         "event not understood",
         "JOB_STATUS_CHANGE",
     )
+
+
+# Jobs that ended, and events.
+
+
+def outcomes(lines: str) -> dict[str, int]:
+    """Result -> commits, of what is not 0."""
+    return {
+        result: int(each)
+        for result in ("completed", "failed", "cancelled", "unverified", "vanished")
+        for each in series(lines, f"qemu_block_jobs_{result}_total", job_type="commit").values()
+        if int(each)
+    }
+
+
+async def commit(fake: FakeQmp, vm: Vm) -> None:
+    """Have a commit that is ready, and seen."""
+    start(fake, block_job(ready=True, status="ready"), graph("disk0", "disk0", ("top", "base")))
+    assert series(text(await collect(vm)), "qemu_block_job_ready_timestamp_seconds")
+
+
+async def test_a_commit_is_completed_when_the_chain_after_its_event_shows_it(
+    fake: FakeQmp, make: Make
+) -> None:
+    """The counters are there from its first sight, and the device and time of its end after."""
+    vm = make()
+    await commit(fake, vm)
+    assert len(series(text(await collect(vm)), "qemu_block_jobs_completed_total")) == 1
+    await fake.event("BLOCK_JOB_COMPLETED", device="disk0", type="commit", len=1, offset=1)
+    await until(lambda: vm._watch.jobs.outcomes.waiting)
+    fake.replies["query-block-jobs"] = {"return": []}
+    plug(fake, Disk(nodes=("base",)))
+    lines = text(await collect(vm))
+
+    assert outcomes(lines) == {"completed": 1}
+    assert series(
+        lines,
+        "qemu_block_job_last_finished_timestamp_seconds",
+        device="disk0",
+        job_type="commit",
+        result="completed",
+    )
+    assert not series(lines, "qemu_block_job_first_seen_timestamp_seconds")
+
+
+async def test_counters_come_back_with_their_values(fake: FakeQmp, make: Make) -> None:
+    """While a VM is down they are absent, like all of its block layer; then they go on."""
+    vm = make()
+    await commit(fake, vm)
+    await fake.event("BLOCK_JOB_CANCELLED", device="disk0", type="commit", len=1, offset=1)
+    await fake.event("BLOCK_IO_ERROR", device="disk0", operation="write", action="stop")
+    await until(lambda: vm._watch.events.changed)
+    fake.replies["query-block-jobs"] = {"return": []}
+    before = text(await collect(vm))
+    fake.answering.clear()
+    down = text(await vm.collect(0.05))
+    fake.answering.set()
+    fake.hang_up()
+    await until(lambda: not vm._session.connected)
+    after = text(await collect(vm))
+
+    assert outcomes(before) == outcomes(after) == {"cancelled": 1}
+    assert not outcomes(down)
+    for name in ("qemu_block_io_errors_total", "qemu_vm_events_total"):
+        assert series(before, name) == series(after, name)
+        assert series(before, name)
+        assert not series(down, name)
+
+
+async def test_per_scrape_connections_tell_a_commit_by_its_chain(fake: FakeQmp, make: Make) -> None:
+    """No event comes to who is not there."""
+    vm = make(connection="per-scrape")
+    await commit(fake, vm)
+    await until(lambda: not fake.serves)
+    fake.replies["query-block-jobs"] = {"return": []}
+    plug(fake, Disk(nodes=("base",)))
+
+    assert outcomes(text(await collect(vm))) == {"completed": 1}
+
+
+async def test_a_vm_without_jobs_and_events_has_no_line_of_them(fake: FakeQmp, make: Make) -> None:
+    """Nor does a scrape make new records of what did not change."""
+    vm = make()
+    first = await collect(vm)
+    await fake.event("STOP")
+    await until(lambda: vm._watch.events.changed)
+    second, third = await collect(vm), await collect(vm)
+
+    assert not re.search("qemu_block_jobs?_|_events_", text(first))
+    assert series(text(third), "qemu_vm_events_total") == {
+        'qemu_vm_events_total{vm="vm",event="STOP"}': "1"
+    }
+    assert second.remembered is third.remembered
+
+
+async def test_a_commit_that_is_ready_between_two_scrapes_is_looked_at_once(
+    fake: FakeQmp, make: Make
+) -> None:
+    """Its top came after the one and is gone before the other: only then its end can be told."""
+    vm = make()
+    await collect(vm)
+    plug(fake, Disk(nodes=("new", "top", "base")))
+    job = block_job("j", ready=True, status="ready")
+    start(fake, job, graph("j", "disk0", ("new", "top", "base")))
+    fake.received.clear()
+    ready = {"event": "BLOCK_JOB_READY", "data": {"device": "j", "type": "commit"}}
+    ended = {"event": "BLOCK_JOB_COMPLETED", "data": {"device": "j", "type": "commit"}}
+    await fake.send(wire(job_event("j", "created"), job_event("j", "ready"), ready, ready))
+    await until(lambda: fake.commands)
+    await until(lambda: vm._watch._looking is None)
+    assert fake.commands == ["query-blockstats", "query-block-jobs", "x-debug-query-block-graph"]
+    await fake.send(wire(ended, job_event("j", "concluded"), job_event("j", "null")))
+    await until(lambda: vm._watch.jobs.outcomes.waiting)
+    start(fake, block_job("other", "stream"))
+    plug(fake, Disk(nodes=("base",)))
+
+    assert outcomes(text(await collect(vm))) == {"completed": 1}
+
+
+async def test_a_scrape_waits_for_a_look(fake: FakeQmp, make: Make) -> None:
+    """It is no reason to call the VM slow; the scrape sees the commit itself as well."""
+    vm = make()
+    await collect(vm)
+    start(fake, block_job(ready=True, status="ready"), graph("disk0", "disk0", ("top", "base")))
+    fake.answering.clear()
+    await fake.event("BLOCK_JOB_READY", device="disk0", type="commit")
+    await until(lambda: fake.commands[-1] == "query-blockstats")
+    asyncio.get_running_loop().call_later(0.1, fake.answering.set)
+    snapshot = await collect(vm)
+
+    assert (snapshot.up, [job.device for job in snapshot.jobs]) == (True, ["disk0"])
+    assert fake.commands.count("x-debug-query-block-graph") == 1
 
 
 # Throttle filters.

@@ -1,0 +1,120 @@
+"""What becomes of one VM between two scrapes: its events, and what is remembered of them.
+
+Nothing is asked between scrapes but for one thing: when an event says that a commit is ready which
+no scrape has seen, its chain is looked at, once. After its end nobody could tell whether it was
+completed or cancelled, if its top layer is younger than the last scrape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exporter import parse, qapi
+from exporter.errors import TargetError
+from exporter.events import Events
+from exporter.family import Scope
+from exporter.graph import Place, place_job
+from exporter.jobs import Jobs
+from exporter.model import Device
+from exporter.qmp import Session
+
+#: How long QEMU may take to show the chain of a commit that is ready.
+_LOOK_SECONDS = 1.0
+#: Most looks between two scrapes.
+_LOOKS_LIMIT = 100
+
+
+class Watch:
+    """The memory of one VM, whatever becomes of the connection."""
+
+    def __init__(self, session: Session) -> None:
+        self.jobs = Jobs()
+        self.events = Events()
+        #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
+        self.places: dict[tuple[str, str], Place] = {}
+        #: The last known.
+        self.devices: tuple[Device, ...] = ()
+        self._session = session
+        self._records: Mapping[Scope, Sequence[Any]] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._looks = 0
+        self._scraping = False
+
+    def follow(self) -> None:
+        """Have what is remembered belong to this connection, whatever of it comes first."""
+        generation = self._session.generation
+        if generation != self.jobs.generation:
+            self.jobs.connected(generation, self._session.process, time.time())
+
+    def take(self, name: str, data: bytes) -> str:
+        """Take an event; return the status that JOB_STATUS_CHANGE tells.
+
+        Raises:
+            msgspec.DecodeError, UnicodeError, RecursionError: it is not what QAPI says.
+        """
+        self.follow()
+        self.events.take(name, data, self.devices)
+        job_id, status = self.jobs.take(name, data, time.time())
+        if status == "created" and self.places:
+            # An id may be used again, for another disk.
+            self.places = {key: place for key, place in self.places.items() if key[0] != job_id}
+        elif name == "BLOCK_JOB_READY":
+            self._look_soon()
+        return status
+
+    def records(self) -> Mapping[Scope, Sequence[Any]]:
+        """Return what is remembered; the same object until something happens."""
+        if self.events.changed or self.jobs.outcomes.changed:
+            self._records = {**self.events.records(), **self.jobs.outcomes.records()}
+        return self._records
+
+    async def begin(self, timeout_seconds: float) -> None:
+        """Let a look end before a scrape asks: a session has one question at a time."""
+        self._scraping, self._looks = True, 0
+        if self._looking is not None:
+            await asyncio.wait((self._looking,), timeout=timeout_seconds)
+
+    def end(self) -> None:
+        """A scrape has asked all that it wanted to."""
+        self._scraping = False
+        self._look_soon()
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait((self._looking,))
+
+    def _look_soon(self) -> None:
+        if self._scraping or self._looking is not None or self._looks >= _LOOKS_LIMIT:
+            return
+        if self.jobs.unseen_commit and self._session.connected and not self._session.owes_answers:
+            self._looks += 1
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            self.jobs.ask()
+            began = self.jobs.round
+            queries = (qapi.BLOCKSTATS, qapi.BLOCK_JOBS, qapi.GRAPH)
+            answers = await self._session.ask(*queries, timeout_seconds=_LOOK_SECONDS)
+            if self.jobs.round != began:
+                return  # a scrape did not wait for it
+            entries = answers.get(qapi.BLOCKSTATS) or []
+            told = answers.get(qapi.BLOCK_JOBS) or []
+            graph = answers.get(qapi.GRAPH)
+            places = {
+                (job.device, job.type): place
+                for job in told
+                if (place := place_job(job.device, graph, entries)) is not None
+            }
+            devices = parse.devices(entries, None, lambda _: 0).found
+            self.places = {**places, **self.places}
+            self.jobs.poll(told, None, self.places, devices, time.time())
+        except TargetError:
+            pass  # the next scrape says what is wrong with it
+        finally:
+            self._looking = None

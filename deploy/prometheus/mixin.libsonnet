@@ -1,4 +1,5 @@
 // A monitoring mixin (monitoring.mixins.dev) of the plain files: change those, not this.
+// Needs a std.parseYaml that reads block scalars: go-jsonnet does, jsonnet 0.18 does not.
 {
   prometheusRules+: std.parseYaml(importstr 'rules.yml'),
 

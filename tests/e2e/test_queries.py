@@ -12,7 +12,7 @@ import re
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,19 @@ import pytest
 from exporter.metrics import METRICS
 from tests.dashboards import FILES, Query, filled, load, queries
 from tests.e2e.faults import ONCE, by_blockdev, file_node
-from tests.e2e.lab import MIB, Disk, Exporter, Lab, Qemu, blockdev, drive, plug, tool, wait_until
+from tests.e2e.lab import (
+    MIB,
+    PATIENCE_SECONDS,
+    Disk,
+    Exporter,
+    Lab,
+    Qemu,
+    blockdev,
+    drive,
+    plug,
+    tool,
+    wait_until,
+)
 from tests.e2e.prometheus import JOB, Prometheus, shipped_rules, shortened, write_rules
 from tests.e2e.reading import value
 from tests.e2e.test_targets import WRITER
@@ -53,8 +65,13 @@ LEVELS = {
     "vm_job": OF_TARGET | {"vm", "device", "job_id", "job_type", "state", "status"},
     "vm_throttle_group": OF_TARGET | {"vm", "throttle_group"},
 }
-#: What a recorded number is, by a word of its name, where an hour or a share bounds it.
-UNITS = {"latency_seconds:": "s", "ratio": "percentunit", "timestamp": "timestamp"}
+#: What a recorded number is, by a part of its name, where an hour or a share bounds it.
+UNITS = {
+    "latency_seconds:": "s",
+    ":ratio": "percentunit",
+    "_ratio": "percentunit",
+    "timestamp": "timestamp",
+}
 
 
 class Watched(NamedTuple):
@@ -62,6 +79,15 @@ class Watched(NamedTuple):
 
     prometheus: Prometheus
     since: float
+    #: When everything must have an answer: what has none costs all of them no more than this.
+    until: float
+
+    def wait(self, holds: Callable[[], Any], what: str) -> Any:
+        """Return the first true value of `holds`."""
+        while not (value := holds()):
+            assert time.time() < self.until, f"no answer: {what}"
+            time.sleep(0.2)
+        return value
 
     def answer(self, query: Query) -> list[dict[str, Any]]:
         """Return the series that a query of a panel gives now; a range as its last value."""
@@ -244,7 +270,7 @@ def watched(shared_lab: Lab) -> Iterator[Watched]:
         for scrapes in (10, 13, 16):
             use(disks)
             wait_until(lambda scrapes=scrapes: judge.has_scraped(scrapes), "more scrapes")
-        yield Watched(judge, since)
+        yield Watched(judge, since, until=time.time() + PATIENCE_SECONDS)
     finally:
         judge.kill()
 
@@ -291,7 +317,7 @@ KNOWN = known_labels()
 @pytest.mark.parametrize("query", queries(), ids=lambda query: query.where)
 def test_a_query_of_a_panel_has_an_answer(watched: Watched, query: Query) -> None:
     """Series with the labels that it keeps and its legend names, and numbers of its panel's unit."""
-    answer = wait_until(lambda: watched.answer(query), query.where)
+    answer = watched.wait(lambda: watched.answer(query), query.where)
 
     every = {label for labels in KNOWN.values() for label in labels}
     shown = {label for each in answer for label, text in each["metric"].items() if text}
@@ -325,7 +351,7 @@ def test_a_rule_records_something(watched: Watched, rule: dict[str, Any]) -> Non
     name, own = rule["record"], rule.get("labels", {})
     matchers = ",".join(f'{label}="{text}"' for label, text in own.items())
     query = f"max_over_time({name}{{{matchers}}}[1h])"
-    found = wait_until(lambda: watched.prometheus.series(query), f"a series of {name}")
+    found = watched.wait(lambda: watched.prometheus.series(query), name)
 
     expected = LEVELS[name.partition(":")[0]]
     for each in found:
@@ -349,7 +375,7 @@ def test_what_a_rule_or_an_alert_looks_at_is_there(watched: Watched, rule: dict[
     watched.prometheus.series(expression)
     for selector in {"".join(match) for match in SELECTOR.findall(expression)}:
         query = f"last_over_time({selector}[1h])"
-        wait_until(lambda query=query: watched.prometheus.series(query), selector)
+        watched.wait(lambda query=query: watched.prometheus.series(query), selector)
 
 
 def test_prometheus_evaluates_every_rule_without_an_error(watched: Watched) -> None:

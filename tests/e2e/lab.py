@@ -352,6 +352,25 @@ class Mount(Process):
         return self.folder.is_mount()
 
 
+class Memory:
+    """A folder on a file system of a size of its own, in memory."""
+
+    def __init__(self, folder: Path, mib: int) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self._mount("-t", "tmpfs", "-o", f"size={mib}m", "tmpfs")
+
+    def grow(self, mib: int) -> None:
+        """Give it more room."""
+        self._mount("-o", f"remount,size={mib}m")
+
+    def close(self) -> None:
+        subprocess.run([tool("umount"), "-l", self.folder], check=True)
+
+    def _mount(self, *arguments: str) -> None:
+        subprocess.run([tool("mount"), *arguments, self.folder], check=True)
+
+
 class Lab:
     """A folder, and all that a test starts in it."""
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import threading
-import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +17,8 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from tests.conftest import samples
-from tests.e2e.lab import MIB, Disk, Exporter, Lab, Process, blockdev, drive, plug, tool, wait_until
+from tests.e2e.lab import MIB, Disk, Exporter, Lab, blockdev, drive, plug, tool, wait_until
+from tests.e2e.prometheus import Prometheus
 from tests.e2e.reading import names
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
@@ -122,51 +120,6 @@ def text_proxy(url: str) -> Iterator[str]:
         finally:
             proxy.shutdown()
             thread.join()
-
-
-class Prometheus(Process):
-    """A real one, with storage of its own."""
-
-    def __init__(self, folder: Path, jobs: dict[str, str]) -> None:
-        config = folder / "prometheus.yml"
-        scrapes = [
-            {"job_name": job, "static_configs": [{"targets": [target]}]}
-            for job, target in jobs.items()
-        ]
-        # JSON is YAML.
-        intervals = {"scrape_interval": "1s", "scrape_timeout": "1s"}
-        config.write_text(json.dumps({"global": intervals, "scrape_configs": scrapes}))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.url = f"http://{address}/api/v1"
-        command = [
-            "prometheus",
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder}/tsdb",
-            f"--web.listen-address={address}",
-        ]
-        super().__init__(command, folder / "prometheus.log")
-
-    def api(self, path: str, **parameters: str) -> Any:
-        """Return the data of an answer of its API."""
-        url = f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, expression: str, by: str = "job") -> dict[str, float]:
-        """Return the value of each series of an expression, by one of its labels."""
-        found = self.api("query", query=expression)["result"]
-        assert len({each["metric"].get(by, "") for each in found}) == len(found), found
-        return {each["metric"].get(by, ""): float(each["value"][1]) for each in found}
-
-    def has_scraped(self) -> bool:
-        """Whether each job has a few scrapes behind it."""
-        assert self.exit_code is None, self.said()
-        try:
-            counts = self.query("count_over_time(up[1h])")
-        except OSError:
-            return False
-        return len(counts) == 2 and min(counts.values()) >= 4
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,142 @@
+"""A Prometheus of the tests' own, and the shipped rules with their times made short."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.e2e.lab import ROOT, Process
+
+SHIPPED = ROOT / "deploy" / "prometheus"
+RULE_FILES = ("rules.yml", "alerts.yml")
+#: The name that scrape.yml gives to the scrapes of a host, and that rules.yml looks for.
+JOB = "qemu-block"
+#: Thresholds that say how long something has lasted. The others are sizes, shares, counts, and how
+#: long a request or a scrape takes: no test makes these shorter.
+DURATIONS = frozenset({
+    "job_stall_seconds", "backup_stall_seconds", "job_outcome_seconds", "snapshot_age_seconds",
+    "storage_full_seconds",
+})  # fmt: skip
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def shortened(rule: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Return a shipped rule with its times divided by `factor`, and nothing else changed.
+
+    These are `for` and `keep_firing_for`; what stands in [brackets] or after `offset` in its
+    expression; and the number that it records, if it is one of the thresholds in DURATIONS.
+    """
+    short = dict(rule)
+    for key in ("for", "keep_firing_for"):
+        if key in rule:
+            short[key] = _divided(rule[key], factor)
+    short["expr"] = re.sub(
+        r"\[[^\]]*\]|\boffset \w+", lambda each: _divided(each[0], factor), rule["expr"]
+    )
+    if rule.get("record", "").removeprefix("qemu_block_threshold:") in DURATIONS:
+        seconds = re.fullmatch(r"vector\((\d+)\)", rule["expr"])
+        assert seconds, rule
+        short["expr"] = f"vector({int(seconds[1]) / factor})"
+    return short
+
+
+def _divided(text: str, factor: float) -> str:
+    """Return a text with the durations in it divided."""
+
+    def milliseconds(match: re.Match[str]) -> str:
+        return f"{int(match[1]) * _UNITS[match[2]] * 1000 / factor:.0f}ms"
+
+    return re.sub(r"\b(\d+)([smhd])\b", milliseconds, text)
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """Return a rule file as it is shipped."""
+    document: dict[str, Any] = yaml.safe_load((SHIPPED / name).read_text("utf-8"))
+    return document
+
+
+def shipped_rules(kind: str) -> list[dict[str, Any]]:
+    """Return all shipped rules of a kind: `record` or `alert`."""
+    groups = [group for name in RULE_FILES for group in shipped(name)["groups"]]
+    return [rule for group in groups for rule in group["rules"] if kind in rule]
+
+
+def write_rules(folder: Path, factor: float) -> list[Path]:
+    """Write the shipped rule files with short times and return where they are."""
+    paths = []
+    for name in RULE_FILES:
+        document = shipped(name)
+        for group in document["groups"]:
+            group["rules"] = [shortened(rule, factor) for rule in group["rules"]]
+        paths.append(folder / f"short-{name}")
+        paths[-1].write_text(yaml.safe_dump(document), "utf-8")
+    return paths
+
+
+class Prometheus(Process):
+    """A real one, with storage of its own, that scrapes and evaluates every second."""
+
+    def __init__(self, folder: Path, jobs: dict[str, str], rules: Sequence[Path] = ()) -> None:
+        config = folder / "prometheus.yml"
+        self._jobs = jobs
+        scrapes = [
+            {"job_name": job, "static_configs": [{"targets": [target]}]}
+            for job, target in jobs.items()
+        ]
+        intervals = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        settings = {
+            "global": intervals,
+            "scrape_configs": scrapes,
+            "rule_files": [str(path) for path in rules],
+        }
+        # JSON is YAML.
+        config.write_text(json.dumps(settings))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.url = f"http://{address}/api/v1"
+        command = [
+            "prometheus",
+            f"--config.file={config}",
+            f"--storage.tsdb.path={folder}/tsdb",
+            f"--web.listen-address={address}",
+        ]
+        super().__init__(command, folder / "prometheus.log")
+
+    def api(self, path: str, **parameters: str) -> Any:
+        """Return the data of an answer of its API."""
+        url = f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            error.add_note(error.read().decode("utf-8", "replace"))
+            raise
+
+    def series(self, expression: str) -> list[dict[str, Any]]:
+        """Return what an expression gives at this moment: `metric` and `value` of each series."""
+        found: list[dict[str, Any]] = self.api("query", query=expression)["result"]
+        return found
+
+    def query(self, expression: str, by: str = "job") -> dict[str, float]:
+        """Return the value of each series of an expression, by one of its labels."""
+        found = self.series(expression)
+        assert len({each["metric"].get(by, "") for each in found}) == len(found), found
+        return {each["metric"].get(by, ""): float(each["value"][1]) for each in found}
+
+    def has_scraped(self, times: int = 4) -> bool:
+        """Whether each job has a few scrapes behind it."""
+        assert self.exit_code is None, self.said()
+        try:
+            counts = self.query("count_over_time(up[1h])")
+        except OSError:
+            return False
+        return counts.keys() == self._jobs.keys() and min(counts.values()) >= times

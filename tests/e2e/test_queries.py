@@ -1,0 +1,398 @@
+"""Every query that is shipped, asked of a real Prometheus about real QEMUs: it has an answer.
+
+The lab has something of everything that a panel, a rule or an alert asks about. What stands in a
+dashboard is asked as Grafana asks it: a moment for tables and single numbers, a range for graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from exporter.metrics import METRICS
+from tests.dashboards import FILES, Query, filled, load, queries
+from tests.e2e.faults import ONCE, by_blockdev, file_node
+from tests.e2e.lab import (
+    MIB,
+    PATIENCE_SECONDS,
+    Disk,
+    Exporter,
+    Lab,
+    Qemu,
+    blockdev,
+    drive,
+    plug,
+    tool,
+    wait_until,
+)
+from tests.e2e.prometheus import JOB, Prometheus, shipped_rules, shortened, write_rules
+from tests.e2e.reading import value
+from tests.e2e.test_targets import WRITER
+from tests.promql import kept
+
+#: Half an hour of a rule is 15 seconds; its shortest window has two scrapes.
+SHORTER = 120
+#: Everything in this lab is younger than an hour and smaller than a TiB.
+_ANY = (0.0, 1e9)
+RANGES = {
+    "none": _ANY,
+    "short": _ANY,
+    "bytes": (0.0, 2.0**40),
+    "binBps": (0.0, 1e11),
+    "iops": (0.0, 1e6),
+    "reqps": (0.0, 1e6),
+    "percentunit": (0.0, 1.0),
+    # What the exporter saw during a scrape is newer than the scrape's time.
+    "s": (-2.0, 3600.0),
+}
+#: A selector of the exporter's series, or of Prometheus's own or recorded ones.
+SELECTOR = re.compile(r"\b((?:\w+:)?qemu_[\w:]+|up|scrape_duration_seconds)\b(\{[^}]*\})?")
+OF_TARGET = {"job", "instance"}
+#: The labels of a recorded series, by the first part of its name.
+LEVELS = {
+    "qemu_block_threshold": set(),
+    "instance": OF_TARGET,
+    "vm_device": OF_TARGET | {"vm", "device", "job_type", "result"},
+    "vm_job": OF_TARGET | {"vm", "device", "job_id", "job_type", "state", "status"},
+    "vm_throttle_group": OF_TARGET | {"vm", "throttle_group"},
+}
+#: What a recorded number is, by a part of its name, where an hour or a share bounds it.
+UNITS = {
+    "latency_seconds:": "s",
+    ":ratio": "percentunit",
+    "_ratio": "percentunit",
+    "timestamp": "timestamp",
+}
+
+
+class Watched(NamedTuple):
+    """A Prometheus that has watched the lab since a time."""
+
+    prometheus: Prometheus
+    since: float
+    #: When everything must have an answer: what has none costs all of them no more than this.
+    until: float
+
+    def wait(self, holds: Callable[[], Any], what: str) -> Any:
+        """Return the first true value of `holds`."""
+        while not (value := holds()):
+            assert time.time() < self.until, f"no answer: {what}"
+            time.sleep(0.2)
+        return value
+
+    def answer(self, query: Query) -> list[dict[str, Any]]:
+        """Return the series that a query of a panel gives now; a range as its last value."""
+        expression = filled(query.expr, __rate_interval="5m")
+        if query.target["instant"]:
+            return self.prometheus.series(expression)
+        span = {"start": str(self.since), "end": str(time.time()), "step": "1"}
+        found = self.prometheus.api("query_range", query=expression, **span)["result"]
+        return [
+            {"metric": each["metric"], "value": moment}
+            for each in found
+            for moment in each["values"]
+        ]
+
+
+def guest(lab: Lab, name: str, error: int, *on_error: str) -> Qemu:
+    """Start a VM whose guest writes when it runs, and whose first write fails."""
+    image = lab.folder / f"{name}.raw"
+    image.write_bytes(WRITER.ljust(MIB, b"\0"))
+    file = file_node(image, {**ONCE, "errno": error})
+    node = {"driver": "raw", "node-name": "guest", "file": file}
+    plugged = ["-device", ",".join(["virtio-blk-pci,id=virtio-disk0,drive=guest", *on_error])]
+    return lab.qemu(name, "-blockdev", json.dumps(node), *plugged, machine="pc")
+
+
+def corrupt(image: Path) -> Path:
+    """Let an image say that its first cluster is where none can be."""
+    with image.open("r+b") as file:
+        file.seek(40)
+        (level1,) = struct.unpack(">Q", file.read(8))
+        file.seek(level1)
+        (level2,) = struct.unpack(">Q", file.read(8))
+        at = level2 & 0x00FFFFFFFFFFFE00
+        file.seek(at)
+        (cluster,) = struct.unpack(">Q", file.read(8))
+        file.seek(at)
+        file.write(struct.pack(">Q", cluster + 512))
+    return image
+
+
+def crashed(lab: Lab) -> list[str]:
+    """Return the arguments for a disk whose bitmap a crash of QEMU has left unsaved."""
+    image = lab.image("crashed")
+    subprocess.run([tool("qemu-img"), "bitmap", "--add", image, "unsaved"], check=True)
+    arguments = [*drive("disk0", image), *plug("front", "disk0")]
+    lab.qemu("crash", *arguments, machine="pc").kill()
+    lab.vms["crash"].socket.unlink()
+    return arguments
+
+
+def disks_vm(lab: Lab) -> Qemu:
+    """Start a VM with a deep chain, every kind of limit, a bitmap, statistics and thresholds."""
+    total = ["throttling.bps-total=100000000", "throttling.iops-total=10000"]
+    apart = [f"throttling.{what}-{way}=1000000" for what in ("bps", "iops") for way in _WAYS]
+    vm = lab.qemu(
+        "disks",
+        *drive("disk0", lab.chain("disk0", 3)[0], "stats-intervals.0=60", *total),
+        *plug("front0", "disk0"),
+        *drive("disk1", lab.image("disk1"), *apart),
+        *plug("front1", "disk1"),
+        *blockdev("virtio-disk2", lab.image("disk2")),
+        machine="pc",
+    )
+    path = "/machine/peripheral/front0/virtio-backend"
+    vm.run("block-latency-histogram-set", {"id": path, "boundaries": [10**6, 10**7, 10**9]})
+    vm.run("block-dirty-bitmap-add", {"node": Disk(vm, "disk0").node_name, "name": "backup"})
+    vm.run("blockdev-snapshot-internal-sync", {"device": "virtio-disk2-0", "name": "before"})
+    for node, threshold in (("virtio-disk2-0", MIB), (Disk(vm, "disk1").node_name, 60 * MIB)):
+        arguments = {"node-name": node, "write-threshold": threshold}
+        vm.run("block-set-write-threshold", arguments)
+    return vm
+
+
+_WAYS = ("read", "write")
+
+
+def use(vm: Qemu) -> None:
+    """Read, write and flush as a guest does."""
+    for name in ("disk0", "disk1", "virtio-disk2"):
+        disk = Disk(vm, name)
+        disk.write(2 * MIB, 4 * 65536)
+        backend = f"-d {name}/virtio-backend" if name == "virtio-disk2" else name
+        for command in ("aio_read 0 65536", "aio_flush"):
+            assert vm.hmp(f'qemu-io {backend} "{command}"') == ""
+
+
+#: Disks with a chain of two layers -> the job on each, by what comes of it.
+JOBS: dict[str, dict[str, Any]] = {
+    "moving": {"command": "block-stream", "speed": MIB // 2},
+    "pending": {"command": "block-stream", "auto-finalize": False},
+    "ready": {},
+    "paused": {"speed": 1},
+    "backup": {"command": "drive-backup", "sync": "full", "speed": 1},
+    "completed": {},
+    "cancelled": {"speed": 1},
+    "stopped": {"on-error": "stop"},
+    "failed": {"on-error": "report"},
+}
+
+
+def jobs_vm(lab: Lab) -> Qemu:
+    """Start a VM with a disk for each of JOBS."""
+    disks = []
+    for name, job in JOBS.items():
+        top, base = lab.chain(name, 2)
+        if name == "moving":
+            subprocess.run([tool("qemu-io"), "-c", f"write -q 0 {60 * MIB}", base], check=True)
+        fault = ONCE if "on-error" in job else {}
+        disks += by_blockdev(name, top, file_node(base, fault))
+    return lab.qemu("jobs", *disks, machine="pc")
+
+
+def start_jobs(vm: Qemu) -> None:
+    """Start each job on its disk."""
+    for name, options in JOBS.items():
+        start(vm, name, **options)
+    vm.run("block-job-pause", {"device": "job-paused"})
+
+
+def start(vm: Qemu, device: str, command: str = "block-commit", **options: Any) -> None:
+    """Start a job that is named after its disk."""
+    if command == "drive-backup":
+        options["target"] = str(vm.socket.with_name(f"copy-of-{device}.qcow2"))
+    vm.run(command, {"device": f"{device}-0", "job-id": f"job-{device}", **options})
+
+
+def end_jobs(vm: Qemu) -> None:
+    """Complete one job, cancel another, and see that the third has failed."""
+    wait_until(lambda: vm.job("job-completed")["ready"], "ready")
+    vm.run("block-job-complete", {"device": "job-completed"})
+    vm.run("block-job-cancel", {"device": "job-cancelled"})
+    for name in ("completed", "cancelled", "failed"):
+        wait_until(lambda job=f"job-{name}": vm.job(job) is None, f"{name} is gone")
+
+
+def exporter_of_all(lab: Lab) -> Exporter:
+    """Start an exporter of all VMs: of those in `shared` on a socket that others use too."""
+    config = lab.folder / "config.yml"
+    shared = {"name": "shared", "sockets": [f"{lab.folder}/shared/*.sock"]}
+    plain = {"name": "plain", "sockets": [f"{lab.folder}/*.sock"]}
+    # JSON is YAML.
+    config.write_text(json.dumps({"groups": [{**shared, "connection": "per-scrape"}, plain]}))
+    return lab.exporter(f"--config.file={config}", sockets=False)
+
+
+@pytest.fixture(scope="module")
+def watched(shared_lab: Lab) -> Iterator[Watched]:
+    """A Prometheus that has seen everything happen."""
+    lab = shared_lab
+    (lab.folder / "shared").mkdir()
+    disks, jobs = disks_vm(lab), jobs_vm(lab)
+    full = guest(lab, "full", error=28)
+    ignoring = guest(lab, "ignoring", 5, "werror=ignore")
+    image = corrupt(lab.chain("corrupt", 1)[0])
+    damaged = lab.qemu("damaged", *drive("disk0", image), machine="pc")
+    gone = lab.qemu("gone", *drive("disk0", lab.image("gone")))
+    passing = lab.qemu("shared/passing", *blockdev("disk0", *lab.chain("passing", 2)), machine="pc")
+    lab.qemu("crashed", *crashed(lab), machine="pc")
+    # It does not know query-status.
+    lab.storage_daemon("daemon")
+    exporter = exporter_of_all(lab)
+    target = {JOB: exporter.url.removeprefix("http://")}
+    since = time.time()
+    judge = Prometheus(lab.folder, target, write_rules(lab.folder, SHORTER))
+    try:
+        wait_until(lambda: judge.has_scraped(3), "three scrapes")
+        gone.kill()
+        start_jobs(jobs)
+        start(passing, "disk0", speed=1)
+        full.run("cont")
+        ignoring.run("cont")
+        assert damaged.hmp('qemu-io disk0 "aio_read 0 65536"') == ""
+        exporter.until(lambda text: value(text, "qemu_block_job_offset_bytes", vm="passing"))
+        # Nobody hears of it.
+        passing.run("block-job-cancel", {"device": "job-disk0"})
+        end_jobs(jobs)
+        wait_until(lambda: full.run("query-status")["status"] == "io-error", "the guest writes")
+        wait_until(lambda: Disk(ignoring, "virtio-disk0").stats["wr_operations"], "and the other")
+        ignoring.run("stop")
+        for scrapes in (10, 13, 16):
+            use(disks)
+            wait_until(lambda scrapes=scrapes: judge.has_scraped(scrapes), "more scrapes")
+        yield Watched(judge, since, until=time.time() + PATIENCE_SECONDS)
+    finally:
+        judge.kill()
+
+
+def unit_of(query: Query) -> str:
+    """Return the unit that a panel shows the values of a query in."""
+    fields = query.panel["fieldConfig"]
+    unit = str(fields["defaults"]["unit"])
+    if query.panel["type"] != "table":
+        return unit
+    alone = len(query.panel["targets"]) == 1
+    column = "Value" if alone else f"Value #{query.target['refId']}"
+    organize = query.panel["transformations"][-1]["options"]
+    shown = organize["renameByName"].get(column)
+    for override in fields["overrides"]:
+        if override["matcher"] == {"id": "byName", "options": shown}:
+            for each in override["properties"]:
+                unit = each["value"] if each["id"] == "unit" else unit
+    return unit
+
+
+def fits(unit: str, number: float) -> bool:
+    """Whether a number can be one of a unit, in this lab."""
+    if unit in {"timestamp", "dateTimeFromNow"}:
+        return abs(number / (1 if unit == "timestamp" else 1000) - time.time()) < 3600
+    lowest, highest = RANGES[unit]
+    return lowest <= number <= highest
+
+
+def known_labels() -> dict[str, set[str]]:
+    """Return the labels of every series in the table, by its name."""
+    found = {}
+    for metric in METRICS:
+        more = {"status"} if metric.states else set()
+        more |= {"le"} if metric.kind == "histogram" else set()
+        name = metric.name + ("_bucket" if metric.kind == "histogram" else "")
+        found[name] = {*metric.labels, *metric.scope.labels, *more, *OF_TARGET}
+    return found
+
+
+KNOWN = known_labels()
+
+
+@pytest.mark.parametrize("query", queries(), ids=lambda query: query.where)
+def test_a_query_of_a_panel_has_an_answer(watched: Watched, query: Query) -> None:
+    """Series with the labels that it keeps and its legend names, and numbers of its panel's unit."""
+    answer = watched.wait(lambda: watched.answer(query), query.where)
+
+    every = {label for labels in KNOWN.values() for label in labels}
+    shown = {label for each in answer for label, text in each["metric"].items() if text}
+    keeps = kept(query.expr)
+    assert shown - {"__name__"} <= (every if keeps is None else keeps)
+    assert set(re.findall(r"{{(\w+)}}", query.target.get("legendFormat", ""))) <= shown
+    numbers = [float(each["value"][1]) for each in answer]
+    # A percentile of no requests.
+    numbers = [each for each in numbers if not math.isnan(each)]
+    unit = unit_of(query)
+    assert numbers
+    assert [each for each in numbers if not fits(unit, each)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_variable_of_a_dashboard_has_values(watched: Watched, path: Path) -> None:
+    """To choose from."""
+    for variable in load(path)["templating"]["list"][1:]:
+        match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
+        assert match
+        wanted = {"match[]": filled(match[1])}
+        values = watched.prometheus.api(f"label/{match[2]}/values", **wanted)
+        assert [each for each in values if each], variable["name"]
+
+
+@pytest.mark.parametrize(
+    "rule", shipped_rules("record"), ids=lambda rule: f"{rule['record']} {rule.get('labels', '')}"
+)
+def test_a_rule_records_something(watched: Watched, rule: dict[str, Any]) -> None:
+    """With the labels that the first part of its name says, and a number of its unit."""
+    name, own = rule["record"], rule.get("labels", {})
+    matchers = ",".join(f'{label}="{text}"' for label, text in own.items())
+    query = f"max_over_time({name}{{{matchers}}}[1h])"
+    found = watched.wait(lambda: watched.prometheus.series(query), name)
+
+    expected = LEVELS[name.partition(":")[0]]
+    for each in found:
+        labels = {label for label, text in each["metric"].items() if text} - own.keys()
+        assert labels <= expected
+        # A job that is on no disk that is known, a group that is of no VM.
+        assert expected & {"vm", "instance"} <= labels
+    numbers = [float(each["value"][1]) for each in found]
+    unit = next((unit for word, unit in UNITS.items() if word in name), None)
+    assert [each for each in numbers if math.isnan(each) or (unit and not fits(unit, each))] == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [*shipped_rules("record"), *shipped_rules("alert")],
+    ids=lambda rule: f"{rule.get('record') or rule['alert']} {rule.get('labels', '')}",
+)
+def test_what_a_rule_or_an_alert_looks_at_is_there(watched: Watched, rule: dict[str, Any]) -> None:
+    """Every series that its expression selects; and the whole of it can be evaluated."""
+    expression = shortened(rule, SHORTER)["expr"]
+    watched.prometheus.series(expression)
+    for selector in {"".join(match) for match in SELECTOR.findall(expression)}:
+        query = f"last_over_time({selector}[1h])"
+        watched.wait(lambda query=query: watched.prometheus.series(query), selector)
+
+
+def test_prometheus_evaluates_every_rule_without_an_error(watched: Watched) -> None:
+    """No many-to-many matching, no two series of one name."""
+    groups = watched.prometheus.api("rules")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+
+    assert len(rules) == len(shipped_rules("record")) + len(shipped_rules("alert"))
+    assert [rule for rule in rules if rule["health"] != "ok" or rule.get("lastError")] == []
+
+
+def test_prometheus_has_no_series_that_is_not_in_the_table(watched: Watched) -> None:
+    """What can be asked for is what METRICS.md says, with the labels that it says."""
+    found = watched.prometheus.api(
+        "series", **{"match[]": f'{{job="{JOB}",__name__=~"qemu_[^:]+"}}'}
+    )
+
+    assert found
+    for labels in found:
+        assert labels.keys() - {"__name__"} <= KNOWN[labels["__name__"]]

@@ -21,7 +21,7 @@ from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
 from exporter.topology import NodeNames, TopologyCache, agree, throttle_queries
-from exporter.watch import Watch
+from exporter.watch import DEVICES_LIMIT, Watch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,8 +32,6 @@ _FLAT_VERSION = (11, 1)
 _DEVICE_COUNTERS = (2, 5)
 #: How often a chain that two queries tell differently is asked for in one scrape.
 _AGREE_TRIES = 2
-#: Far more than QEMU can have; a reply that is nothing but devices would block this process.
-_DEVICES_LIMIT = 4096
 
 
 class Vm:
@@ -259,8 +257,8 @@ class Vm:
         if self._blockstats in self._unknown:
             return self._topology.entries()
         entries = answers.get(self._blockstats) or []
-        if len(entries) > _DEVICES_LIMIT:
-            raise ProtocolError(f"has more than {_DEVICES_LIMIT} devices")
+        if len(entries) > DEVICES_LIMIT:
+            raise ProtocolError(f"has more than {DEVICES_LIMIT} devices")
         return entries
 
     def _topology_matters(self, entries: list[qapi.BlockStats]) -> bool:

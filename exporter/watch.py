@@ -24,7 +24,9 @@ from exporter.qmp import Session
 #: How long QEMU may take to show the chain of a commit that is ready.
 _LOOK_SECONDS = 1.0
 #: Most looks between two scrapes.
-_LOOKS_LIMIT = 100
+_LOOKS_LIMIT = 20
+#: Far more than QEMU can have; a reply that is nothing but devices would block this process.
+DEVICES_LIMIT = 4096
 
 
 class Watch:
@@ -104,6 +106,8 @@ class Watch:
             if self.jobs.round != began:
                 return  # a scrape did not wait for it
             entries = answers.get(qapi.BLOCKSTATS) or []
+            if len(entries) > DEVICES_LIMIT:
+                return
             told = answers.get(qapi.BLOCK_JOBS) or []
             graph = answers.get(qapi.GRAPH)
             places = {

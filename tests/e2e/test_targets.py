@@ -57,7 +57,7 @@ def test_a_storage_daemon_shows_its_nodes_and_jobs(lab: Lab) -> None:
     text = exporter.until(lambda text: value(text, "qemu_block_job_ready", job_id="merge") == 1)
     assert value(text, "qemu_block_job_length_bytes", device="", job_type="commit") == 2 * MIB
     daemon.run("block-job-complete", {"device": "merge"})
-    exporter.until(lambda text: "qemu_block_job_" not in text)
+    exporter.until(lambda text: "qemu_block_job_status" not in text)
 
 
 def test_a_vm_without_a_machine_has_what_a_drive_has(lab: Lab) -> None:
@@ -381,7 +381,7 @@ def test_a_job_that_failed_is_kept_with_its_error(lab: Lab) -> None:
     assert info(text, "qemu_block_job_status", job_id="merge")["status"] == "concluded"
     assert value(text, "qemu_block_device_backing_depth", device="disk0") == 1
     vm.run("job-dismiss", {"id": "merge"})
-    assert "qemu_block_job_" not in exporter.fresh()
+    assert "qemu_block_job_status" not in exporter.fresh()
 
 
 def test_a_job_that_is_no_block_job_has_a_status_and_a_ratio(lab: Lab) -> None:
@@ -398,7 +398,7 @@ def test_a_job_that_is_no_block_job_has_a_status_and_a_ratio(lab: Lab) -> None:
     assert value(text, "qemu_block_job_progress_ratio", job_type="snapshot-save") == 1
     assert not series(text, "qemu_block_job_offset_bytes")
     vm.run("job-dismiss", {"id": "save"})
-    assert "qemu_block_job_" not in exporter.fresh()
+    assert "qemu_block_job_status" not in exporter.fresh()
     assert value(exporter.fresh(), "qemu_block_node_internal_snapshots", role="format") == 1
 
 

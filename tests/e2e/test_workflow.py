@@ -211,12 +211,12 @@ def test_the_whole_workflow_ends_on_the_base_with_its_counters_unbroken(
     assert value(during, "qemu_block_job_length_bytes", job_id=job_id) == 6 * MIB
 
     disk.vm.run("block-job-complete", {"device": job_id})
-    after = exporter.until(lambda text: depth(text, disk) == 0 and "qemu_block_job_" not in text)
+    after = exporter.until(lambda text: depth(text, disk) == 0 and "qemu_block_job_status" not in text)
     assert file_of(after, disk) == base
     assert disk.entry["inserted"]["file"] == base
     assert written(after, disk) == 7 * MIB
     disk.write(0, MIB)
-    exporter.fresh()
+    assert value(exporter.fresh(), "qemu_block_jobs_completed_total", job_type="commit") == 1
     assert_never_lower(exporter.history, device=disk.device)
     for text in exporter.history:
         assert file_of(text, disk) == (overlay if depth(text, disk) else base)
@@ -231,5 +231,6 @@ def test_a_job_that_is_cancelled_is_gone_and_leaves_the_chain_as_it_was(
     disk.write(0, MIB)
     job_id = commit_until_ready(disk, exporter)
     disk.vm.run("block-job-cancel", {"device": job_id})
-    text = exporter.until(lambda text: "qemu_block_job_" not in text)
+    text = exporter.until(lambda text: "qemu_block_job_status" not in text)
     assert (depth(text, disk), file_of(text, disk)) == (1, overlay)
+    assert value(exporter.fresh(), "qemu_block_jobs_cancelled_total", job_type="commit") == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import struct
 import subprocess
 import time
@@ -27,6 +28,7 @@ from tests.e2e.lab import (
     Disk,
     Exporter,
     Lab,
+    Memory,
     Qemu,
     blockdev,
     drive,
@@ -53,6 +55,32 @@ RANGES = {
     "percentunit": (0.0, 1.0),
     # What the exporter saw during a scrape is newer than the scrape's time.
     "s": (-2.0, 3600.0),
+}
+_NOBODY = {"manager"}
+#: Labels that are empty in this lab: VMs that nobody manages, and a job that failed too soon for
+#: its disk to be known.
+UNKNOWN = {
+    "qemu-block-fleet: VMs: C": _NOBODY,
+    "qemu-block-vm: The VM: A": _NOBODY,
+    "qemu-block-jobs: Last errors: A": {"device"},
+}
+#: Alerts on what there is in this lab, with labels that they have.
+ALERTS = {
+    "QemuBlockJobReady": {"vm": "jobs", "device": "ready", "job_id": "job-ready"},
+    "QemuBlockJobIoError": {"vm": "jobs", "device": "stopped", "job_id": "job-stopped"},
+    "QemuBlockJobPaused": {"vm": "jobs", "device": "paused", "job_id": "job-paused"},
+    "QemuBlockJobFailed": {"vm": "jobs", "job_type": "commit", "result": "failed"},
+    "QemuBlockJobVanished": {"vm": "passing", "device": "disk0", "result": "vanished"},
+    "QemuBlockChainTooDeep": {"vm": "images", "device": "deep"},
+    "QemuBlockOverlayAlmostFull": {"vm": "images", "device": "whole"},
+    "QemuBlockStorageAlmostFull": {"vm": "images", "device": "cramped"},
+    "QemuBlockBitmapInconsistent": {"vm": "crashed", "device": "disk0", "bitmap": "unsaved"},
+    "QemuBlockImageCorrupt": {"vm": "damaged", "device": "disk0"},
+    "QemuVmPausedByIoError": {"vm": "full", "device": "virtio-disk0", "status": "nospace"},
+    "QemuBlockIoFailed": {"vm": "ignoring", "device": "virtio-disk0"},
+    "QemuVmUnreachable": {"vm": "gone"},
+    "QemuBlockExporterTargetConflict": {"job": JOB},
+    "QemuBlockExporterConfigRejected": {"job": JOB},
 }
 #: A selector of the exporter's series, or of Prometheus's own or recorded ones.
 SELECTOR = re.compile(r"\b((?:\w+:)?qemu_[\w:]+|up|scrape_duration_seconds)\b(\{[^}]*\})?")
@@ -138,6 +166,23 @@ def crashed(lab: Lab) -> list[str]:
     return arguments
 
 
+def images_vm(lab: Lab) -> Qemu:
+    """Start a VM with a chain that is too deep, an overlay that is full, and no room for a disk."""
+    whole = lab.image("whole", 4 * MIB)
+    overlay = lab.image("overlay", backing=whole)
+    lab.keep(Memory(lab.folder / "little", 2))
+    cramped = lab.image("little/cramped")
+    for image, size in ((overlay, 56 * 65536), (cramped, 27 * 65536)):
+        subprocess.run([tool("qemu-io"), "-c", f"write -q 0 {size}", image], check=True)
+    return lab.qemu(
+        "images",
+        *blockdev("deep", *lab.chain("deep", 10)),
+        *blockdev("whole", overlay, whole),
+        *blockdev("cramped", cramped),
+        machine="pc",
+    )
+
+
 def disks_vm(lab: Lab) -> Qemu:
     """Start a VM with a deep chain, every kind of limit, a bitmap, statistics and thresholds."""
     total = ["throttling.bps-total=100000000", "throttling.iops-total=10000"]
@@ -185,6 +230,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "cancelled": {"speed": 1},
     "stopped": {"on-error": "stop"},
     "failed": {"on-error": "report"},
+    "concluded": {"on-error": "report", "auto-dismiss": False},
 }
 
 
@@ -246,11 +292,16 @@ def watched(shared_lab: Lab) -> Iterator[Watched]:
     gone = lab.qemu("gone", *drive("disk0", lab.image("gone")))
     passing = lab.qemu("shared/passing", *blockdev("disk0", *lab.chain("passing", 2)), machine="pc")
     lab.qemu("crashed", *crashed(lab), machine="pc")
+    images_vm(lab)
+    # A second VM of the name `disks`.
+    lab.qemu("shared/disks")
     # It does not know query-status.
     lab.storage_daemon("daemon")
     exporter = exporter_of_all(lab)
     target = {JOB: exporter.url.removeprefix("http://")}
     since = time.time()
+    (lab.folder / "config.yml").write_text("groups: 1")
+    exporter.signal(signal.SIGHUP)
     judge = Prometheus(lab.folder, target, write_rules(lab.folder, SHORTER))
     try:
         wait_until(lambda: judge.has_scraped(3), "three scrapes")
@@ -322,7 +373,13 @@ def test_a_query_of_a_panel_has_an_answer(watched: Watched, query: Query) -> Non
     every = {label for labels in KNOWN.values() for label in labels}
     shown = {label for each in answer for label, text in each["metric"].items() if text}
     keeps = kept(query.expr)
-    assert shown - {"__name__"} <= (every if keeps is None else keeps)
+    if keeps is None:
+        assert shown - {"__name__"} <= every
+    elif re.match(r"(sum|max|min)\(", query.expr):
+        assert shown == set()
+    else:
+        used_up = {"le"} if "histogram_quantile" in query.expr else set()
+        assert shown == keeps - used_up - UNKNOWN.get(query.where, set())
     assert set(re.findall(r"{{(\w+)}}", query.target.get("legendFormat", ""))) <= shown
     numbers = [float(each["value"][1]) for each in answer]
     # A percentile of no requests.
@@ -376,6 +433,16 @@ def test_what_a_rule_or_an_alert_looks_at_is_there(watched: Watched, rule: dict[
     for selector in {"".join(match) for match in SELECTOR.findall(expression)}:
         query = f"last_over_time({selector}[1h])"
         watched.wait(lambda query=query: watched.prometheus.series(query), selector)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_fires_about_what_is_wrong(watched: Watched, name: str) -> None:
+    """Every one that this lab has a reason for, with the labels that say of what."""
+    wanted = {"alertname": name, "alertstate": "firing", **ALERTS[name]}
+    matchers = ",".join(f'{label}="{text}"' for label, text in wanted.items())
+    watched.wait(
+        lambda: watched.prometheus.series(f"max_over_time(ALERTS{{{matchers}}}[1h])"), name
+    )
 
 
 def test_prometheus_evaluates_every_rule_without_an_error(watched: Watched) -> None:

@@ -19,8 +19,20 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.e2e.faults import ONCE, by_blockdev, by_drive, file_node
-from tests.e2e.lab import MIB, Disk, Exporter, Lab, Memory, Mount, Qemu, tool, wait_until
+from tests.e2e.lab import (
+    JOIN_SECONDS,
+    MIB,
+    Disk,
+    Exporter,
+    Lab,
+    Memory,
+    Mount,
+    Qemu,
+    tool,
+    wait_until,
+)
 from tests.e2e.prometheus import DURATIONS, JOB, Prometheus, shipped_rules, shortened, write_rules
+from tests.e2e.reading import value
 
 SHORTER = 60
 #: More than an hour of the shipped rules.
@@ -137,6 +149,15 @@ class Site:
         found: list[dict[str, Any]] = self.prometheus.api("alerts")["alerts"]
         return [alert for alert in found if alert["state"] == "firing"]
 
+    def after_a_sweep(self) -> None:
+        """Wait until the exporter has just asked all VMs: it does not again for a while."""
+
+        def age() -> float:
+            seen = value(self.exporter.metrics(), "qemu_vm_last_seen_timestamp_seconds", vm="ready")
+            return time.time() - (seen or 0)
+
+        wait_until(lambda: age() < JOIN_SECONDS / 4, "a sweep")
+
     def until_seen(self, jobs: list[Job]) -> None:
         """Wait until Prometheus knows these jobs and their disks."""
         query = "count by (vm, device) (qemu_block_job_offset_bytes)"
@@ -230,10 +251,13 @@ def test_only_times_are_shorter() -> None:
 def test_a_job_that_fails_between_two_scrapes_fires_until_one_succeeds(site: Site) -> None:
     """It is gone when Prometheus asks next; the exporter has heard of it, and of its error."""
     jobs = site.jobs[FAILING.vm]
+    site.after_a_sweep()
     for job in jobs:
         job.start()
     wait_until(lambda: not jobs[0].vm.run("query-block-jobs"), "both have failed")
     site.until_firing(FAILED)
+    never = site.prometheus.series('last_over_time(qemu_block_job_offset_bytes{vm="failing"}[1h])')
+    assert never == []
     for alert in site.alerts():
         assert alert["annotations"]["description"].endswith("ago: Input/output error.")
     for job in jobs:

@@ -84,7 +84,7 @@ ALERTS = {
 }
 #: Disks with a chain of two layers -> the job on each, by what comes of it.
 JOBS: dict[str, dict[str, Any]] = {
-    "moving": {"command": "block-stream", "speed": MIB // 2},
+    "moving": {"command": "block-stream", "speed": MIB // 4},
     "pending": {"command": "block-stream", "auto-finalize": False},
     "ready": {},
     "paused": {"speed": 1},

@@ -13,7 +13,7 @@ demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0
 test: $(VENV)/dev lint  ## all checks and all tests, on real QEMU and Prometheus
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
 	    qemu-storage-daemon=qemu-system-common prometheus=prometheus promtool=prometheus \
-	    bindfs=bindfs fusermount3=fuse3 setpriv=util-linux
+	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev

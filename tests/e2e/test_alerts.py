@@ -19,8 +19,20 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.e2e.faults import ONCE, by_blockdev, by_drive, file_node
-from tests.e2e.lab import MIB, Disk, Exporter, Lab, Memory, Mount, Qemu, tool, wait_until
+from tests.e2e.lab import (
+    JOIN_SECONDS,
+    MIB,
+    Disk,
+    Exporter,
+    Lab,
+    Memory,
+    Mount,
+    Qemu,
+    tool,
+    wait_until,
+)
 from tests.e2e.prometheus import DURATIONS, JOB, Prometheus, shipped_rules, shortened, write_rules
+from tests.e2e.reading import value
 
 SHORTER = 60
 #: More than an hour of the shipped rules.
@@ -45,7 +57,7 @@ class Case:
     """What happens to the jobs of one VM."""
 
     vm: str
-    #: The alert of each of its two jobs, and its `state` or `status` or `result`.
+    #: The alert of each of its two jobs, and what that adds.
     alert: str = ""
     state: str = ""
     #: An alert of the VM as a whole.
@@ -136,6 +148,15 @@ class Site:
         """Return the alerts that fire."""
         found: list[dict[str, Any]] = self.prometheus.api("alerts")["alerts"]
         return [alert for alert in found if alert["state"] == "firing"]
+
+    def after_a_sweep(self) -> None:
+        """Wait until the exporter has just asked all VMs: it does not again for a while."""
+
+        def age() -> float:
+            seen = value(self.exporter.metrics(), "qemu_vm_last_seen_timestamp_seconds", vm="ready")
+            return time.time() - (seen or 0)
+
+        wait_until(lambda: age() < JOIN_SECONDS / 4, "a sweep")
 
     def until_seen(self, jobs: list[Job]) -> None:
         """Wait until Prometheus knows these jobs and their disks."""
@@ -230,10 +251,13 @@ def test_only_times_are_shorter() -> None:
 def test_a_job_that_fails_between_two_scrapes_fires_until_one_succeeds(site: Site) -> None:
     """It is gone when Prometheus asks next; the exporter has heard of it, and of its error."""
     jobs = site.jobs[FAILING.vm]
+    site.after_a_sweep()
     for job in jobs:
         job.start()
     wait_until(lambda: not jobs[0].vm.run("query-block-jobs"), "both have failed")
     site.until_firing(FAILED)
+    never = site.prometheus.series('last_over_time(qemu_block_job_offset_bytes{vm="failing"}[1h])')
+    assert never == []
     for alert in site.alerts():
         assert alert["annotations"]["description"].endswith("ago: Input/output error.")
     for job in jobs:
@@ -265,21 +289,31 @@ def test_an_alert_says_which_job_of_which_disk_of_which_vm(stuck: list[dict[str,
         assert "<" not in text
 
 
+def release(site: Site, case: Case) -> None:
+    """Take away what keeps the jobs of a VM from going on."""
+    if case.vm == "hanging":
+        site.mount.signal(signal.SIGCONT)
+    if case.vm == "full":
+        site.small.grow(64)
+    for job in site.jobs[case.vm]:
+        if case.vm in {"error", "full", "paused"}:
+            job.vm.run("block-job-resume", {"device": job.id})
+        if case.commit is HELD:
+            job.limit(0)
+
+
+@pytest.mark.usefixtures("stuck")
 def test_an_alert_resolves_when_its_job_goes_on_and_is_completed(site: Site) -> None:
     """All of them, for disks of either kind; and the disks are on their bases."""
-    site.mount.signal(signal.SIGCONT)
-    site.small.grow(64)
-    for job in site.jobs["error"] + site.jobs["full"] + site.jobs["paused"]:
-        job.vm.run("block-job-resume", {"device": job.id})
-    for job in site.jobs["paused"] + site.jobs["slow"]:
-        job.limit(0)
     for case in STUCK:
+        release(site, case)
         for job in site.jobs[case.vm]:
             job.complete()
     site.until_firing(set())
 
 
+@pytest.mark.usefixtures("stuck")
 def test_no_other_alert_ever_fired(site: Site) -> None:
-    """Not even for a moment, on the way there or back."""
+    """Not even for a moment, on the way there or back, of all tests before this one."""
     fired = site.prometheus.series('count_over_time(ALERTS{alertstate="firing"}[1h])')
     assert {named(each["metric"]) for each in fired} == EXPECTED | FAILED

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 
 from exporter import __version__
 from exporter.client import Tally
@@ -121,7 +122,7 @@ class Sweep:
         self.started = time.monotonic()
         self.finished = asyncio.Event()
         # Those that take two rounds begin, so that the others fill the time between.
-        ordered = sorted(members, key=lambda member: not member.is_refresh_due)
+        ordered = sorted(members, key=attrgetter("is_refresh_due"), reverse=True)
         self._pending = {member.name: member for member in ordered}
         self._answered = asyncio.Event()
         if not self._pending:

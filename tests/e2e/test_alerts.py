@@ -75,6 +75,8 @@ class Case:
         return found | ({Alert(self.vm, self.of_vm)} if self.of_vm else set())
 
 
+#: What the storage that is full has later.
+ROOM_MIB = 64
 HELD = {"speed": 64 * 1024}
 STUCK = (
     Case("error", "QemuBlockJobIoError", "failed", fault=ONCE, commit={"on-error": "stop"}),
@@ -157,6 +159,26 @@ class Site:
             return time.time() - (seen or 0)
 
         wait_until(lambda: age() < JOIN_SECONDS / 4, "a sweep")
+
+    def until_roomy(self, vm: str) -> None:
+        """Wait until the exporter knows that the bases of a VM have room.
+
+        It looks at storage once in a max-age, and rules are so short here that a disk that goes
+        back to its base meanwhile would be on storage that is still known to be full.
+        """
+
+        def known() -> bool:
+            sizes = [
+                value(
+                    self.exporter.metrics(),
+                    "qemu_block_node_storage_size_bytes",
+                    vm=vm, device=job.device, layer="1",
+                )
+                for job in self.jobs[vm]
+            ]  # fmt: skip
+            return all(size == ROOM_MIB * MIB for size in sizes)
+
+        wait_until(known, "the exporter knows of the room")
 
     def until_seen(self, jobs: list[Job]) -> None:
         """Wait until Prometheus knows these jobs and their disks."""
@@ -294,7 +316,8 @@ def release(site: Site, case: Case) -> None:
     if case.vm == "hanging":
         site.mount.signal(signal.SIGCONT)
     if case.vm == "full":
-        site.small.grow(64)
+        site.small.grow(ROOM_MIB)
+        site.until_roomy(case.vm)
     for job in site.jobs[case.vm]:
         if case.vm in {"error", "full", "paused"}:
             job.vm.run("block-job-resume", {"device": job.id})

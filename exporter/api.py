@@ -32,7 +32,7 @@ JOB_ID_PREFIX = "qbe-"
 JobId = Annotated[
     str,
     Meta(
-        pattern=r"^qbe-[A-Za-z0-9._-]{1,59}\Z",
+        pattern=r"^qbe-[A-Za-z0-9._-]{1,59}$(?!\n)",
         description="The id of the job, which is the idempotency key too: for 7 days the same id"
         " with the same request never starts a second job.",
     ),

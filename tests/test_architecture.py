@@ -11,21 +11,24 @@ ROOT = Path(__file__).parent.parent / "exporter"
 
 #: From the top down; a module imports only what stands below it.
 ORDER = (
-    "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
+    "__main__", "cli", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
+    "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials", "shell.options", "shell.words",
+    "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
     "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "yamlfile", "service", "garbage", "exposition", "render",
     "template", "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
-    "errors",
+    "api", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
     "chain", "events", "family", "filename", "graph", "identity", "jobs", "metrics", "model", "outcomes",
-    "parse", "qapi", "render", "template",
+    "parse", "qapi", "render", "template", "api", "shell.rates", "shell.text", "shell.words",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {
     "qemu": {"qmp", "client"},
-    "aiohttp": {"web.app", "web.server", "demo.main"},
+    "aiohttp": {"web.app", "web.server", "demo.main", "shell.client"},
+    "rich": {"shell.progress", "shell.screen", "shell.tables", "shell.views"},
     "prometheus_client": {"exposition"},
     "yaml": {"yamlfile"},
     "ctypes": {"storage", "demo.vms"},

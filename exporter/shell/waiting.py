@@ -1,0 +1,98 @@
+"""A job is followed until it ends, or waits for somebody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from exporter.api import Job
+from exporter.errors import ExporterError
+from exporter.shell import words
+from exporter.shell.client import Client, NoAnswer, NotSent, Refused
+from exporter.shell.progress import Progress
+from exporter.shell.rates import Rates
+from exporter.shell.screen import Screen
+from exporter.shell.text import is_ready, state
+from exporter.shell.words import Prompt
+
+#: An exporter that was just restarted may not have seen its VMs yet.
+_GONE_POLLS = 3
+#: The outcome of a job that is concluded is recorded at once, if by anybody.
+_CONCLUDED_POLLS = 5
+
+
+class Lost(ExporterError):
+    """How a job that was followed goes on cannot be known; the message says why."""
+
+
+@dataclass
+class Wait:
+    """Waiting has no limit of its own: an exporter that is down is tried again until it is up."""
+
+    client: Client
+    screen: Screen
+    prompt: Prompt
+    interval_seconds: float = 1.0
+    rates: Rates = field(default_factory=Rates)
+
+    async def until(self, vm: str, job_id: str, *, ready: bool) -> Job:
+        """Return the job when it has ended; with `ready` also when it waits for somebody.
+
+        Raises:
+            Lost: it is gone without a record, or the exporter does not let us look any more.
+        """
+        try:
+            with Progress(self.screen) as progress:
+                return await self._follow(vm, job_id, progress, ready=ready)
+        except asyncio.CancelledError:
+            jobs = self.prompt.line("jobs", vm)
+            complete = self.prompt.line("complete", vm, job_id)
+            self.screen.note(
+                f'the job goes on: see it with "{jobs}", complete it with "{complete}"'
+            )
+            raise
+
+    async def _follow(self, vm: str, job_id: str, progress: Progress, *, ready: bool) -> Job:
+        gone = concluded = 0
+        while True:
+            try:
+                job = await self.client.job(vm, job_id)
+            except Refused as error:
+                gone = self._gone(error, gone, vm, job_id)
+                if not gone:
+                    progress.trouble(f"{error.problem.title}: {error}")
+            except (NotSent, NoAnswer) as error:
+                progress.trouble(str(error))
+            else:
+                gone = 0
+                self.rates.update([job], time.monotonic())
+                progress.job(job, self.rates)
+                if job.outcome or (ready and (is_ready(job) or job.status == "pending")):
+                    return job
+                concluded = concluded + 1 if job.status == "concluded" else 0
+                if concluded and job.error:
+                    return job
+                if concluded >= _CONCLUDED_POLLS:
+                    raise Lost(f"{words.about(job)}, and nobody recorded how it ended")
+            await asyncio.sleep(self.interval_seconds)
+
+    def _gone(self, error: Refused, times: int, vm: str, job_id: str) -> int:
+        """Return how often the job was not there; 0 for a refusal that may pass."""
+        problem = error.problem
+        name = words.name(problem)
+        if name == "unknown-vm":
+            raise Lost(f"{vm} is no VM of the exporter any more, job {job_id} is gone with it")
+        if problem.status in {401, 403}:
+            raise Lost(f"{words.refusal(problem)}; job {job_id} goes on")
+        if name != "unknown-job":
+            return 0
+        if times + 1 >= _GONE_POLLS:
+            raise Lost(f"job {job_id} is gone, and nobody recorded how it ended")
+        return times + 1
+
+
+def waits_for(job: Job, prompt: Prompt) -> str:
+    """Return what a job that is ready or pending waits for."""
+    verb = "finalize" if state(job) == "pending" else "complete"
+    return f"{state(job)}: {verb} it with {prompt.line(verb, job.vm, job.job_id)}"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -98,7 +99,7 @@ class FakeApi:
     async def start(self, ssl: Any = None) -> None:
         """Serve; after `stop` on the same port."""
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:(?s:.*)}", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(
@@ -142,7 +143,7 @@ class FakeApi:
             return self._scripted(request, scripted.pop(0))
         if not path.startswith(f"{self.prefix}/api/v1/"):
             return web.Response(status=404, text="404: Not Found")
-        parts = request.path.removeprefix(f"{self.prefix}/api/v1/").split("/")
+        parts = [unquote(part) for part in path.removeprefix(f"{self.prefix}/api/v1/").split("/")]
         match request.method, parts:
             case "GET", ["vms"]:
                 names = VmSummary.__struct_fields__
@@ -170,9 +171,8 @@ class FakeApi:
         return _json(answer)
 
     def _vm(self, request: web.Request) -> Vm | None:
-        name = request.url.raw_parts[-1]
         parts = request.raw_path.partition("?")[0].removeprefix(self.prefix).split("/")
-        name = request.url.build(path=parts[4], encoded=True).path
+        name = unquote(parts[4])
         return next((each for each in self.vms if each.vm == name), None)
 
     def _job(self, job_id: str) -> web.Response:

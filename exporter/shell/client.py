@@ -9,6 +9,8 @@ ExporterError
 from __future__ import annotations
 
 import os
+import ssl
+from base64 import b64encode
 from typing import Self, TypeVar
 from urllib.parse import quote
 
@@ -61,15 +63,15 @@ class Client:
     def __init__(self, url: str, credentials: Credentials, timeout_seconds: float) -> None:
         self._url = url.rstrip("/")
         self._server_name = credentials.server_name
-        auth = None
+        self._headers = {"Accept": "application/json, application/problem+json"}
         if credentials.username is not None:
-            auth = aiohttp.BasicAuth(credentials.username, credentials.password, "utf-8")
+            user = f"{credentials.username}:{credentials.password}".encode()
+            self._headers["Authorization"] = f"Basic {b64encode(user).decode()}"
         connect_seconds = min(_CONNECT_SECONDS, timeout_seconds * 0.75)
         self._session = aiohttp.ClientSession(
             # On a connection that is used twice, one that was closed looks like no answer.
             connector=aiohttp.TCPConnector(ssl=credentials.tls, force_close=True),
             timeout=aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=connect_seconds),
-            auth=auth,
         )
 
     async def __aenter__(self) -> Self:
@@ -118,7 +120,7 @@ class Client:
         return await self._ask("POST", f"/api/v1/admin{path}{query}", Done, body)
 
     async def _ask(self, method: str, path: str, kind: type[T], body: bytes | None = None) -> T:
-        headers = {"Accept": "application/json, application/problem+json"}
+        headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
@@ -187,6 +189,10 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return f"no TLS: {cause.reason}"
     if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
         return os.strerror(cause.errno)
     return str(cause) or type(cause).__name__

@@ -154,7 +154,7 @@ class FakeApi:
             case "GET", ["vms", _]:
                 return _json(found)
             case "GET", [*_, "block-jobs"]:
-                return _json(JobList([life[0] for life in self.lives.values()]))
+                return _json(JobList([_next(life) for life in self.lives.values()]))
             case "GET", [*_, "block-jobs", job_id]:
                 return self._job(job_id)
             case "POST", ["admin", "vms", name, *rest]:
@@ -179,7 +179,7 @@ class FakeApi:
         life = self.lives.get(job_id)
         if not life:
             return _json(problem("unknown-job", 404))
-        return _json(life.pop(0) if len(life) > 1 else life[0])
+        return _json(_next(life))
 
     def _changed(self, name: str, rest: list[str], body: Any, dry_run: bool) -> web.Response:
         start = rest == ["block-jobs"]
@@ -197,6 +197,10 @@ class FakeApi:
                  replayed=self.replay, command=command, arguments=body, warnings=self.warnings, job=now),
             200 if dry_run or self.replay else 202,
         )  # fmt: skip
+
+
+def _next(life: list[Job]) -> Job:
+    return life.pop(0) if len(life) > 1 else life[0]
 
 
 def named(each: Job, job_id: str) -> Job:

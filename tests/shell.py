@@ -64,19 +64,20 @@ class Terminal:
         self._columns = str(columns)
         self._env = env
         self.text = ""
+        self.process: asyncio.subprocess.Process | None = None
 
     async def run(self, *arguments: str) -> int:
         """Return the exit code of a command; `text` is all that the terminal was sent."""
         ours, theirs = pty.openpty()
         env = {**os.environ, "TERM": "xterm", "COLUMNS": self._columns, "LINES": "50"}
         env.pop("NO_COLOR", None)
-        process = await asyncio.create_subprocess_exec(
+        self.process = await asyncio.create_subprocess_exec(
             *COMMAND, *arguments, stdin=theirs, stdout=theirs, stderr=theirs,
             env={**env, **self._env},
         )  # fmt: skip
         os.close(theirs)
         reading = asyncio.create_task(asyncio.to_thread(self._read, ours))
-        code = await asyncio.wait_for(process.wait(), 60)
+        code = await asyncio.wait_for(self.process.wait(), 60)
         await reading
         os.close(ours)
         return code

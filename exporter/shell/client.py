@@ -37,7 +37,7 @@ class Refused(ExporterError):
     """The exporter, or who stands before it, said no."""
 
     def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.detail)
+        super().__init__(f"{problem.title}: {problem.detail}")
         self.problem = problem
 
 
@@ -55,7 +55,7 @@ class NoAnswer(ExporterError):
 
 
 class Client:
-    """One exporter. Nothing is ever sent a second time.
+    """One exporter. What changes something is never sent a second time.
 
     Every method raises `Refused`, `NotSent` and `NoAnswer`.
     """

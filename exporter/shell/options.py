@@ -39,7 +39,7 @@ def parser(command: str) -> Parser:
     """Return what reads the arguments of a command."""
     made = Parser(
         prog=f"{PROGRAM} {command}",
-        description=f"{OPERATING[command].capitalize()}.",
+        description=f"{OPERATING[command][0].upper()}{OPERATING[command][1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXIT_CODES_HELP,
         allow_abbrev=False,

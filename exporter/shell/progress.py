@@ -16,7 +16,7 @@ from exporter.shell.screen import Screen
 from exporter.shell.text import clean
 
 #: Where no terminal is, a line is written each time that so much more is done.
-_STEP = 0.1
+_STEP_PERCENT = 10
 
 
 class Progress:
@@ -56,7 +56,7 @@ class Progress:
             self._line = tables.job_line(job, rates)
             self._show(self._line)
             return
-        step = int((text.share(job) or 0.0) / _STEP)
+        step = (text.whole_percent(job) or 0) // _STEP_PERCENT
         state = text.state(job)
         if (state, step) != (self._said, self._step):
             far = text.percent(job)

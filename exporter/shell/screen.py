@@ -62,33 +62,33 @@ class Screen:
             yield lambda shown: live.update(shown, refresh=True)
 
     def _write(self, console: Console, shown: RenderableType, *, wrap: bool) -> None:
-        if console.is_terminal:
-            # By the console, which knows of the live lines below.
-            console.print(shown, soft_wrap=not wrap)
+        console.print(shown, soft_wrap=not wrap)
+        if not isinstance(console.file, io.StringIO):
             return
-        with console.capture() as captured:
-            console.print(shown, soft_wrap=not wrap)
-        lines = "".join(f"{line.rstrip(' ')}\n" for line in captured.get().splitlines())
+        lines = [line.rstrip(" ") for line in console.file.getvalue().splitlines()]
+        console.file.seek(0)
+        console.file.truncate()
+        stream = sys.stdout if console is self.out else sys.stderr
+        if stream is None:
+            return  # it was closed by who started us
         try:
-            console.file.write(lines)
-            console.file.flush()
+            stream.write("".join(f"{line}\n" for line in lines))
+            stream.flush()
         except OSError as error:
-            self._lost(console, error)
-
-    def _lost(self, console: Console, error: OSError) -> None:
-        # What is left of it must not be tried again at the end of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
-        if console is self.out:
-            self.broken = True
-            self.note(f"{PROGRAM}: standard output: {error.strerror}")
+            # What is left of it must not be tried again at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if console is self.out:
+                self.broken = True
+                self.note(f"{PROGRAM}: standard output: {error.strerror}")
 
 
-def _console(stream: TextIO) -> Console:
+def _console(stream: TextIO | None) -> Console:
+    """Return a console on `stream`; where it is no terminal, one that collects text for it."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-    terminal = stream.isatty()
+    terminal = stream is not None and stream.isatty()
     return Console(
-        file=stream,
+        file=stream if terminal else io.StringIO(),
         force_terminal=terminal,
         width=None if terminal else _ENDLESS_COLUMNS,
         markup=False,

@@ -157,11 +157,11 @@ def _state(job: Job) -> Text:
 
 
 def _progress(job: Job) -> RenderableType:
-    done = text.share(job)
+    done = text.whole_percent(job)
     if done is None or job.outcome is not None:
         return _cell(text.percent(job))
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(1.0, done, width=_BAR_COLUMNS), text.percent(job))
+    grid.add_row(ProgressBar(100, done, width=_BAR_COLUMNS), text.percent(job))
     return grid
 
 

@@ -62,19 +62,19 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def share(job: Job) -> float | None:
-    """Return how much of its work a job has done, 0 to 1; None where that is not known."""
-    if job.offset_bytes is None or not job.length_bytes:
+def whole_percent(job: Job) -> int | None:
+    """Return how much of its work a job has done, 0 to 100; None where that is not known."""
+    if job.offset_bytes is None or job.length_bytes is None or job.length_bytes <= 0:
         return None
-    return min(max(job.offset_bytes / job.length_bytes, 0.0), 1.0)
+    return min(max(job.offset_bytes, 0), job.length_bytes) * 100 // job.length_bytes
 
 
 def percent(job: Job) -> str:
     """Return how far a job is: `ready`, or whole percents; 100 only when nothing is left."""
     if is_ready(job):
         return "ready"
-    done = share(job)
-    return NOTHING if done is None else f"{int(done * 100)}%"
+    done = whole_percent(job)
+    return NOTHING if done is None else f"{done}%"
 
 
 def is_ready(job: Job) -> bool:

@@ -61,7 +61,7 @@ class Wait:
             except Refused as error:
                 gone = self._gone(error, gone, vm, job_id)
                 if not gone:
-                    progress.trouble(f"{error.problem.title}: {error}")
+                    progress.trouble(str(error))
             except (NotSent, NoAnswer) as error:
                 progress.trouble(str(error))
             else:

@@ -12,6 +12,8 @@ from exporter.cli import _parser
 from exporter.config import Settings, load
 from exporter.errors import REASONS
 from exporter.metrics import METRICS
+from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
+from exporter.shell.options import parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml"]
@@ -21,10 +23,25 @@ PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.y
 def test_every_flag_that_a_page_names_exists(page: str) -> None:
     """A flag that was renamed is renamed everywhere."""
     known = set(_parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
+    known |= {"--http.config.file"}
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 
     assert set(named) <= known
     assert named or page == "CONTRIBUTING.md"
+
+
+def test_every_command_of_operators_is_explained() -> None:
+    """With no flag that it has not, and every exit code."""
+    section = (ROOT / "README.md").read_text().partition("\n## From the shell\n")[2]
+    section = section.partition("\n## ")[0]
+    table = [row for row in section.splitlines() if row.startswith("| `")]
+    named = {word for row in table for word in re.findall(r"[a-z]+", row.split(" | ")[0])}
+    known = {flag for name in OPERATING for flag in parser(name)._option_string_actions}
+
+    assert set(OPERATING) <= named
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", section)) <= known
+    codes = re.findall(r"^\| (\d+)", section, re.MULTILINE)
+    assert codes == re.findall(r"^  (\d+) ", EXIT_CODES_HELP, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -93,7 +93,7 @@ async def test_a_signal_while_waiting_leaves_the_job_alone(
     assert out.decode() == "accepted: commit of disk0 of web (job qbe-x)\n"
     assert err.decode().splitlines()[-1] == (
         f'the job goes on: see it with "qemu-block-exporter jobs --url={api.url} web",'
-        f' complete it with "qemu-block-exporter complete --url={api.url} web qbe-x"'
+        f' complete it with "qemu-block-exporter complete --url={api.url} --when-ready web qbe-x"'
     )
     assert api.verbs() == ["block-jobs"]
 

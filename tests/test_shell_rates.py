@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.shell.rates import Rates
-from tests.fakeapi import ended, job
+from tests.fakeapi import ended, job, ready
 
 
 def test_a_rate_needs_two_polls() -> None:
@@ -44,9 +44,9 @@ def test_another_job_of_the_same_name_begins_anew() -> None:
 
 
 def test_a_job_that_is_gone_is_forgotten() -> None:
-    """As one that has ended."""
+    """As one that has arrived or ended: it only keeps up with the guest, or does nothing."""
     rates = Rates()
-    for jobs in ([job(), job("qbe-2")], [job(), job("qbe-2")], [ended("failed")]):
+    for jobs in ([job(), job("qbe-2")], [job(), job("qbe-2")], [ended("failed"), ready("qbe-2")]):
         rates.update(jobs, 1.0)
 
     assert not rates._seen

@@ -18,10 +18,10 @@ class Rates:
         self._seen: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 
     def update(self, jobs: Iterable[Job], now_seconds: float) -> None:
-        """Note where jobs stand now, and forget those that are not among them."""
+        """Note where jobs stand now, and forget those that are not among them or have arrived."""
         before, self._seen = self._seen, {}
         for job in jobs:
-            if job.offset_bytes is None or job.outcome is not None:
+            if job.offset_bytes is None or job.ready or job.outcome is not None:
                 continue
             key = job.vm, job.job_id
             points = before.get(key, deque(maxlen=_POLLS))

@@ -161,7 +161,13 @@ def _progress(job: Job) -> RenderableType:
     if done is None or job.outcome is not None:
         return _cell(text.percent(job))
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(100, done, width=_BAR_COLUMNS), text.percent(job))
+    bar = ProgressBar(
+        *(100, done, _BAR_COLUMNS),
+        style="bright_black",
+        complete_style="cyan",
+        finished_style="green",
+    )
+    grid.add_row(bar, text.percent(job))
     return grid
 
 

@@ -46,12 +46,15 @@ class Wait:
             with Progress(self.screen) as progress:
                 return await self._follow(vm, job_id, progress, ready=ready)
         except asyncio.CancelledError:
-            jobs = self.prompt.line("jobs", vm)
-            complete = self.prompt.line("complete", vm, job_id)
-            self.screen.note(
-                f'the job goes on: see it with "{jobs}", complete it with "{complete}"'
-            )
+            self.screen.note(self._goes_on(vm, job_id, ready=ready))
             raise
+
+    def _goes_on(self, vm: str, job_id: str, *, ready: bool) -> str:
+        said = f'the job goes on: see it with "{self.prompt.line("jobs", vm)}"'
+        if not ready:
+            return said
+        complete = self.prompt.line("complete", vm, job_id, flag="--when-ready")
+        return f'{said}, complete it with "{complete}"'
 
     async def _follow(self, vm: str, job_id: str, progress: Progress, *, ready: bool) -> Job:
         gone = concluded = 0

@@ -184,7 +184,7 @@ class FakeApi:
     def _changed(self, name: str, rest: list[str], body: Any, dry_run: bool) -> web.Response:
         start = rest == ["block-jobs"]
         verb = "snapshot" if rest == ["snapshots"] else "commit" if start else rest[2]
-        job_id = None if verb == "snapshot" else body["job_id"] if start else rest[1]
+        job_id = None if verb == "snapshot" else body.get("job_id", "named-by-qemu") if start else rest[1]
         if not dry_run and not self.replay:
             if start:
                 self.lives[job_id] = [named(each, job_id) for each in self.life]

@@ -57,6 +57,20 @@ async def test_a_commit_is_what_the_flags_say(shell: Shell, api: FakeApi) -> Non
     assert not api.lives
 
 
+async def test_an_old_qemu_names_the_job_itself(shell: Shell, api: FakeApi) -> None:
+    """By its disk; any name that is answered is waited for."""
+    api.life = [job(), ended("completed")]
+
+    assert await shell("commit", "web", "disk0", "--no-job-id", "--wait", FAST) == 0
+    assert api.asked[0][2] == {"action": "commit", "device": "disk0"}
+    assert api.asked[-1][1].endswith("/block-jobs/named-by-qemu")
+
+    api.posts = [None]
+    assert await shell("commit", "web", "disk0", "--no-job-id", FAST) == 4
+    assert "job disk0 is not seen" in shell.err
+    assert "again" not in shell.err
+
+
 async def test_a_dry_run_waits_for_nothing(shell: Shell, api: FakeApi) -> None:
     """There is no job."""
     assert await shell("commit", "web", "disk0", "--dry-run", "--complete-when-ready") == 0
@@ -187,6 +201,15 @@ async def test_a_record_that_knows_nothing_is_no_success(shell: Shell, api: Fake
 
     assert await shell("commit", "web", "disk0", "--job-id=qbe-x", FAST, "--json") == 4
     assert msgspec.json.decode(shell.out, type=Job).outcome == "unknown"
+
+
+async def test_a_record_of_what_was_asked_is_no_success(shell: Shell, api: FakeApi) -> None:
+    """Nor is one of a job that QEMU was never seen to have."""
+    api.posts = [None]
+    api.lives = {"qbe-x": [job("qbe-x", status=None, busy=None, ready=None, paused=None)]}
+
+    assert await shell("commit", "web", "disk0", "--job-id=qbe-x", FAST) == 4
+    assert "looked up: job qbe-x (commit of disk0 of web) is on record, and not seen" in shell.err
 
 
 async def test_json_of_no_answer_is_what_is_known(shell: Shell, api: FakeApi) -> None:
@@ -335,6 +358,16 @@ async def test_complete_is_tried_again_while_it_cannot_be_sent(shell: Shell, api
     assert await shell("complete", "web", "qbe-1", "--when-ready", FAST) == 0
     assert shell.err.count("trying on: It is storage-hangs: all about storage-hangs") == 1
     assert api.verbs() == ["complete"] * 4
+
+
+async def test_a_completion_that_was_asked_for_before_is_waited_for(
+    shell: Shell, api: FakeApi
+) -> None:
+    """By whomever."""
+    api.lives = {"qbe-1": [ready(), ready(), ended("completed")]}
+    api.posts = [problem("already-asked", 409)]
+
+    assert await shell("complete", "web", "qbe-1", "--when-ready", FAST) == 0
 
 
 async def test_a_completion_that_is_refused_is_code_1(shell: Shell, api: FakeApi) -> None:

@@ -85,7 +85,7 @@ def test_percents_are_whole_and_100_is_all(each: Job, shown: str) -> None:
         (job(status=None, paused=True), "paused"),
         (ready(status=None), "ready"),
         (ready(status=None, paused=True), "standby"),
-        (job(status=None, busy=None, paused=None, ready=None), "-"),
+        (job(status=None, busy=None, paused=None, ready=None), "not seen"),
     ],
 )
 def test_a_state_is_known_without_a_status_too(each: Job, shown: str) -> None:

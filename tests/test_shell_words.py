@@ -118,13 +118,24 @@ def test_a_problem_is_known_by_the_end_of_its_type(type: str, found: str) -> Non
         ("unknown-vm", 404, "see qemu-block-exporter vms --url=http://x"),
         ("not-granted", 403, "grants"),
         ("job-id-taken", 409, "--job-id"),
-        ("something-new", 401, "--http.config.file"),
-        ("something-new", 429, "later"),
+        ("unauthorized", 401, "--http.config.file"),
+        ("too-many", 503, "later"),
+        ("not-supported", 422, "--no-job-id"),
     ],
 )
 def test_a_refusal_has_a_next_step(kind: str, status: int, says: str) -> None:
     """Where there is one."""
     assert says in next_step(problem(kind, status), PROMPT, "web", "j")
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "--http.config.file"), (404, "--url"), (429, "later"), (418, "")]
+)
+def test_a_refusal_of_somebody_else_goes_by_its_status(status: int, says: str) -> None:
+    """The layer before the API has no names for them."""
+    plain = Problem(type="about:blank", title="", status=status, detail="", instance="")
+
+    assert says in next_step(plain, PROMPT, "web", "j")
 
 
 def test_a_refusal_that_nobody_knows_has_none() -> None:

@@ -76,11 +76,13 @@ class Actions:
         request = Commit(
             action="commit",
             device=flags.device,
-            job_id=flags.job_id,
+            job_id=flags.job_id or UNSET,
             top=_unset(flags.top),
             base=_unset(flags.base),
             speed_bytes_per_second=_unset(flags.speed),
         )
+        # What QEMU before 2.7 calls it; any other name is told in the answer.
+        flags.job_id = flags.job_id or flags.device
         code = await self._send("commit", request)
         if code or flags.dry_run:
             return code
@@ -145,9 +147,11 @@ class Actions:
         else:
             asked = self._client.act(self._vm, job_id, verb, request, dry_run=dry_run)
         try:
-            self._accepted(await self._sent(asked))
+            done = await self._sent(asked)
         except NoAnswer as error:
             return await self._looked_up(verb, request, error)
+        self._flags.job_id = done.job_id or job_id
+        self._accepted(done)
         return 0
 
     async def _sent(self, asked: Awaitable[Done]) -> Done:
@@ -177,7 +181,7 @@ class Actions:
         if seen is not None:
             look = self._prompt.line("jobs", self._vm)
             self._unknown(error, seen, f"{words.about(seen)}; see {look}")
-        elif verb == "commit":
+        elif isinstance(request, Commit) and request.job_id:
             again = f"sent again with --job-id={job_id} it starts no second job"
             self._unknown(error, None, f"no job {job_id} is seen; {again}")
         else:
@@ -202,7 +206,10 @@ class Actions:
             try:
                 code = await self._send("complete", Complete())
             except (NotSent, Refused) as error:
-                if isinstance(error, Refused) and error.problem.status != 503:
+                problem = error.problem if isinstance(error, Refused) else None
+                if problem and words.name(problem) == "already-asked":
+                    return self._told(await self._until(ready=False))
+                if problem and problem.status != 503:
                     raise
                 if said != str(error):
                     said = str(error)

@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 from exporter.api import Commit, Job, Request, SetSpeed, Snapshot, Verb
 from exporter.shell.client import Client, NoAnswer, NotSent, Refused
+from exporter.shell.text import is_seen
 
 #: How often it is looked, an interval apart.
 POLLS = 5
 
 #: What a job is like once a request came true.
 _CAME_TRUE: dict[Verb, Callable[[Job, Request], bool]] = {
+    # The record was written before the command left, and so is no sign of it.
     "commit": lambda job, asked: (
-        job.outcome != "unknown"
+        (is_seen(job) or job.outcome not in {None, "unknown"})
         and isinstance(asked, Commit)
         and job.device in {None, asked.device}
     ),

@@ -88,6 +88,8 @@ def _commit(add: Add) -> None:
     add("--job-id", dest="job_id", type=_job_id, metavar="ID",
         help="qbe-...; the same id never starts a second job, so that a retry is safe (default: one"
         " is made, and printed before anything is sent)")  # fmt: skip
+    add("--no-job-id", dest="job_id", action="store_const", const="",
+        help="for QEMU before 2.7, which names the job by its disk; a retry is not safe then")  # fmt: skip
     add("--speed", type=_speed, metavar="BYTES", help="limit in bytes per second")
     _dry_run(add)
     add("--wait", action="store_true", help="follow the job until it ends or is ready")

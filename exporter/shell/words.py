@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from exporter.api import Done, Job, Outcome, Problem
-from exporter.shell.text import SENTENCE_LIMIT, clean, percent, state
+from exporter.shell.text import SENTENCE_LIMIT, clean, is_seen, percent, state
 
 PROGRAM = "qemu-block-exporter"
 _EXIT_CODES: dict[Outcome, int] = {
@@ -54,6 +54,8 @@ def about(job: Job) -> str:
     disk = f" of {clean(job.device)}" if job.device else ""
     what = f"job {clean(job.job_id)} ({clean(job.job_type)}{disk} of {clean(job.vm)})"
     error = f": {clean(job.error, SENTENCE_LIMIT)}" if job.error else ""
+    if job.outcome is None and not is_seen(job):
+        return f"{what} is on record, and not seen in QEMU{error}"
     if job.outcome is None:
         done = percent(job)
         far = f" at {done}" if done.endswith("%") else ""
@@ -106,7 +108,8 @@ def name(problem: Problem) -> str:
 
 def next_step(problem: Problem, prompt: Prompt, vm: str | None, job_id: str | None) -> str:
     """Return what can be done about a refusal; "" where nothing comes to mind."""
-    step = _NEXT.get(name(problem)) or _BY_STATUS.get(problem.status)
+    kind = name(problem)
+    step = _NEXT.get(kind) if kind else _BY_STATUS.get(problem.status)
     if isinstance(problem.job, Job):
         job_id = problem.job.job_id
     return step(_Case(problem, prompt, vm or "VM", job_id or "JOB")) if step else ""
@@ -154,17 +157,28 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
     ),
     "job-id-taken": lambda _: "leave --job-id out, and one is made",
     "device-busy": _look("jobs"),
+    "wrong-job-state": _look("jobs"),
+    "already-asked": _look("jobs"),
     "unknown-job": _look("jobs"),
     "unknown-device": _look("chain"),
+    "unknown-layer": _look("chain"),
     "nothing-to-commit": _look("chain"),
+    "shared-layer": _look("chain"),
     "unknown-vm": lambda case: f"see {case.prompt.line('vms')}",
     "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
     "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",
     "file-exists": lambda _: "name a file that does not exist: it is made",
+    "not-supported": lambda _: "QEMU before 2.7 names jobs itself: commit with --no-job-id",
+    "unauthorized": lambda _: _CREDENTIALS,
+    "not-found": lambda _: _URL,
+    "too-many": lambda _: _LATER,
 }
+_CREDENTIALS = "give user and password by --http.config.file"
+_URL = "is --url that of an exporter, with its route prefix, and is the API enabled?"
+_LATER = "too many requests: try again later"
 #: What the layer before the API answers, or a proxy.
 _BY_STATUS: dict[int, Callable[[_Case], str]] = {
-    401: lambda _: "give user and password by --http.config.file",
-    404: lambda _: "is --url that of an exporter, with its route prefix, and is the API enabled?",
-    429: lambda _: "too many requests: try again later",
+    401: lambda _: _CREDENTIALS,
+    404: lambda _: _URL,
+    429: lambda _: _LATER,
 }

@@ -209,7 +209,7 @@ async def test_a_record_of_what_was_asked_is_no_success(shell: Shell, api: FakeA
     api.lives = {"qbe-x": [job("qbe-x", status=None, busy=None, ready=None, paused=None)]}
 
     assert await shell("commit", "web", "disk0", "--job-id=qbe-x", FAST) == 4
-    assert "looked up: job qbe-x (commit of disk0 of web) is on record, and not seen" in shell.err
+    assert "looked up: job qbe-x (commit of disk0 of web) is on record; QEMU is not" in shell.err
 
 
 async def test_json_of_no_answer_is_what_is_known(shell: Shell, api: FakeApi) -> None:

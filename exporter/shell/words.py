@@ -55,7 +55,7 @@ def about(job: Job) -> str:
     what = f"job {clean(job.job_id)} ({clean(job.job_type)}{disk} of {clean(job.vm)})"
     error = f": {clean(job.error, SENTENCE_LIMIT)}" if job.error else ""
     if job.outcome is None and not is_seen(job):
-        return f"{what} is on record, and not seen in QEMU{error}"
+        return f"{what} is on record; QEMU is not known to have it{error}"
     if job.outcome is None:
         done = percent(job)
         far = f" at {done}" if done.endswith("%") else ""

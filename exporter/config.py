@@ -26,6 +26,7 @@ DEFAULT_PORT = 9709
 
 #: Most buckets of a histogram: each is a series of each device and operation.
 _BOUNDARIES_LIMIT = 64
+_LONGEST = 1e6
 
 Connection = Literal["persistent", "per-scrape"]
 Topology = Literal["auto", "always", "never"]
@@ -137,7 +138,7 @@ class _Overrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topology: Topology | UnsetType = UNSET
     topology_max_age_seconds: float | UnsetType = UNSET
     expected_backing_depth: tuple[ExpectedDepth, ...] | UnsetType = UNSET
-    latency_histograms: LatencyHistograms | None | UnsetType = UNSET
+    latency_histograms: LatencyHistograms | UnsetType | None = UNSET
 
 
 class _FileGroup(_Overrides, frozen=True, kw_only=True):
@@ -264,12 +265,14 @@ def check(settings: Settings, where: str) -> None:
 
 
 def _check_histograms(histograms: LatencyHistograms, where: str) -> None:
-    # QEMU takes whole nanoseconds, each above the one before.
-    bounds = [round(seconds * NS) for seconds in histograms.boundaries_seconds]
-    if not bounds or len(bounds) > _BOUNDARIES_LIMIT:
+    if not 0 < len(histograms.boundaries_seconds) <= _BOUNDARIES_LIMIT:
         raise ConfigError(f"{where}: boundaries_seconds takes 1 to {_BOUNDARIES_LIMIT} numbers")
+    # QEMU takes whole nanoseconds, each above the one before.
+    bounds = [round(b * NS) if 0 < b < _LONGEST else 0 for b in histograms.boundaries_seconds]
     if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
-        raise ConfigError(f"{where}: boundaries_seconds must rise from a number above 0")
+        raise ConfigError(
+            f"{where}: boundaries_seconds must rise from above 0 to {_LONGEST:g} at most"
+        )
 
 
 def _check_grant(grant: Grant, where: str) -> None:

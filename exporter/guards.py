@@ -15,6 +15,7 @@ from exporter import api, chain, view
 from exporter.commands import Disk, Image
 from exporter.errors import Refused
 from exporter.model import Device, Job, Node, Snapshot
+from exporter.parse import BLOCK_JOB_TYPES
 
 #: RunState in which the disks belong to another QEMU, or must stay as they are.
 _UNTOUCHABLE = frozenset(
@@ -54,8 +55,8 @@ class Range:
     base: int
 
 
-def up(snapshot: Snapshot) -> None:
-    """The VM answers, and its disks are its own."""
+def steady(snapshot: Snapshot) -> None:
+    """The disks are the VM's own, and it is not on its way elsewhere."""
     if snapshot.status in _UNTOUCHABLE:
         raise Refused("wrong-vm-state", f"{snapshot.vm} is in the state {snapshot.status}")
 
@@ -158,7 +159,7 @@ def unshared(
 def job(snapshot: Snapshot, job_id: str) -> Job:
     """QEMU has such a block job."""
     for each in snapshot.jobs:
-        if each.job_id == job_id and each.progress_ratio is None:
+        if each.job_id == job_id and each.job_type in BLOCK_JOB_TYPES:
             return each
     raise Refused("unknown-job", f"{snapshot.vm} has no block job {job_id!r}")
 

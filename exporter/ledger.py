@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from exporter.api import Outcome
 from exporter.errors import ConfigError, Refused
+from exporter.outcomes import End
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,17 @@ class Entry(Struct, kw_only=True, frozen=True):
         """Whether something is to be done about it yet."""
         return self.outcome is None or (
             self.kept_by_qemu and self.started and not self.dismissed and self.outcome != "unknown"
+        )
+
+    def with_end(self, end: End, *, dismissed: bool = False) -> Entry:
+        """Return the entry of a job that ended."""
+        return msgspec.structs.replace(
+            self,
+            started=True,
+            outcome=end.result,
+            error=end.error,
+            ended_timestamp_seconds=end.timestamp_seconds,
+            dismissed=dismissed or self.dismissed,
         )
 
 
@@ -178,8 +190,3 @@ def _short(name: str) -> str:
     if len(name) <= _NAME_LIMIT_BYTES - 64:
         return name
     return name[: _NAME_LIMIT_BYTES - 129] + "~" + sha256(name.encode()).hexdigest()
-
-
-def same_request(entry: Entry, request: Mapping[str, Any]) -> bool:
-    """Whether an entry is of this very request."""
-    return dict(entry.request) == dict(request)

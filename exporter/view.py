@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import api
+from exporter.ledger import Entry
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.outcomes import End
 
@@ -75,6 +76,21 @@ def ended(vm: str, job_id: str, end: End) -> api.Job:
         error=end.error or None,
         outcome=end.result,  # type: ignore[arg-type]  # RESULTS are Outcomes
         ended_timestamp_seconds=end.timestamp_seconds,
+    )
+
+
+def recorded(entry: Entry) -> api.Job:
+    """Return a job as the account has it."""
+    return api.Job(
+        vm=entry.vm,
+        job_id=entry.job_id,
+        job_type=entry.job_type,
+        device=entry.device,
+        top=entry.top,
+        base=entry.base,
+        error=entry.error or None,
+        outcome=entry.outcome,
+        ended_timestamp_seconds=entry.ended_timestamp_seconds,
     )
 
 

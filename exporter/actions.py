@@ -168,27 +168,6 @@ class Actions:
                 raise
             return await _after(mine, done)
 
-    async def job(self, vm: str, job_id: str) -> api.Job:
-        """Return a job that QEMU has, or that has ended and is remembered.
-
-        Raises:
-            Refused: there is no such VM, or no such job, or the VM does not answer.
-        """
-        member = self._member(vm)
-        snapshot = (await member.collect()).snapshot
-        entry, end = self._ledger.get(vm, job_id), member.ends.get(job_id)
-        for each in snapshot.jobs:
-            if each.job_id == job_id:
-                ended = getattr(each.job, "status", None) == "concluded"
-                return view.job(vm, each, end if ended else None)
-        if entry is not None and (entry.outcome or end is None):
-            return view.recorded(entry)
-        if end is not None:
-            return view.ended(vm, job_id, end)
-        if not snapshot.up:
-            raise Refused("vm-down", f"{vm}: {snapshot.reason}")
-        raise Refused("unknown-job", f"{vm} has no block job {job_id!r}")
-
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
         every = self._fleet.discovery.config.admin.grants
         grants = [grant for grant in every if grant.permits(user, verb, vm)]

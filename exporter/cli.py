@@ -27,7 +27,9 @@ from exporter.discovery import printable
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
-from exporter.web.app import GRACE_SECONDS, OTHER_PATHS, Endpoints, Options
+from exporter.web.admin import Changing
+from exporter.web.app import OTHER_PATHS, Endpoints, Options
+from exporter.web.reading import GRACE_SECONDS, Reading
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)

@@ -63,6 +63,14 @@ class Entry(Struct, kw_only=True, frozen=True):
             self.kept_by_qemu and self.started and not self.dismissed and self.outcome != "unknown"
         )
 
+    @property
+    def end(self) -> End | None:
+        """How the job ended, None where that is not known."""
+        if self.outcome is None or self.ended_timestamp_seconds is None:
+            return None
+        at = self.ended_timestamp_seconds
+        return End(self.job_type, self.device, self.outcome, at, self.error)
+
     def with_end(self, end: End, *, dismissed: bool = False) -> Entry:
         """Return the entry of a job that ended."""
         return msgspec.structs.replace(

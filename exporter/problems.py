@@ -95,6 +95,9 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "wrong-content-type": ProblemType(
         415, "Wrong content type", "Send Content-Type: application/json."
     ),
+    "too-many": ProblemType(
+        503, "Too many requests at once", "See --web.max-requests; try again later."
+    ),
     "refused-by-qemu": ProblemType(
         422,
         "QEMU refused",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "exporter"
 ORDER = (
     "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
-    "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "service", "garbage", "exposition", "render",
+    "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "yamlfile", "service", "garbage", "exposition", "render",
     "template", "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
     "errors",
 )  # fmt: skip
@@ -27,7 +27,7 @@ DOORS = {
     "qemu": {"qmp", "client"},
     "aiohttp": {"web.app", "web.server", "demo.main"},
     "prometheus_client": {"exposition"},
-    "yaml": {"config"},
+    "yaml": {"yamlfile"},
     "ctypes": {"storage", "demo.vms"},
 }
 

@@ -28,6 +28,8 @@ from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
 from exporter.web.app import GRACE_SECONDS, OTHER_PATHS, Endpoints, Options
+from exporter.web.auth import Gate
+from exporter.web.live import Live
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> int:
     if flags.command == "demo":
+        if flags.web_config_file:
+            raise ConfigError("--web.config.file: the demo has neither TLS nor users")
         from exporter.demo import main as demo  # noqa: PLC0415  # it is no part of the serving process
 
         return demo.run(flags.web_listen_address)
@@ -63,12 +67,13 @@ def _run(flags: argparse.Namespace) -> int:
     sockets = tuple(flags.qmp_sockets)
     options = _options(flags)
     config = load(flags.config_file, settings, sockets)
+    live = Live(flags.web_config_file) if flags.web_config_file else None
     if flags.config_check:
         print("configuration is valid")
         return 0
     if flags.command == "once":
         return asyncio.run(_once(config, flags))
-    return asyncio.run(_serve(config, settings, sockets, flags, options))
+    return asyncio.run(_serve(config, settings, sockets, flags, options, live))
 
 
 async def _once(config: Config, flags: argparse.Namespace) -> int:
@@ -105,6 +110,7 @@ async def _serve(
     sockets: tuple[str, ...],
     flags: argparse.Namespace,
     options: Options,
+    live: Live | None,
 ) -> int:
     service.raise_file_limit()
     fleet = Fleet(config, swept=garbage.Keeper().settle)
@@ -112,10 +118,12 @@ async def _serve(
     def reload() -> None:
         service.notify_reloading()
         try:
+            if live:
+                live.reload()
+            fleet.reload_successful = False
             fleet.reconfigure(load(flags.config_file, settings, sockets))
             log.info("configuration reloaded")
         except ConfigError as error:
-            fleet.reload_successful = False
             log.error("configuration not reloaded", extra={"err": str(error)})
             raise
         finally:
@@ -127,8 +135,12 @@ async def _serve(
         else [sock for address in flags.web_listen_address for sock in listen(address)]
     )
     fleet.discover()
+    app = Endpoints(fleet, options, reload).application()
+    if live:
+        live.told = fleet.note_web_config
+        Gate(live).guard(app)
     try:
-        await serve(Endpoints(fleet, options, reload).application(), listening, reload)
+        await serve(app, listening, reload, tls=live.context if live else None)
     finally:
         await fleet.close()
     return 0
@@ -242,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"address to listen on; may be repeated (default: 127.0.0.1:{DEFAULT_PORT})")  # fmt: skip
     web("--web.systemd-socket", dest="web_systemd_socket", action="store_true",
         help="listen on the sockets of systemd's socket activation")  # fmt: skip
+    web("--web.config.file", dest="web_config_file", default="", metavar="FILE",
+        help="file with TLS, users and headers, in the format of Prometheus exporters")  # fmt: skip
     web("--web.telemetry-path", dest="web_telemetry_path", default="/metrics", metavar="PATH",
         help="path of the metrics (default: /metrics)")  # fmt: skip
     web("--web.max-requests", dest="web_max_requests", type=int, default=40, metavar="N",

@@ -133,7 +133,7 @@ def _set_clients(made: ssl.SSLContext, tls: Tls) -> None:
     if kind in _UNVERIFIED:
         raise ConfigError(
             f"client_auth_type: {kind} takes certificates that nobody vouches for, which "
-            "OpenSSL does not; RequireAndVerifyClientCert is meant"
+            "Python's ssl cannot; say RequireAndVerifyClientCert"
         )
     given = tls.client_ca or tls.client_ca_file
     if kind == "NoClientCert" and given:
@@ -220,4 +220,4 @@ def _as_file(text: bytes) -> Iterator[str]:
 
 
 def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or "PEM").replace("_", " ").lower()
+    return (error.reason or "no PEM").replace("_", " ").lower()

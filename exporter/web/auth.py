@@ -15,7 +15,7 @@ from exporter.web.config import RateLimit, WebConfig
 from exporter.web.live import Live
 from exporter.web.passwords import Passwords
 
-_USER = "exporter.user"
+_USER = web.RequestKey("user", str)
 #: When who was refused for now may come again.
 _RETRY_SECONDS = 1.0
 
@@ -24,8 +24,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def user_of(request: web.Request) -> str:
     """Return the user who asks; "" where no users are configured."""
-    user: str = request.get(_USER, "")
-    return user
+    return request.get(_USER, "")
 
 
 def credentials(header: str) -> tuple[str, bytes] | None:

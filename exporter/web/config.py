@@ -92,7 +92,8 @@ class WebConfig(Struct, frozen=True, kw_only=True):
 class _Http(Struct, frozen=True, forbid_unknown_fields=True):
     #: It says what may be spoken, not what must: HTTP/1.1 is.
     http2: bool = True
-    headers: dict[str, str] = {}
+    #: The value of X-XSS-Protection is a number to YAML.
+    headers: dict[str, str | int] = {}
 
 
 class _RateLimit(Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,8 +149,9 @@ def _below(folder: str, path: str) -> str:
     return os.path.join(folder, path) if path else ""
 
 
-def _headers(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for name, value in headers.items():
+def _headers(headers: Mapping[str, str | int]) -> Iterator[tuple[str, str]]:
+    for name, said in headers.items():
+        value = str(said)
         allowed = _HEADERS.get(name)
         if allowed is None:
             raise ConfigError(

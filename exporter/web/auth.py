@@ -24,7 +24,8 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def user_of(request: web.Request) -> str:
     """Return the user who asks; "" where no users are configured."""
-    return request[_USER] if _USER in request else ""
+    user: str = request.get(_USER, "")
+    return user
 
 
 def credentials(header: str) -> tuple[str, bytes] | None:

@@ -55,10 +55,11 @@ class Live:
         try:
             config, context = self._read()
             self._check_step(config)
-        except ConfigError:
+        except ConfigError as error:
+            self._mistake = str(error)
             self.told(False)
             raise
-        self._config, self._context = config, context
+        self._config, self._context, self._mistake = config, context, ""
         self.told(True)
 
     def _newest(self) -> ssl.SSLContext:
@@ -71,15 +72,14 @@ class Live:
         now = {path: _stamp(path) for path in before}
         if now == before:
             return
+        mistake = self._mistake
         try:
             self.reload()
         except ConfigError as error:
             # One that was just written is read several times.
-            if str(error) != self._mistake:
+            if str(error) != mistake:
                 log.error("web configuration not reloaded", extra={"err": str(error)})
-            self._mistake = str(error)
             return
-        self._mistake = ""
         if any(now[path][:-1] != before[path][:-1] for path in now):
             log.info("web configuration reloaded")
 

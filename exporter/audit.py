@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
-
-from exporter.api import VERBS
+from collections.abc import Iterable, Mapping
 
 log = logging.getLogger("exporter.audit")
 #: Whatever the level of other lines.
@@ -25,9 +23,9 @@ DONE, DRY_RUN, REPLAYED, REFUSED, REJECTED, UNKNOWN = RESULTS = (
 class Audit:
     """Counts of each action and result, each at 0 from the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, actions: Iterable[str] = OWN) -> None:
         self.counts: Counter[tuple[str, str]] = Counter(
-            {(action, result): 0 for action in (*VERBS, *OWN) for result in RESULTS}
+            {(action, result): 0 for action in actions for result in RESULTS}
         )
 
     def record(self, action: str, result: str, about: Mapping[str, object]) -> None:

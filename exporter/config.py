@@ -9,13 +9,12 @@ import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 from msgspec import UNSET, Struct, UnsetType
 
+from exporter import yamlfile
 from exporter.api import Verb
 from exporter.errors import ConfigError
 from exporter.family import NS
@@ -159,7 +158,7 @@ def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
     Raises:
         ConfigError: names the file, the place in it and what is wrong there.
     """
-    file = _read(path) if path else _File()
+    file = yamlfile.read(path, _File) if path else _File()
     where = path or "flags"
     common = _apply(file, flags, where)
     groups = [
@@ -211,27 +210,7 @@ def describe(config: Config) -> str:
     )
     for group in plain["groups"]:
         group["settings"]["without"] = sorted(group["settings"]["without"])
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
-def _read(path: str) -> _File:
-    try:
-        text = Path(path).read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error  # type: ignore[attr-defined]
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # a SafeLoader
-        return msgspec.convert({} if tree is None else tree, _File)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return yamlfile.text(plain)
 
 
 def _apply(overrides: _Overrides, settings: Settings, where: str) -> Settings:
@@ -309,30 +288,3 @@ def _pattern(text: str, where: str) -> re.Pattern[str] | None:
     if "vm" not in pattern.groupindex:
         raise ConfigError(f"{where}: has no group named vm, as in (?P<vm>[^/]+)")
     return pattern
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys; the first was meant as well.
-
-    And where a value is not of its tag, such as a date that is none, it raises whatever it meets.
-    """
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep=deep)
-        except (AttributeError, KeyError, ValueError) as error:
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value!r} is no {kind}", node.start_mark
-            ) from error
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int, float, bool)) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} stands here a second time", key_node.start_mark
-                )
-            seen.add(key) if isinstance(key, str) else None
-        return super().construct_mapping(node, deep)

@@ -228,6 +228,7 @@ class Fleet:
         self.discovery = Discovery(config)
         #: Whether the configuration was read without an error the last time.
         self.reload_successful = True
+        self._web_config_good = True
         self._discovered_at = float("-inf")
         self.members: dict[str, Member] = {}
         self._tally = Tally()
@@ -256,6 +257,10 @@ class Fleet:
         """Collect by another configuration from the next sweep on."""
         self.discovery.config = config
         self.reload_successful = True
+
+    def note_web_config(self, good: bool) -> None:
+        """Tell, with the configuration, whether the web config file is as it should be."""
+        self._web_config_good = good
 
     def discover(self) -> None:
         """Look for sockets that came and went."""
@@ -314,7 +319,7 @@ class Fleet:
                 targets=len(self.members),
                 targets_up=sum(each.snapshot.up for each in collected),
                 target_conflicts=len(self.discovery.conflicts),
-                reload_successful=self.reload_successful,
+                reload_successful=self.reload_successful and self._web_config_good,
                 commands=self._tally.commands,
                 errors=self._tally.errors,
                 actions=self.actions,

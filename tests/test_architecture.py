@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent / "exporter"
 #: From the top down; a module imports only what stands below it.
 ORDER = (
     "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
-    "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
-    "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "service", "garbage", "exposition", "render",
+    "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "web.auth", "web.passwords",
+    "web.live", "web.tls", "web.config", "scrape", "vm",
+    "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "yamlfile", "service", "garbage", "exposition", "render",
     "template", "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
     "errors",
 )  # fmt: skip
@@ -25,9 +26,11 @@ PURE = {
 #: Who alone may import a library.
 DOORS = {
     "qemu": {"qmp", "client"},
-    "aiohttp": {"web.app", "web.server", "demo.main"},
+    "aiohttp": {"web.app", "web.auth", "web.server", "demo.main"},
+    "bcrypt": {"web.passwords"},
     "prometheus_client": {"exposition"},
-    "yaml": {"config"},
+    "yaml": {"yamlfile"},
+    "ssl": {"web.live", "web.server", "web.tls"},
     "ctypes": {"storage", "demo.vms"},
 }
 

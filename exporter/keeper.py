@@ -69,8 +69,8 @@ class Keeper(Observer):
         """Look at the VMs that have jobs of ours, for as long as they have."""
         while self._ledger is not None:
             await asyncio.sleep(LOOK_SECONDS)
-            for vm in {entry.vm for entry in self._ledger.open()}:
-                if member := fleet.members.get(vm):
+            for vm in self._ledger.vms():
+                if self._ledger.open(vm) and (member := fleet.members.get(vm)):
                     await member.collect()
 
     async def close(self) -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 #: How often a job must be missing before its outcome is given up.
 _MISSES = 3
+_DAY_SECONDS = 24 * 3600.0
 
 
 class Keeper(Observer):
@@ -117,7 +118,10 @@ class Keeper(Observer):
             return entry.with_end(end, dismissed=job is None)
         if job is not None:
             self._missing.pop(key, None)
-            return msgspec.structs.replace(entry, started=True)
+            seen = entry.seen_timestamp_seconds
+            if time.time() - seen > _DAY_SECONDS:
+                seen = time.time()  # else a job of a week would be forgotten
+            return msgspec.structs.replace(entry, started=True, seen_timestamp_seconds=seen)
         misses = self._missing[key] = self._missing.get(key, 0) + 1
         if misses < _MISSES:
             return entry

@@ -54,6 +54,14 @@ class Entry(Struct, kw_only=True, frozen=True):
     error: str = ""
     ended_timestamp_seconds: float | None = None
     dismissed: bool = False
+    #: When it was last seen to run, to the day.
+    seen_timestamp_seconds: float = 0.0
+
+    @property
+    def changed_timestamp_seconds(self) -> float:
+        """When something last became of it."""
+        ended = self.ended_timestamp_seconds or 0.0
+        return max(self.requested_timestamp_seconds, self.seen_timestamp_seconds, ended)
 
     @property
     def open(self) -> bool:
@@ -171,7 +179,7 @@ class Ledger:
     def _forget_old(self) -> None:
         since = time.time() - KEPT_SECONDS
         for entry in [entry for vm in self.vms() for entry in self.of(vm)]:
-            if max(entry.requested_timestamp_seconds, entry.ended_timestamp_seconds or 0.0) < since:
+            if entry.changed_timestamp_seconds < since:
                 self.remove(entry)
 
     def _write(self, entry: Entry) -> None:

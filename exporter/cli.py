@@ -11,8 +11,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import get_args
+from urllib.parse import urlsplit
 
-from exporter import __version__, exposition, garbage, service
+from exporter import __version__, exposition, garbage, hand, service
 from exporter.config import (
     DEFAULT_PORT,
     DEFAULT_SOCKETS,
@@ -29,11 +30,17 @@ from exporter.flags import Parser, seconds
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
 from exporter.shell.commands import OPERATING
-from exporter.web.app import GRACE_SECONDS, OTHER_PATHS, Endpoints, Options
+from exporter.web.admin import Changing
+from exporter.web.app import OTHER_PATHS, Endpoints, Options
+from exporter.web.auth import Gate, user_of
+from exporter.web.live import Live
+from exporter.web.reading import GRACE_SECONDS, Reading
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
 
+#: systemd says where it is, where it made it. [systemd.exec(5), StateDirectory=]
+DEFAULT_STATE = "/var/lib/qemu-block-exporter"
 _PATH = re.compile(r"[\w./~-]*", re.ASCII)
 
 _SERVING = {
@@ -66,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> int:
     if flags.command == "demo":
+        if flags.web_config_file:
+            raise ConfigError("--web.config.file: the demo has neither TLS nor users")
         from exporter.demo import main as demo  # noqa: PLC0415  # it is no part of the serving process
 
         return demo.run(flags.web_listen_address)
@@ -73,12 +82,13 @@ def _run(flags: argparse.Namespace) -> int:
     sockets = tuple(flags.qmp_sockets)
     options = _options(flags)
     config = load(flags.config_file, settings, sockets)
+    live = Live(flags.web_config_file) if flags.web_config_file else None
     if flags.config_check:
         print("configuration is valid")
         return 0
     if flags.command == "once":
         return asyncio.run(_once(config, flags))
-    return asyncio.run(_serve(config, settings, sockets, flags, options))
+    return asyncio.run(_serve(config, settings, sockets, flags, options, live))
 
 
 async def _once(config: Config, flags: argparse.Namespace) -> int:
@@ -115,17 +125,26 @@ async def _serve(
     sockets: tuple[str, ...],
     flags: argparse.Namespace,
     options: Options,
+    live: Live | None,
 ) -> int:
     service.raise_file_limit()
-    fleet = Fleet(config, swept=garbage.Keeper().settle)
+    gate = Gate(live) if live else None
+    enabled = flags.web_enable_admin_api
+    hand.check(config, gate.users if gate else (), enabled=enabled)
+    reaching = hand.Hand(flags.admin_state_directory if enabled else None)
+    fleet = Fleet(config, swept=garbage.Keeper().settle, observer=reaching.keeper)
 
     def reload() -> None:
         service.notify_reloading()
         try:
-            fleet.reconfigure(load(flags.config_file, settings, sockets))
+            if live:
+                live.reload()
+            fleet.reload_successful = False
+            changed = load(flags.config_file, settings, sockets)
+            hand.check(changed, gate.users if gate else (), enabled=enabled)
+            fleet.reconfigure(changed)
             log.info("configuration reloaded")
         except ConfigError as error:
-            fleet.reload_successful = False
             log.error("configuration not reloaded", extra={"err": str(error)})
             raise
         finally:
@@ -137,8 +156,20 @@ async def _serve(
         else [sock for address in flags.web_listen_address for sock in listen(address)]
     )
     fleet.discover()
+    if live:
+        live.told = fleet.note_web_config
     try:
-        await serve(Endpoints(fleet, options, reload).application(), listening, reload)
+        async with reaching.over(fleet) as actions:
+            changing = Changing(
+                actions,
+                reaching.trail,
+                prefix=options.route_prefix,
+                origins=[urlsplit(flags.web_external_url).netloc],
+                user_of=user_of,
+            )
+            reading = Reading(fleet, reaching.ledger, options.route_prefix)
+            app = Endpoints(fleet, options, reload, reading, changing).application(gate)
+            await serve(app, listening, reload, tls=live.context if live else None)
     finally:
         await fleet.close()
     return 0
@@ -237,6 +268,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"address to listen on; may be repeated (default: 127.0.0.1:{DEFAULT_PORT})")  # fmt: skip
     web("--web.systemd-socket", dest="web_systemd_socket", action="store_true",
         help="listen on the sockets of systemd's socket activation")  # fmt: skip
+    web("--web.config.file", dest="web_config_file", default="", metavar="FILE",
+        help="file with TLS, users and headers, in the format of Prometheus exporters")  # fmt: skip
     web("--web.telemetry-path", dest="web_telemetry_path", default="/metrics", metavar="PATH",
         help="path of the metrics (default: /metrics)")  # fmt: skip
     web("--web.max-requests", dest="web_max_requests", type=int, default=40, metavar="N",
@@ -245,10 +278,17 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out the metrics of the exporter itself")  # fmt: skip
     web("--web.enable-lifecycle", dest="web_enable_lifecycle", action="store_true",
         help="allow reloading by POST /-/reload")  # fmt: skip
+    web("--web.enable-admin-api", dest="web_enable_admin_api", action="store_true",
+        help="let users start and end block jobs, as the configuration grants it")  # fmt: skip
     web("--web.external-url", dest="web_external_url", default="", metavar="URL",
         help="URL that the exporter is reached by, behind a proxy")  # fmt: skip
     web("--web.route-prefix", dest="web_route_prefix", metavar="PATH",
         help="prefix of every path (default: the path of --web.external-url)")  # fmt: skip
+
+    admin = parser.add_argument_group("admin API").add_argument
+    admin("--admin.state-directory", dest="admin_state_directory", metavar="DIR",
+          default=os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE,
+          help=f"where each request is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
 
     logs = parser.add_argument_group("logging").add_argument
     logs("--log.level", dest="log_level", choices=("debug", "info", "warn", "error"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -73,9 +73,14 @@ class Answers:
             return None
         raise ProtocolError(f"{query.name} was refused with {answer.known_class}")
 
+    def error(self, query: Query[Any]) -> CommandError | None:
+        """Return the error that QEMU answered `query` with, if it did."""
+        answer = self._answers.get(query)
+        return answer if isinstance(answer, CommandError) else None
+
     def refused(self, query: Query[Any]) -> bool:
         """Whether QEMU answered `query` with an error."""
-        return isinstance(self._answers.get(query), CommandError)
+        return self.error(query) is not None
 
     def unknown(self) -> set[Query[Any]]:
         """Return the queries that this QEMU does not know."""
@@ -134,11 +139,11 @@ class Client(QMPClient):
         self._on_event = on_event
         self._pace = pace
 
-    def ask(self, answers: Answers) -> None:
+    def ask(self, answers: Answers, allowed: Container[str] = qapi.COMMANDS) -> None:
         """Send the queries in one write."""
         for query in answers.queries:
-            if query.name not in qapi.COMMANDS:
-                raise CommandRefused(f"{query.name} is not a query of this program")
+            if query.name not in allowed:
+                raise CommandRefused(f"{query.name} may not be sent here")
         for query in answers.queries:
             self._tally.commands[query.name] += 1
             self.awaited.append((query, answers))

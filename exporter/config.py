@@ -8,17 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from exporter import yamlfile
+from exporter.api import Verb
 from exporter.errors import ConfigError
+from exporter.family import NS
 from exporter.metrics import COLLECTORS
 
 DEFAULT_SOCKETS = "/run/qemu-block-exporter/*.sock"
 DEFAULT_PORT = 9709
+
+#: Most buckets of a histogram: each is a series of each device and operation.
+_BOUNDARIES_LIMIT = 64
+_LONGEST = 1e6
 
 Connection = Literal["persistent", "per-scrape"]
 Topology = Literal["auto", "always", "never"]
@@ -30,6 +37,43 @@ class ExpectedDepth(Struct, frozen=True, forbid_unknown_fields=True):
     #: A shell pattern of `device` labels.
     device: str
     depth: int
+
+
+class LatencyHistograms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Histograms that QEMU is to keep of devices that have none."""
+
+    #: Upper bounds of the buckets but the last, which has none.
+    boundaries_seconds: tuple[float, ...]
+    #: Whether they are set in a VM that libvirt, Proxmox VE or Incus runs.
+    allow_managed: bool = False
+
+
+class Grant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may do what to which VMs; without one nobody may do anything."""
+
+    #: Users of the web config file.
+    users: tuple[str, ...]
+    verbs: tuple[Verb, ...]
+    #: Shell patterns of VM names.
+    vms: tuple[str, ...]
+    #: Whether VMs that libvirt, Proxmox VE or Incus runs may be changed behind its back.
+    allow_managed: bool = False
+    #: Where files of snapshots may be made, and below.
+    directories: tuple[str, ...] = ()
+
+    def permits(self, user: str, verb: str, vm: str) -> bool:
+        """Whether `user` may do `verb` to `vm`."""
+        return (
+            user in self.users
+            and verb in self.verbs
+            and any(fnmatchcase(vm, pattern) for pattern in self.vms)
+        )
+
+
+class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the admin API allows, where it is enabled."""
+
+    grants: tuple[Grant, ...] = ()
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +92,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topology_max_age_seconds: float = 60.0
     #: The first rule that matches a device counts.
     expected_backing_depth: tuple[ExpectedDepth, ...] = ()
+    latency_histograms: LatencyHistograms | None = None
 
     def expected_depth(self, device: str) -> int:
         """Return how many backing files `device` has by right."""
@@ -79,6 +124,7 @@ class Config(Struct, frozen=True, kw_only=True):
     """Everything that can change while the program runs."""
 
     groups: tuple[Group, ...]
+    admin: Admin = Admin()
 
 
 class _Overrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +137,7 @@ class _Overrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topology: Topology | UnsetType = UNSET
     topology_max_age_seconds: float | UnsetType = UNSET
     expected_backing_depth: tuple[ExpectedDepth, ...] | UnsetType = UNSET
+    latency_histograms: LatencyHistograms | UnsetType | None = UNSET
 
 
 class _FileGroup(_Overrides, frozen=True, kw_only=True):
@@ -102,6 +149,7 @@ class _FileGroup(_Overrides, frozen=True, kw_only=True):
 
 class _File(_Overrides, frozen=True, kw_only=True):
     groups: tuple[_FileGroup, ...] = ()
+    admin: Admin = Admin()
 
 
 def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
@@ -135,7 +183,9 @@ def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
     if sockets or not groups:
         wanted = sockets or (DEFAULT_SOCKETS,)
         groups.insert(0, Group(name="flags", settings=common, sockets=wanted))
-    return Config(groups=tuple(groups))
+    for number, grant in enumerate(file.admin.grants):
+        _check_grant(grant, f"{where}: admin.grants[{number}]")
+    return Config(groups=tuple(groups), admin=file.admin)
 
 
 def check_glob(glob: str, where: str) -> None:
@@ -189,6 +239,31 @@ def check(settings: Settings, where: str) -> None:
     for rule in settings.expected_backing_depth:
         if rule.depth < 0:
             raise ConfigError(f"{where}: expected_backing_depth of {rule.device!r} is below 0")
+    if settings.latency_histograms is not None:
+        _check_histograms(settings.latency_histograms, f"{where}: latency_histograms")
+
+
+def _check_histograms(histograms: LatencyHistograms, where: str) -> None:
+    if not 0 < len(histograms.boundaries_seconds) <= _BOUNDARIES_LIMIT:
+        raise ConfigError(f"{where}: boundaries_seconds takes 1 to {_BOUNDARIES_LIMIT} numbers")
+    # QEMU takes whole nanoseconds, each above the one before.
+    bounds = [round(b * NS) if 0 < b < _LONGEST else 0 for b in histograms.boundaries_seconds]
+    if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
+        raise ConfigError(
+            f"{where}: boundaries_seconds must rise from above 0 to {_LONGEST:g} at most"
+        )
+
+
+def _check_grant(grant: Grant, where: str) -> None:
+    for name in ("users", "verbs", "vms"):
+        values = getattr(grant, name)
+        if not values or "" in values:
+            raise ConfigError(f"{where}: {name} names none, or an empty one")
+    for folder in grant.directories:
+        if not folder.startswith("/") or "\0" in folder or ".." in folder.split("/"):
+            raise ConfigError(f"{where}: directories: {folder!r} is no absolute path")
+    if "snapshot" in grant.verbs and not grant.directories:
+        raise ConfigError(f"{where}: snapshot needs directories to make files in")
 
 
 def _collectors(

@@ -6,7 +6,11 @@ ExporterError
      +- Unreachable      no session: no_socket refused permission busy stopped greeting_timeout
      +- TargetTimeout    a session, but no answer in time: timeout
      +- ProtocolError    an answer that is not what QMP promises: protocol
- +- CommandRefused       a command that is not on the session's list of queries
+ +- CommandRefused       a command that is not on the session's list
+ +- ActionError          a VM was not changed as it was asked to be
+     +- Refused          nothing was sent; carries the name of the problem
+     +- Rejected         QEMU answered with an error
+     +- OutcomeUnknown   the command left, and no answer came
 """
 
 from __future__ import annotations
@@ -60,4 +64,32 @@ class ProtocolError(TargetError):
 
 
 class CommandRefused(ExporterError):
-    """A command was about to be sent that is not a query of `qapi`."""
+    """A command was about to be sent that is neither a query of `qapi` nor one of `commands`."""
+
+
+class ActionError(ExporterError):
+    """A VM was not changed as it was asked to be."""
+
+
+class Refused(ActionError):
+    """Nothing was sent: a guard stands in the way."""
+
+    def __init__(self, problem: str, detail: str, job: object = None) -> None:
+        super().__init__(detail)
+        #: A key of `problems.PROBLEMS`.
+        self.problem = problem
+        #: The `api.Job` that stands in the way, if any.
+        self.job = job
+
+
+class Rejected(ActionError):
+    """QEMU understood the command and did not do it."""
+
+
+class OutcomeUnknown(ActionError):
+    """The command left this process, and no answer came: it may have been done or not."""
+
+    def __init__(self, detail: str, *, late: bool = False) -> None:
+        super().__init__(detail)
+        #: Whether the VM still has the connection, and just does not answer.
+        self.late = late

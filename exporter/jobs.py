@@ -24,13 +24,13 @@ listened), the one before it has vanished.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from exporter import qapi
 from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.graph import Place
+from exporter.known import LIVE, Known
 from exporter.model import Device, Job, Process
 from exporter.outcomes import (
     CANCELLED,
@@ -49,53 +49,9 @@ from exporter.parse import BLOCK_JOB_TYPES
 JOBS_LIMIT = 1000
 #: The error that QEMU gives to a job that was cancelled: strerror(ECANCELED).
 _CANCELED = "Operation canceled"
-#: JobStatus of a job that has not ended.
-_LIVE = frozenset({"created", "running", "paused", "ready", "standby"})
 _READY = frozenset({"ready", "standby"})
 #: The first QEMU with JOB_STATUS_CHANGE.
 _STATUS_VERSION = (3, 0)
-
-
-@dataclass(slots=True)
-class _Known:
-    """A job that QEMU has."""
-
-    first_seen: float
-    last_progress: float
-    type: str = ""
-    progress: int = -1
-    ready_at: float | None = None
-    #: Where it works, and the layers of its device when a query last listed it.
-    place: Place | None = None
-    chain: Sequence[str] = ()
-    listed: bool = False
-    #: Only query-jobs lists it.
-    plain: bool = False
-    started: bool = False
-    aborting: bool = False
-    #: `concluded`, as an event said.
-    concluded: bool = False
-    #: Nothing was missed since it was last known not to be ready.
-    unbroken: bool = False
-    #: Known from before the connection was lost, and not seen since.
-    stale: bool = False
-    ended: bool = False
-
-    @property
-    def may_have_been_ready(self) -> bool:
-        if self.ready_at is not None:
-            return True
-        if self.place is not None and self.place.top:
-            return self.place.top == "0"
-        return not self.unbroken
-
-    def is_not(self, type: str, status: str, progress: int) -> bool:
-        """Whether what a query tells is another job, which has the same id."""
-        return (
-            (bool(self.type) and self.type != type)
-            or (self.ended and status in _LIVE)
-            or (self.stale and progress < self.progress)
-        )
 
 
 class Jobs:
@@ -105,7 +61,7 @@ class Jobs:
         self.outcomes = Outcomes()
         #: Ids of jobs that events named and no query has told of yet.
         self.named: set[str] = set()
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._devices: tuple[Device, ...] = ()
         self.round = 0
         #: Ids whose job ended in this round: the answers of this round may still list it.
@@ -115,6 +71,8 @@ class Jobs:
         #: Of the connection that it is all about.
         self.generation = 0
         self._process = Process()
+        #: Commits that were started before this process, with the layers that they work on.
+        self.adopted: dict[str, tuple[Place, Sequence[str]]] = {}
         #: This connection's jobs were listed whole: one that was not has begun since.
         self._listed = False
 
@@ -230,7 +188,7 @@ class Jobs:
             return
         if job_id not in self._known and job_id in self._gone:
             return  # its end is counted already
-        job = self._known.get(job_id) or self._new(job_id, now) or _Known(now, now)
+        job = self._known.get(job_id) or self._new(job_id, now) or Known(now, now)
         if status == "aborting":
             job.aborting = True
         elif status == "concluded":
@@ -263,14 +221,14 @@ class Jobs:
         del self._known[job_id]
         result = COMPLETED if job.started else UNVERIFIED
         result = FAILED if job.aborting else result
-        self.outcomes.count(self._device(job_id, job), job.type, result, now)
+        self.outcomes.count(job_id, self._device(job_id, job), job.type, result, now)
 
-    def _of_event(self, event: BlockJobEvent, now: float) -> _Known:
+    def _of_event(self, event: BlockJobEvent, now: float) -> Known:
         job = self._known.get(event.device)
         if job is not None and job.type and job.type != event.type:
             self._lose(event.device, now)
             job = None
-        job = job or self._new(event.device, now) or _Known(now, now)
+        job = job or self._new(event.device, now) or Known(now, now)
         job.type, job.started = event.type, True
         self.outcomes.expect(event.type)
         return job
@@ -286,7 +244,7 @@ class Jobs:
             self._wait(job_id, job, CANCELLED, now)
         else:
             device = self._device(job_id, job)
-            self.outcomes.count(device, event.type, result, now, event.error or "")
+            self.outcomes.count(job_id, device, event.type, result, now, event.error or "")
         if self._process.version < _STATUS_VERSION:
             self._known.pop(job_id, None)  # no event will say that it is dismissed
 
@@ -303,13 +261,16 @@ class Jobs:
         job = self._listed_job(job_id, told.type, status, progress, now)
         if job is None:
             return
+        if job_id in self.adopted:
+            job.place, job.chain = self.adopted.pop(job_id)
+            found = False
         if status == "concluded":
             if not job.ended:
                 self._conclude(job_id, job, told.error, found, now)
             return
         if ready:
             job.ready_at = job.ready_at or now
-        elif status in _LIVE or not status:
+        elif status in LIVE or not status:
             job.unbroken = True
         if place is not None:
             job.place, job.chain = place, chains.get(place.device, ())
@@ -325,11 +286,11 @@ class Jobs:
             result = FAILED if info.error or job.aborting else COMPLETED
             if info.error == _CANCELED:
                 result = CANCELLED
-            self.outcomes.count("", info.type, result, now, info.error)
+            self.outcomes.count(info.id, "", info.type, result, now, info.error)
 
     def _listed_job(
         self, job_id: str, type: str, status: str, progress: int, now: float
-    ) -> _Known | None:
+    ) -> Known | None:
         """Return the job that a query lists, None where it cannot be told from one that ended."""
         if job_id in self._gone or max(len(job_id), len(type)) > ID_LIMIT:
             return None
@@ -349,7 +310,7 @@ class Jobs:
         job.started = job.started or status != "created"
         return job
 
-    def _conclude(self, job_id: str, job: _Known, error: str, found: bool, now: float) -> None:
+    def _conclude(self, job_id: str, job: Known, error: str, found: bool, now: float) -> None:
         """Take a block job that is `concluded`, and whose event was not heard."""
         job.ended = True
         if not error and job.type == "commit" and not found and job.chain:
@@ -361,7 +322,7 @@ class Jobs:
             result = CANCELLED if error == _CANCELED else FAILED
         else:
             result = UNVERIFIED if job.type == "commit" else COMPLETED
-        self.outcomes.count(self._device(job_id, job), job.type, result, now, error)
+        self.outcomes.count(job_id, self._device(job_id, job), job.type, result, now, error)
 
     # How it ended.
 
@@ -373,18 +334,18 @@ class Jobs:
         if job.type == "commit" and job.chain:
             self._wait(job_id, job, VANISHED, now)
         elif job.started or job.listed:
-            self.outcomes.count(self._device(job_id, job), job.type, VANISHED, now)
+            self.outcomes.count(job_id, self._device(job_id, job), job.type, VANISHED, now)
 
-    def _wait(self, job_id: str, job: _Known, otherwise: str, now: float) -> None:
+    def _wait(self, job_id: str, job: Known, otherwise: str, now: float) -> None:
         """Let the chain of the next round say how a commit ended."""
         device, before = self._device(job_id, job), () if job.chain else self._devices
-        ended = Ended(device, job.chain, job.place, before, otherwise, self.round)
+        ended = Ended(job_id, device, job.chain, job.place, before, otherwise, self.round)
         self.outcomes.wait(ended, now)
 
-    def _new(self, job_id: str, now: float) -> _Known | None:
+    def _new(self, job_id: str, now: float) -> Known | None:
         if len(self._known) >= JOBS_LIMIT:
             return None
-        job = self._known[job_id] = _Known(now, now, unbroken=self._listed)
+        job = self._known[job_id] = Known(now, now, unbroken=self._listed)
         return job
 
     def _went(self, job_id: str) -> None:
@@ -393,7 +354,7 @@ class Jobs:
         else:
             self._gone_any = True
 
-    def _device(self, job_id: str, job: _Known) -> str:
+    def _device(self, job_id: str, job: Known) -> str:
         """Return the device of a job; QEMU's own default for an id is the name of the device."""
         if job.place is not None:
             return job.place.device

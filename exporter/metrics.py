@@ -256,6 +256,7 @@ EXPORTER = (
     _own(Scope.EXPORTER, "target_conflicts", "target_conflicts", "Sockets left out because another one has the same name."),
     _own(Scope.EXPORTER, "qmp_commands_total", "commands", "Commands sent to all virtual machines.", labels=("command",)),
     _own(Scope.EXPORTER, "qmp_errors_total", "errors", "Error replies by class.", labels=("command", "class")),
+    _own(Scope.EXPORTER, "actions_total", "actions", "Requests to change a virtual machine, and what is done unasked, where that is enabled.", labels=("action", "result")),
     _own(Scope.EXPORTER, "config_last_reload_successful", "reload_successful", "Whether the last reading of the configuration succeeded.", type=bool),
 )
 # fmt: on

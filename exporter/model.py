@@ -229,3 +229,5 @@ class Exporter(Known, frozen=True, kw_only=True):
     commands: Mapping[str, int]
     #: (command, class) -> error replies.
     errors: Mapping[tuple[str, str], int]
+    #: (action, result) -> requests, and what is done unasked.
+    actions: Mapping[tuple[str, str], int] = {}

@@ -22,6 +22,8 @@ _WAITING_LIMIT = 1000
 #: Most combinations of labels that are remembered of one VM, and most job types.
 KEYS_LIMIT = 1000
 _TYPES_LIMIT = 32
+#: Most jobs of one VM whose end is remembered by their id.
+ENDS_LIMIT = 64
 _TYPE_LENGTH_LIMIT = 64
 
 #: Device -> its layers' node names, `0` the active one.
@@ -29,9 +31,22 @@ Chains = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """How a job ended, for who asks for it by its id."""
+
+    type: str
+    device: str
+    result: str
+    #: When it was learnt of.
+    timestamp_seconds: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A commit that ended, and waits for the chain to show how."""
 
+    job_id: str
     device: str
     #: The layers while it ran, and which of them it worked on; empty where no query saw it.
     chain: Sequence[str]
@@ -59,11 +74,16 @@ class Outcomes:
         self._counts: dict[str, list[int]] = {}
         self._finished: dict[tuple[str, str, str], float] = {}
         self._errors: dict[tuple[str, str], str] = {}
+        #: The last jobs that ended, by id.
+        self.ends: dict[str, End] = {}
         #: Whether anything is not as `records` returned it.
         self.changed = False
 
-    def count(self, device: str, type: str, result: str, now: float, error: str = "") -> None:
+    def count(
+        self, job_id: str, device: str, type: str, result: str, now: float, error: str = ""
+    ) -> None:
         """Count an end, learnt of `now`."""
+        _put(self.ends, job_id, End(type, device, result, now, public_text(error)), ENDS_LIMIT)
         name = self.expect(type)
         self._counts[name][RESULTS.index(result)] += 1
         _put(self._finished, (device, name, result), now)
@@ -87,13 +107,13 @@ class Outcomes:
         if len(self.waiting) < _WAITING_LIMIT:
             self.waiting.append(ended)
         else:
-            self.count(ended.device, "commit", ended.unknown, now)
+            self.count(ended.job_id, ended.device, "commit", ended.unknown, now)
 
     def give_up(self, now: float) -> None:
         """Count those that wait: the chain that they worked on will not be seen any more."""
         waiting, self.waiting = self.waiting, []
         for each in waiting:
-            self.count(each.device, "commit", each.unknown, now)
+            self.count(each.job_id, each.device, "commit", each.unknown, now)
 
     def judge(self, chains: Chains, round: int, now: float) -> None:
         """Count the commits that ended before this round, as its chains show them."""
@@ -101,7 +121,7 @@ class Outcomes:
         self.waiting = [each for each in self.waiting if each.round >= round]
         for each in due:
             device, result = _verdict(each, due, chains)
-            self.count(device, "commit", result, now)
+            self.count(each.job_id, device, "commit", result, now)
 
     def judge_vanished(self, chains: Chains, now: float) -> None:
         """Count the vanished commits of this very round that have completed.
@@ -112,7 +132,7 @@ class Outcomes:
         for each in [each for each in self.waiting if each.otherwise == VANISHED]:
             if _verdict(each, self.waiting, chains)[1] == COMPLETED:
                 self.waiting.remove(each)
-                self.count(each.device, "commit", COMPLETED, now)
+                self.count(each.job_id, each.device, "commit", COMPLETED, now)
 
     def records(self) -> Mapping[Scope, Sequence[Any]]:
         """Return what is remembered, by what it is about."""
@@ -132,11 +152,11 @@ def chains_of(devices: Sequence[Device]) -> Chains:
     }
 
 
-def _put(kept: dict[Any, Any], key: object, value: object) -> None:
+def _put(kept: dict[Any, Any], key: object, value: object, most: int = KEYS_LIMIT) -> None:
     """Remember the newest."""
     kept.pop(key, None)
     kept[key] = value
-    if len(kept) > KEYS_LIMIT:
+    if len(kept) > most:
         del kept[next(iter(kept))]
 
 

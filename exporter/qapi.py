@@ -249,6 +249,12 @@ class Uuid(Tree):
     UUID: str
 
 
+class CommandInfo(Tree):
+    """CommandInfo of query-commands."""
+
+    name: str
+
+
 class GraphNode(Tree):
     """XDbgBlockGraphNode: `type` is block-backend, block-job or block-driver."""
 
@@ -341,6 +347,8 @@ BLOCK = _query("query-block", list[BlockInfo])
 BLOCK_FLAT = _query("query-block", list[BlockInfo], {"flat": True})
 NAME = _query("query-name", Name)
 UUID = _query("query-uuid", Uuid)
+#: Asked before a VM is changed: which commands it has.
+KNOWN_COMMANDS = _query("query-commands", list[CommandInfo])
 GRAPH = _query("x-debug-query-block-graph", Graph)
 
 #: Decodes what comes while no answer is awaited.
@@ -362,7 +370,8 @@ def throttle_limits(group: str) -> Query[dict[str, int]] | None:
 
 #: Every command that may leave a session.
 COMMANDS = frozenset(
-    query.name for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH)
+    query.name
+    for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH, KNOWN_COMMANDS)
 ) | {"qom-get", "qmp_capabilities"}
 
 

@@ -1,7 +1,7 @@
 """One VM's QMP session, built on qemu.qmp: the only door to a monitor socket.
 
-A session is read-only by construction: it sends `qapi` queries and nothing else. Queries leave in
-one write and are answered in order, so they carry no ids; an answer that comes after its asker has
+A session is read-only by construction: `ask` sends `qapi` queries and nothing else, and `execute`,
+which is for `actions`, one of `commands`. Queries leave in one write and are answered in order, so they carry no ids; an answer that comes after its asker has
 given up is dropped, and until then nothing more is asked.
 """
 
@@ -20,7 +20,16 @@ from qemu.qmp import ConnectError, QMPError, Runstate
 
 from exporter import peer
 from exporter.client import Answers, Client, Tally
-from exporter.errors import ExporterError, ProtocolError, TargetTimeout, Unreachable
+from exporter.commands import COMMANDS, Command
+from exporter.errors import (
+    ExporterError,
+    OutcomeUnknown,
+    ProtocolError,
+    Rejected,
+    TargetError,
+    TargetTimeout,
+    Unreachable,
+)
 from exporter.model import Process
 from exporter.pace import Pace
 from exporter.qapi import Query
@@ -122,15 +131,35 @@ class Session:
         if not queries:
             return answers
         client.ask(answers)
-        # A timeout of asyncio's costs three times as much.
-        alarm = asyncio.get_running_loop().call_later(timeout_seconds, answers.expire)
-        try:
-            await answers.done
-        finally:
-            alarm.cancel()
-        if not answers.complete:
+        if not await _complete(answers, timeout_seconds):
             raise self.overdue()
         return answers
+
+    async def execute(self, command: Command, timeout_seconds: float) -> None:
+        """Send one command that changes something, and wait for its answer.
+
+        Raises:
+            TargetError: it was not sent.
+            Rejected: QEMU answered with an error.
+            OutcomeUnknown: it was sent, or a part of it, and no answer came.
+        """
+        client = self._client
+        if client is None or not self.connected:
+            raise ProtocolError("hung up")
+        if client.awaited:
+            raise self.overdue()
+        answers = Answers((command,))
+        client.ask(answers, COMMANDS)
+        try:
+            if not await _complete(answers, timeout_seconds):
+                raise OutcomeUnknown(f"no answer to {command.name} in time", late=True)
+            error = answers.error(command)
+            if error is None:
+                answers.get(command)
+        except TargetError as lost:
+            raise OutcomeUnknown(f"no answer to {command.name}: the VM {lost}") from None
+        if error is not None:
+            raise Rejected(error.desc)
 
     def overdue(self) -> TargetTimeout:
         """Return the error for a VM that has a session and does not answer."""
@@ -250,6 +279,17 @@ class Session:
         if peer.has_another_client(self.path):
             return Unreachable("busy", "another client uses this socket")
         return Unreachable("greeting_timeout", "does not greet")
+
+
+async def _complete(answers: Answers, timeout_seconds: float) -> bool:
+    """Wait for answers, and return whether all came in time."""
+    # A timeout of asyncio's costs three times as much.
+    alarm = asyncio.get_running_loop().call_later(timeout_seconds, answers.expire)
+    try:
+        await answers.done
+    finally:
+        alarm.cancel()
+    return answers.complete
 
 
 def _greeted(client: Client | None) -> tuple[tuple[int, ...], str]:

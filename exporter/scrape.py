@@ -6,7 +6,8 @@ import asyncio
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
@@ -16,7 +17,9 @@ from exporter.client import Tally
 from exporter.config import Config
 from exporter.discovery import Discovery, Target
 from exporter.errors import TargetError
+from exporter.graph import Place
 from exporter.model import Device, Exporter, Snapshot
+from exporter.outcomes import End
 from exporter.pace import Pace
 from exporter.render import Blobs, Kept, Plan, render_exporter
 from exporter.storage import Storage
@@ -38,15 +41,30 @@ class Collected:
     blobs: Blobs
 
 
+class Observer:
+    """Who is told of targets and of what was found; this one does nothing."""
+
+    def joined(self, member: Member) -> None:
+        """A target is new."""
+
+    def collected(self, member: Member, snapshot: Snapshot) -> None:
+        """A target was looked at."""
+
+
 class Member:
     """A target with its collector and the plan that it is rendered by."""
 
-    def __init__(self, target: Target, tally: Tally, storage: Storage, pace: Pace) -> None:
+    def __init__(
+        self, target: Target, tally: Tally, storage: Storage, pace: Pace, observer: Observer
+    ) -> None:
         self.target = target
+        self._observer = observer
         self.name = target.vm
         self._vm = Vm(target, tally, storage, pace)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
+        #: Whoever talks to the VM, a scrape or an action, does so alone.
+        self._talking = asyncio.Lock()
         self._left = False
         self._devices: tuple[Device, ...] | None = None
         self._kept: Kept | None = None
@@ -55,6 +73,29 @@ class Member:
     def is_refresh_due(self) -> bool:
         """Whether more will be asked than in most scrapes."""
         return self._vm.is_refresh_due
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Vm]:
+        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
+        async with self._talking:
+            try:
+                yield self._vm
+            finally:
+                await self._vm.leave()
+
+    @property
+    def ends(self) -> Mapping[str, End]:
+        """The last jobs that ended, by id."""
+        return self._vm.jobs.outcomes.ends
+
+    @property
+    def known_devices(self) -> tuple[Device, ...]:
+        """The devices of the last scrape that the VM answered."""
+        return self._devices or ()
+
+    def adopt(self, job_id: str, place: Place, chain: Sequence[str]) -> None:
+        """Have a commit that was started before this process judged by the chain of then."""
+        self._vm.jobs.adopted[job_id] = (place, chain)
 
     def start(self) -> asyncio.Task[Collected]:
         """Ask the VM, or join whoever is asking it now; cancelled if the target is left."""
@@ -92,7 +133,9 @@ class Member:
         if self._left:
             return self.late(0.0)
         try:
-            snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
+            async with self._talking:
+                snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
+            self._observer.collected(self, snapshot)
             if not snapshot.up:
                 return Collected(snapshot, self._plan.render(snapshot))
             if snapshot.devices is not self._devices:
@@ -176,6 +219,7 @@ class Fleet:
         config: Config,
         storage: Storage | None = None,
         swept: Callable[[int], None] = lambda _: None,
+        observer: Observer | None = None,
     ) -> None:
         """Collect nothing yet.
 
@@ -184,12 +228,16 @@ class Fleet:
         self.discovery = Discovery(config)
         #: Whether the configuration was read without an error the last time.
         self.reload_successful = True
+        self._web_config_good = True
         self._discovered_at = float("-inf")
         self.members: dict[str, Member] = {}
         self._tally = Tally()
         self._pace = Pace()
         self._storage = storage or Storage(pace=self._pace)
         self._swept = swept
+        self._observer = observer or Observer()
+        #: (action, result) -> how many; none where nothing may be changed.
+        self.actions: Mapping[tuple[str, str], int] = {}
         self._gone = 0
         self._sweep: Sweep | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -210,6 +258,10 @@ class Fleet:
         self.discovery.config = config
         self.reload_successful = True
 
+    def note_web_config(self, good: bool) -> None:
+        """Tell, with the configuration, whether the web config file is as it should be."""
+        self._web_config_good = good
+
     def discover(self) -> None:
         """Look for sockets that came and went."""
         self.discovery.refresh()
@@ -222,7 +274,9 @@ class Fleet:
                 self._leave(member)
         for name, target in targets.items():
             if name not in self.members:
-                self.members[name] = Member(target, self._tally, self._storage, self._pace)
+                member = Member(target, self._tally, self._storage, self._pace, self._observer)
+                self.members[name] = member
+                self._observer.joined(member)
 
     async def scrape(self, timeout_seconds: float) -> list[Collected]:
         """Return every VM as it is now, within `timeout_seconds`."""
@@ -265,9 +319,10 @@ class Fleet:
                 targets=len(self.members),
                 targets_up=sum(each.snapshot.up for each in collected),
                 target_conflicts=len(self.discovery.conflicts),
-                reload_successful=self.reload_successful,
+                reload_successful=self.reload_successful and self._web_config_good,
                 commands=self._tally.commands,
                 errors=self._tally.errors,
+                actions=self.actions,
             )
         )
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 from exporter import chain as chains
 from exporter import parse, peer, qapi
+from exporter.client import Answers
 from exporter.config import Settings
 from exporter.identity import key
 from exporter.model import Space
@@ -248,6 +250,27 @@ def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, qapi.Query[d
         group: query
         for group in sorted(parse.throttle_groups(by_key))
         if (query := qapi.throttle_limits(group))
+    }
+
+
+async def throttle_limits(
+    blocks: Sequence[qapi.BlockInfo],
+    settings: Settings,
+    batch: Callable[[Sequence[qapi.Query[Any]]], Awaitable[Answers]],
+) -> dict[str, qapi.Limits]:
+    """Ask for the limits of each throttle filter's group, by `batch`.
+
+    Raises:
+        TargetError: the VM does not answer.
+    """
+    queries = throttle_queries(blocks)
+    if not queries or "throttle" in settings.without:
+        return {}
+    answers = await batch(list(queries.values()))
+    return {
+        group: qapi.limits_of_group(limits)
+        for group, query in queries.items()
+        if not answers.refused(query) and (limits := answers.get(query))
     }
 
 

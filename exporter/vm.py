@@ -12,15 +12,15 @@ import msgspec
 from exporter import chain as chains
 from exporter import parse, qapi
 from exporter.client import Answers, Tally
+from exporter.commands import Command, Qemu
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
-from exporter.graph import place_job
 from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qapi import Query
 from exporter.qmp import Session
 from exporter.storage import Storage
-from exporter.topology import NodeNames, TopologyCache, agree, throttle_queries
+from exporter.topology import NodeNames, TopologyCache, agree, throttle_limits
 from exporter.watch import DEVICES_LIMIT, Watch
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,14 @@ class Vm:
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
         self._watch = Watch(self._session)
+        #: What is remembered of the jobs.
+        self.jobs = self._watch.jobs
         self._topology = TopologyCache(target.vm, target.settings, storage)
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
         self._manager = ""
+        self._qemu: Qemu | None = None
         self._last_seen: float | None = None
         self._was: str | None = "new"
         self._peer_pid = 0
@@ -74,9 +77,7 @@ class Vm:
                 last_seen_timestamp_seconds=self._last_seen,
             )
         finally:
-            if self.target.settings.connection == "per-scrape":
-                await self._session.leave()
-            self._watch.end()
+            await self.leave()
         return snapshot
 
     def down(self, reason: str, duration_seconds: float) -> Snapshot:
@@ -94,6 +95,48 @@ class Vm:
         """Whether query-block is old enough to be asked again."""
         return self._topology.is_old
 
+    async def look(self, timeout_seconds: float) -> Snapshot:
+        """Ask as a scrape does, and query-block again; the connection is kept until `leave`.
+
+        Raises:
+            TargetError: the VM does not answer.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        self._topology.outdate()
+        await self._watch.begin(timeout_seconds)
+        snapshot = await self._ask(deadline)
+        if self.target.settings.topology == "never":
+            # Nothing was asked of the storage, and a command waits for it as query-block does.
+            await self._topology.may_ask((), self._session.peer_pid, _left(deadline))
+        return msgspec.structs.replace(snapshot, storage_responding=self._topology.responding)
+
+    async def qemu(self, timeout_seconds: float) -> Qemu:
+        """Return what this QEMU can do.
+
+        Raises:
+            TargetError: the VM does not answer.
+        """
+        if self._qemu is None:
+            answers = await self._session.ask(qapi.KNOWN_COMMANDS, timeout_seconds=timeout_seconds)
+            names = frozenset(command.name for command in answers.get(qapi.KNOWN_COMMANDS) or ())
+            self._qemu = Qemu(self._session.version, names)
+        return self._qemu
+
+    async def execute(self, command: Command, timeout_seconds: float) -> None:
+        """Send a command that changes something; for `actions` alone. See `Session.execute`."""
+        await self._session.execute(command, timeout_seconds)
+
+    async def leave(self) -> None:
+        """End what `look` began."""
+        if self.target.settings.connection == "per-scrape":
+            await self._session.leave()
+        self._watch.end()
+
+    @property
+    def peer_pid(self) -> int:
+        """The process at the other end, 0 where that cannot be seen."""
+        return self._session.peer_pid
+
     async def close(self) -> None:
         """Leave the socket."""
         await self._watch.close()
@@ -103,6 +146,7 @@ class Vm:
         self._generation = self._session.generation
         self._name: str | None = None
         self._uuid = ""
+        self._qemu = None
         #: Queries that this QEMU does not know.
         self._unknown: set[Query[Any]] = set()
         #: Optional queries whose failure was logged.
@@ -129,7 +173,10 @@ class Vm:
                 self._say_failed(qapi.BLOCK.name, error)
             walk = chains.walk(entries)
         told = block_jobs
-        block_jobs = await self._place_jobs(block_jobs, entries, deadline)
+        if new := self._watch.unplaced(block_jobs):
+            graph = await self._ask_optional(qapi.GRAPH, deadline)
+            self._watch.place(new, graph, entries)
+        block_jobs = self._watch.placed(block_jobs)
         nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, {job.device for job in told}, deadline)
@@ -141,9 +188,7 @@ class Vm:
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
         jobs = parse.jobs(block_jobs, others or (), self._watch.places)
         readable = self._blockstats not in self._unknown
-        self._watch.jobs.poll(
-            told, others, self._watch.places, devices, time.time(), readable=readable
-        )
+        self.jobs.poll(told, others, self._watch.places, devices, time.time(), readable=readable)
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -158,7 +203,7 @@ class Vm:
             socket=printable(self.target.socket),
             devices=devices,
             free_nodes=free_nodes,
-            jobs=tuple(self._watch.jobs.stamped(job) for job in jobs) if jobs else (),
+            jobs=tuple(self.jobs.stamped(job) for job in jobs) if jobs else (),
             counters=counters,
             remembered=self._watch.records(),
         )
@@ -192,7 +237,7 @@ class Vm:
                     self._watch.places = {}
                 self._peer_pid = self._session.peer_pid
             self._watch.follow()
-            self._watch.jobs.ask()
+            self.jobs.ask()
             safe: list[Query[Any]] = [qapi.STATUS, self._blockstats, qapi.BLOCK_JOBS]
             try:
                 answers = await self._batch([*safe, *self._beside()], deadline)
@@ -300,7 +345,9 @@ class Vm:
         if self._blockstats in self._unknown:
             entries = [chains.without_counters(info) for info in blocks]
             agreed, names = True, chains.walk(entries).names
-        limits = await self._throttle_limits(blocks, deadline)
+        limits = await throttle_limits(
+            blocks, self.target.settings, lambda queries: self._batch(queries, deadline)
+        )
         await self._topology.put(blocks, names, limits, _left(deadline), agreed=agreed)
         return entries, block_jobs
 
@@ -314,47 +361,13 @@ class Vm:
             and not self._topology.has_filters()
         )
 
-    async def _throttle_limits(
-        self, blocks: list[qapi.BlockInfo], deadline: float
-    ) -> dict[str, qapi.Limits]:
-        queries = throttle_queries(blocks)
-        if not queries or "throttle" in self.target.settings.without:
-            return {}
-        answers = await self._batch(list(queries.values()), deadline)
-        return {
-            group: qapi.limits_of_group(limits)
-            for group, query in queries.items()
-            if not answers.refused(query) and (limits := answers.get(query))
-        }
-
-    async def _place_jobs(
-        self,
-        block_jobs: list[qapi.BlockJob],
-        entries: list[qapi.BlockStats],
-        deadline: float,
-    ) -> list[qapi.BlockJob]:
-        """Find out where each new job works; return the jobs without those that ended since."""
-        keys = [(job.device, job.type) for job in block_jobs]
-        self._watch.places = {
-            key: self._watch.places[key] for key in keys if key in self._watch.places
-        }
-        new = [key for key in keys if key not in self._watch.places]
-        if new:
-            graph = await self._ask_optional(qapi.GRAPH, deadline)
-            self._watch.places |= {
-                key: place
-                for key in new
-                if (place := place_job(key[0], graph, entries)) is not None
-            }
-        return [job for job in block_jobs if (job.device, job.type) in self._watch.places]
-
     async def _other_jobs(
         self, answers: Answers, ids: set[str], deadline: float
     ) -> list[qapi.JobInfo] | None:
         """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
-        wanted = self._ask_jobs or bool(self._watch.jobs.named - ids)
+        wanted = self._ask_jobs or bool(self.jobs.named - ids)
         jobs = await self._later(answers, qapi.JOBS, deadline, wanted)
-        self._watch.jobs.named -= ids.union(job.id for job in jobs or ())
+        self.jobs.named -= ids.union(job.id for job in jobs or ())
         others = None if jobs is None else parse.other_jobs(jobs, ids)
         self._ask_jobs = bool(others)
         return others

@@ -67,6 +67,27 @@ class Watch:
             self._look_soon()
         return status
 
+    def unplaced(self, jobs: Sequence[qapi.BlockJob]) -> list[tuple[str, str]]:
+        """Return the jobs whose place is not known; that of any other job is forgotten."""
+        keys = [(job.device, job.type) for job in jobs]
+        self.places = {key: self.places[key] for key in keys if key in self.places}
+        return [key for key in keys if key not in self.places]
+
+    def place(
+        self,
+        jobs: Sequence[tuple[str, str]],
+        graph: qapi.Graph | None,
+        entries: Sequence[qapi.BlockStats],
+    ) -> None:
+        """Find out where jobs work."""
+        self.places |= {
+            key: place for key in jobs if (place := place_job(key[0], graph, entries)) is not None
+        }
+
+    def placed(self, jobs: list[qapi.BlockJob]) -> list[qapi.BlockJob]:
+        """Return the jobs without those that ended since they were told of."""
+        return [job for job in jobs if (job.device, job.type) in self.places]
+
     def records(self) -> Mapping[Scope, Sequence[Any]]:
         """Return what is remembered; the same object until something happens."""
         if self.events.changed or self.jobs.outcomes.changed:

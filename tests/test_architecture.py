@@ -12,26 +12,40 @@ ROOT = Path(__file__).parent.parent / "exporter"
 #: From the top down; a module imports only what stands below it.
 ORDER = (
     "__main__", "cli", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
-    "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials", "shell.options", "shell.words",
-    "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
-    "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.server", "scrape", "vm",
-    "watch", "jobs", "outcomes", "events", "topology", "storage", "qmp", "client", "lines", "pace", "peer", "discovery", "config", "yamlfile", "service", "garbage", "exposition", "render",
-    "template", "parse", "graph", "model", "identity", "chain", "qapi", "metrics", "family", "filename",
-    "api", "errors", "flags",
+    "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials",
+    "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
+    "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
+    "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
+    "web.tls", "web.config", "hand", "keeper", "actions", "turn", "overlay", "qcow2", "guards", "effects",
+    "audit", "view", "ledger", "scrape", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
+    "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
+    "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
+    "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
-    "chain", "events", "family", "filename", "graph", "identity", "jobs", "metrics", "model", "outcomes",
-    "parse", "qapi", "render", "template", "api", "shell.rates", "shell.text", "shell.words",
+    "api", "chain", "commands", "effects", "events", "family", "filename", "graph", "guards", "identity",
+    "jobs", "known", "metrics", "model", "outcomes", "parse", "problems", "qapi", "qcow2", "render",
+    "template", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {
     "qemu": {"qmp", "client"},
-    "aiohttp": {"web.app", "web.server", "demo.main", "shell.client"},
+    "aiohttp": {"web.admin", "web.answers", "web.reading", "web.app", "web.auth", "web.server", "demo.main",
+                "shell.client"},
+    "bcrypt": {"web.passwords"},
     "rich": {"shell.progress", "shell.screen", "shell.tables", "shell.views"},
     "prometheus_client": {"exposition"},
     "yaml": {"yamlfile"},
+    "ssl": {"shell.client", "shell.credentials", "web.live", "web.server", "web.tls"},
     "ctypes": {"storage", "demo.vms"},
+}
+
+#: Who alone may import what can change a VM.
+HANDS = {
+    "commands": {"actions", "effects", "guards", "keeper", "qmp", "turn", "vm"},
+    "actions": {"hand", "web.admin"},
+    "turn": {"actions", "keeper"},
 }
 
 MODULES = {
@@ -80,6 +94,14 @@ def test_a_library_has_one_door(library: str) -> None:
     users = {m for m, path in MODULES.items() if any(n.split(".")[0] == library for n in imports(path))}
 
     assert users <= DOORS[library]
+
+
+@pytest.mark.parametrize("module", HANDS)
+def test_what_can_change_a_vm_is_in_few_hands(module: str) -> None:
+    """A collector or a page that reads has no way to it."""
+    users = {m for m, path in MODULES.items() if f"exporter.{module}" in imports(path)}
+
+    assert users <= HANDS[module]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -14,12 +14,14 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from exporter import __version__, cli
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
+from tests.pki import Pki, hashed
 from tests.process import COMMAND, exporter
 
 WRONG = Path(__file__).parent / "data/config/wrong"
@@ -66,6 +68,11 @@ def test_a_wrong_file_is_one_line_and_exit_code_1(name: str) -> None:
     [
         (["--config.file=/gone.yml"], "/gone.yml: No such file or directory"),
         (["--config.file=/"], "/: Is a directory"),
+        (["--web.config.file=/gone.yml"], "/gone.yml: No such file or directory"),
+        (
+            ["--web.config.file=/gone.yml", "demo"],
+            "--web.config.file: the demo has neither TLS nor users",
+        ),
         (["--qmp.sockets="], "--qmp.sockets: '' names no socket"),
         (["--qmp.sockets=/run/"], "--qmp.sockets: '/run/' names no socket"),
         (["--qmp.sockets=/[a"], "--qmp.sockets: '/[a' has a '[' that is not closed"),
@@ -384,6 +391,73 @@ async def test_sighup_reads_the_file_again(sockets: Path, tmp_path: Path) -> Non
         assert "name: two" in await reloaded("configuration reloaded")
         text = (await running.get("/metrics"))[1]
         assert samples(text)["qemu_exporter_config_last_reload_successful"] == "1"
+
+
+async def test_the_web_config_file_is_read_before_anything_is_listened_on(
+    sockets: Path, tmp_path: Path
+) -> None:
+    """A wrong one is one line, and no port was open without users."""
+    web = tmp_path / "web.yml"
+    web.write_text("basic_auth_users: {a: secret}\n")
+    done = run(f"--web.config.file={web}", "--web.listen-address=127.0.0.1:0")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{BEGIN}{web}: basic_auth_users: what 'a' has is no bcrypt hash\n"
+
+
+async def test_users_of_the_web_config_file_are_asked_for(sockets: Path, tmp_path: Path) -> None:
+    """A file that breaks keeps them, and the metric of the last reload tells."""
+    web = tmp_path / "web.yml"
+    good = f"basic_auth_users: {{a: {hashed('secret')}}}\n"
+    web.write_text(good)
+    flags = (f"--qmp.sockets={sockets}/*.sock", f"--web.config.file={web}", "--web.enable-lifecycle")
+    user = {"Authorization": aiohttp.encode_basic_auth("a", "secret")}
+    async with (
+        exporter(*flags) as running,
+        aiohttp.ClientSession(f"http://{running.address}", headers=user) as client,
+    ):
+
+        async def successful() -> str:
+            async with client.get("/metrics") as answer:
+                text = await answer.text()
+            return samples(text)["qemu_exporter_config_last_reload_successful"]
+
+        assert (await running.get("/metrics"))[0] == 401
+        assert await successful() == "1"
+        web.write_text("nonsense\n")
+        assert await successful() == "0"
+        assert (await running.get("/metrics"))[0] == 401
+        async with client.post("/-/reload") as answer:
+            assert answer.status == 500
+            assert await answer.text() == (
+                f"failed to reload config: {web}: Expected `object`, got `str`\n"
+            )
+        running.process.send_signal(signal.SIGHUP)
+        await until(
+            lambda: sum('msg="configuration not reloaded"' in line for line in running.log) == 2
+        )
+        web.write_text(good.replace("a:", "b:"))
+        running.process.send_signal(signal.SIGHUP)
+        await until(lambda: any('msg="configuration reloaded"' in line for line in running.log))
+        async with client.get("/metrics") as answer:
+            assert answer.status == 401
+        web.write_text(good)
+        assert await successful() == "1"
+
+
+async def test_tls_of_the_web_config_file_is_spoken(sockets: Path, tmp_path: Path) -> None:
+    """On the port that would have no TLS without it."""
+    pki = Pki()
+    pki.write(tmp_path)
+    web = tmp_path / "web.yml"
+    web.write_text("tls_server_config: {cert_file: server.pem, key_file: server.key}\n")
+    async with (
+        exporter(f"--qmp.sockets={sockets}/*.sock", f"--web.config.file={web}") as running,
+        aiohttp.ClientSession(f"https://{running.address}") as client,
+        client.get("/-/healthy", ssl=pki.trust()) as answer,
+    ):
+        assert answer.status == 200
+    assert any(" tls=on" in line for line in running.log)
 
 
 async def test_systemd_is_told_and_hands_its_socket_over(sockets: Path) -> None:

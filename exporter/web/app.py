@@ -1,4 +1,4 @@
-"""Every endpoint that reads."""
+"""Every endpoint, and what stands around them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import asyncio
 import html
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from string import Template
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from exporter import __version__, exposition
+from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
 from exporter.errors import ConfigError
 from exporter.render import Blobs
 from exporter.scrape import Fleet
 from exporter.service import Formatter
+from exporter.web.admin import Changing
+from exporter.web.answers import problems
+from exporter.web.auth import Gate
+from exporter.web.reading import GRACE_SECONDS, Reading
+from exporter.web.routes import ROOT, ROUTES
 
 log = logging.getLogger(__name__)
 
 #: Every path but those of the metrics and of the landing page, which the metrics may stand on.
 OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "/-/reload"})
-#: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
-GRACE_SECONDS = 0.25
 #: A client that has not taken its answer by then is cut off.
 _SEND_SECONDS = 30.0
 _NAME = "QEMU Block Exporter"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -48,17 +51,26 @@ class Options(Struct, frozen=True, kw_only=True):
 class Endpoints:
     """The handlers, over one fleet."""
 
-    def __init__(self, fleet: Fleet, options: Options, reload: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        options: Options,
+        reload: Callable[[], None],
+        reading: Reading | None = None,
+        changing: Changing | None = None,
+    ) -> None:
         """`reload` reads the configuration again and raises ConfigError where it is wrong."""
         self._fleet = fleet
+        self._reading = reading or Reading(fleet, None, options.route_prefix)
+        self._changing = changing or Changing(None, Audit(), prefix=options.route_prefix)
         self._options = options
         self._reload = reload
         self._scrapes = 0
 
-    def application(self) -> web.Application:
-        """Return the application with every route under the prefix."""
-        app = web.Application()
+    def application(self, gate: Gate | None = None) -> web.Application:
+        """Return the application with every route under the prefix, behind a gate if there is one."""
         prefix = self._options.route_prefix
+        app = web.Application(middlewares=[problems(prefix + ROOT)])
         for path, handler in (
             (self._options.telemetry_path, self._limited(self.metrics)),
             ("/probe", self._limited(self.probe)),
@@ -71,8 +83,17 @@ class Endpoints:
         if self._options.telemetry_path != "/":
             app.router.add_get(prefix + "/", self.landing_page)
         app.router.add_route("*", prefix + "/-/reload", self.reload)
+        for route in ROUTES:
+            read = getattr(self._reading, route.name, None)
+            handler = read or self._changing.handler(route)
+            limited = self._limited(handler) if "too-many" in route.problems else handler
+            app.router.add_route(route.method, prefix + route.path, limited)
         if prefix:
             app.router.add_get("/", self._to_prefix)
+        if gate is not None:
+            gate.guard(app)
+        # Around the gate: who was not let in leaves a line as well.
+        app.middlewares.insert(0, self._changing.audited)
         return app
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -162,6 +183,8 @@ class Endpoints:
             (self._options.telemetry_path, "Metrics", "every virtual machine"),
             ("/sd", "Targets", "for HTTP service discovery, to be scraped by /probe?target=VM"),
             ("/config", "Configuration", "as it is in effect"),
+            (f"{ROOT}/vms", "API", "virtual machines and block jobs, for programs"),
+            (f"{ROOT}/openapi.json", "OpenAPI", "the description of the API"),
             ("/-/healthy", "Healthy", "whether the exporter answers"),
             ("/-/ready", "Ready", "whether it has looked for sockets"),
         )

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,8 +76,9 @@ async def serve(
     sockets: Sequence[socket.socket],
     reload: Callable[[], None],
     ready: Callable[[], None] = lambda: None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP calls `reload`."""
+    """Serve until SIGTERM or SIGINT, over TLS if there is a context; SIGHUP calls `reload`."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,11 +88,14 @@ async def serve(
     await runner.setup()
     try:
         for sock in sockets:
-            await web.SockSite(runner, sock).start()
+            await web.SockSite(runner, sock, ssl_context=tls).start()
             host, port = sock.getsockname()[:2] if sock.family != socket.AF_UNIX else ("unix", 0)
             log.info(
                 "listening",
-                extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"},
+                extra={
+                    "address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                    "tls": "on" if tls else "off",
+                },
             )
         if os.geteuid() == 0:
             log.warning("running as root: a user that may open the sockets is enough")

@@ -270,6 +270,8 @@ class Exporter(Process):
         #: Every exposition that was read, in order.
         self.history: list[str] = []
         self._scraped_at = 0.0
+        #: What it is asked with, where it has users.
+        self.authorization = ""
         command = [*before, sys.executable, "-m", "exporter"]
         address = "--web.listen-address=127.0.0.1:0"
         super().__init__([*command, address, *flags], folder / "exporter.log")
@@ -282,6 +284,8 @@ class Exporter(Process):
     def get(self, path: str = "/metrics", method: str = "GET", **headers: str) -> str:
         """Return the body at a path."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.authorization:
+            named["Authorization"] = self.authorization
         request = urllib.request.Request(self.url + path, headers=named, method=method)
         with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
             body: bytes = answer.read()

@@ -1,0 +1,317 @@
+"""What users may ask for, and the guards that each request passes.
+
+Each goes the same way: the grant, the VM alone and looked at anew, the guards, the record, the
+command, and a look at what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from exporter import api, commands, effects, guards, overlay, view
+from exporter.commands import Command, Qemu
+from exporter.errors import Refused, Rejected
+from exporter.filename import public
+from exporter.ledger import Entry, Ledger
+from exporter.model import Device, Job, Snapshot
+from exporter.scrape import Fleet, Member
+from exporter.turn import Turn, turn
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """What the grants of one user allow for one verb and VM."""
+
+    allow_managed: bool
+    directories: tuple[str, ...]
+
+
+class Actions:
+    """The requests of users, over one fleet and one account."""
+
+    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        #: Jobs that a complete was sent for: (VM, id) -> when the job was first seen.
+        self._completing: dict[tuple[str, str], float | None] = {}
+
+    async def commit(
+        self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
+    ) -> api.Done:
+        """Start a commit.
+
+        Raises:
+            ActionError: it was not started, or nobody knows.
+        """
+        permission = self._permission(user, "commit", vm)
+        job_id = request.job_id or _new_id(request.device)
+        wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
+        async with turn(self._member(vm)) as mine:
+            if entry := self._ledger.get(vm, job_id):
+                return await _replayed(mine, entry, wanted, dry_run=dry_run)
+            snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
+            found, layers = self._commit_checked(snapshot, request)
+            warnings = guards.storage(snapshot)
+            job_id = _usable_id(snapshot, qemu, request, job_id)
+            command = commands.commit(
+                qemu,
+                found.disk,
+                job_id,
+                found.image(layers.top),
+                found.image(layers.base),
+                active=layers.top == 0,
+                speed=request.speed_bytes_per_second or None,
+            )
+            done = _done(mine, snapshot, "commit", command, request.device, job_id, warnings)
+            if dry_run:
+                return done
+            entry = Entry(
+                vm=vm,
+                job_id=job_id,
+                job_type="commit",
+                device=request.device,
+                user=user,
+                request=wanted,
+                requested_timestamp_seconds=time.time(),
+                kept_by_qemu=qemu.keeps_ended_jobs,
+                chain=[node.node_name for node in found.layers],
+                top=layers.top,
+                base=layers.base,
+            )
+            await self._start(
+                mine, command, entry, recorded=qemu.version >= commands.JOB_ID_VERSION
+            )
+            return await _after(mine, done)
+
+    async def change(
+        self,
+        user: str,
+        vm: str,
+        job_id: str,
+        verb: api.Verb,
+        request: api.Request,
+        *,
+        dry_run: bool = False,
+    ) -> api.Done:
+        """Complete, cancel, pause, resume, finalize, dismiss a job, or limit its speed.
+
+        Raises:
+            ActionError: it was not done, or nobody knows.
+        """
+        permission = self._permission(user, verb, vm)
+        async with turn(self._member(vm)) as mine:
+            snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
+            job = guards.job(snapshot, job_id)
+            self._forget_completed(snapshot)
+            if self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds:
+                known = view.job(vm, job)
+                raise Refused("already-asked", f"{job_id} was asked to complete", known)
+            command = _command(snapshot, qemu, job, verb, request)
+            # These let QEMU wait for the storage.
+            drains = verb in ("complete", "cancel", "finalize")
+            warnings = guards.storage(snapshot) if drains else []
+            done = _done(mine, snapshot, verb, command, job.device or None, job_id, warnings)
+            if dry_run:
+                return done
+            if verb == "dismiss":
+                await self._record_before_dismissal(mine.member, job)
+            if verb == "complete":
+                self._completing[vm, job_id] = job.first_seen_timestamp_seconds
+            effect = effects.changed(verb, job, request, mine.member.ends, time.time())
+            try:
+                await mine.send(command, effect)
+            except (Refused, Rejected):
+                self._completing.pop((vm, job_id), None)
+                raise
+            return await _after(mine, done)
+
+    async def snapshot(
+        self, user: str, vm: str, request: api.Snapshot, *, dry_run: bool = False
+    ) -> api.Done:
+        """Put a new layer on a device.
+
+        Raises:
+            ActionError: it was not done, or nobody knows.
+        """
+        permission = self._permission(user, "snapshot", vm)
+        async with turn(self._member(vm)) as mine:
+            snapshot, _ = await mine.look(allow_managed=permission.allow_managed)
+            found = guards.device(snapshot, request.device)
+            guards.idle(snapshot, request.device)
+            guards.writable(found)
+            warnings = guards.storage(snapshot)
+            active = found.layers[0].image
+            if active is None:
+                raise Refused("wrong-device-state", f"the image of {request.device} is not known")
+            node_name = f"{api.JOB_ID_PREFIX}{secrets.token_hex(8)}"
+            command = commands.snapshot(found.disk, request.file, request.format, node_name)
+            done = _done(mine, snapshot, "snapshot", command, request.device, None, warnings)
+            directories = permission.directories
+            await asyncio.to_thread(overlay.check, request.file, directories)
+            if dry_run:
+                return done
+            made = await asyncio.to_thread(
+                overlay.make, request.file, directories, active, mine.peer_pid
+            )
+            try:
+                await mine.send(command, effects.has_layer(request.device, request.file))
+            except (Refused, Rejected):
+                await asyncio.to_thread(made.remove)
+                raise
+            return await _after(mine, done)
+
+    def _permission(self, user: str, verb: str, vm: str) -> Permission:
+        every = self._fleet.discovery.config.admin.grants
+        grants = [grant for grant in every if grant.permits(user, verb, vm)]
+        if not grants:
+            raise Refused("not-granted", f"no grant lets {user!r} {verb} on {vm!r}")
+        return Permission(
+            any(grant.allow_managed for grant in grants),
+            tuple(folder for grant in grants for folder in grant.directories),
+        )
+
+    def _member(self, vm: str) -> Member:
+        if vm not in self._fleet.members:
+            self._fleet.discover()
+        if (member := self._fleet.members.get(vm)) is None:
+            raise Refused("unknown-vm", f"there is no VM {vm!r}")
+        return member
+
+    def _commit_checked(
+        self, snapshot: Snapshot, request: api.Commit
+    ) -> tuple[guards.Found, guards.Range]:
+        found = guards.device(snapshot, request.device)
+        guards.idle(snapshot, request.device)
+        guards.writable(found)
+        layers = guards.commit_range(found, request)
+        others: list[tuple[str, Device]] = [
+            (member.name, device)
+            for member in self._fleet.members.values()
+            for device in (snapshot.devices if member.name == snapshot.vm else member.known_devices)
+        ]
+        guards.unshared(snapshot, found, layers, others)
+        return found, layers
+
+    async def _start(self, mine: Turn, command: Command, entry: Entry, *, recorded: bool) -> None:
+        """Start a job; what may have left this process is on record before and afterwards."""
+        if recorded:
+            await asyncio.to_thread(self._ledger.put, entry)
+        effect = effects.started(entry.job_id, mine.member.ends, entry.requested_timestamp_seconds)
+        try:
+            await mine.send(command, effect)
+        except (Refused, Rejected):
+            if recorded:
+                await asyncio.to_thread(self._ledger.remove, entry)
+            raise
+        if recorded:
+            started = msgspec.structs.replace(entry, started=True)
+            await asyncio.to_thread(self._ledger.put, started)
+
+    async def _record_before_dismissal(self, member: Member, job: Job) -> None:
+        entry = self._ledger.get(member.name, job.job_id)
+        if entry is None or entry.outcome:
+            return
+        if (end := member.ends.get(job.job_id)) is None:
+            raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
+        await asyncio.to_thread(self._ledger.put, entry.with_end(end, dismissed=True))
+
+    def _forget_completed(self, snapshot: Snapshot) -> None:
+        listed = {job.job_id for job in snapshot.jobs}
+        for vm, job_id in [key for key in self._completing if key[0] == snapshot.vm]:
+            if job_id not in listed:
+                del self._completing[vm, job_id]
+
+
+def _new_id(device: str) -> str:
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in device)
+    return f"{api.JOB_ID_PREFIX}{safe[:32]}-{secrets.token_hex(8)}"
+
+
+def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str) -> str:
+    if qemu.version < commands.JOB_ID_VERSION:
+        if request.job_id:
+            raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
+        return request.device
+    if any(job.job_id == job_id for job in snapshot.jobs):
+        raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already")
+    return job_id
+
+
+def _command(
+    snapshot: Snapshot, qemu: Qemu, job: Job, verb: api.Verb, request: api.Request
+) -> Command:
+    """See whether a job may be changed so, and return the command."""
+    if isinstance(request, api.Cancel):
+        force = None if isinstance(request.force, UnsetType) else request.force
+        guards.may_cancel(snapshot, job, force=force)
+        return commands.cancel(job.job_id, force=bool(force))
+    guards.OF_JOBS[verb](snapshot, job)
+    if isinstance(request, api.SetSpeed):
+        return commands.set_speed(job.job_id, request.speed_bytes_per_second)
+    command = commands.change(qemu, verb, job.job_id)
+    if command is None:
+        raise Refused("not-supported", f"this QEMU cannot {verb} a job")
+    return command
+
+
+def _done(
+    mine: Turn,
+    snapshot: Snapshot,
+    verb: api.Verb,
+    command: Command,
+    device: str | None,
+    job_id: str | None,
+    warnings: Sequence[str],
+) -> api.Done:
+    """Return what is said of a dry run."""
+    arguments = {
+        name: public(value) if isinstance(value, str) else value
+        for name, value in command.arguments.items()
+    }
+    return api.Done(
+        vm=mine.member.name,
+        action=verb,
+        device=device,
+        job_id=job_id,
+        dry_run=True,
+        replayed=False,
+        command=command.name,
+        arguments=arguments,
+        warnings=list(warnings),
+        job=mine.job(snapshot, job_id),
+    )
+
+
+async def _after(mine: Turn, done: api.Done) -> api.Done:
+    """Return what is said of what was sent: the job as it is now, if that can be seen."""
+    snapshot = await mine.look_again()
+    job = mine.job(snapshot, done.job_id) if snapshot else None
+    return msgspec.structs.replace(done, dry_run=False, job=job)
+
+
+async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
+    """Return what is said of a request that was made before: the state, or the outcome."""
+    if entry.request != wanted:
+        raise Refused("job-id-taken", f"{entry.job_id} is of another request", view.recorded(entry))
+    snapshot = await mine.look_again()
+    job = mine.job(snapshot, entry.job_id) if snapshot else None
+    return api.Done(
+        vm=entry.vm,
+        action="commit",
+        device=entry.device,
+        job_id=entry.job_id,
+        dry_run=dry_run,
+        replayed=True,
+        command=None,
+        arguments={},
+        warnings=[],
+        job=job or view.recorded(entry),
+    )

@@ -1,0 +1,251 @@
+"""What must be so before a VM is changed: each a pure look at one snapshot, made a moment ago.
+
+A guard raises `Refused`, which names the problem and the job that stands in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import UnsetType
+
+from exporter import api, chain, view
+from exporter.commands import Disk, Image
+from exporter.errors import Refused
+from exporter.model import Device, Job, Node, Snapshot
+from exporter.parse import BLOCK_JOB_TYPES
+
+#: RunState in which the disks belong to another QEMU, or must stay as they are.
+_UNTOUCHABLE = frozenset(
+    {
+        "colo",
+        "finish-migrate",
+        "inmigrate",
+        "internal-error",
+        "postmigrate",
+        "restore-vm",
+        "save-vm",
+    }
+)
+#: Jobs that can be completed become ready; these do not. [BLOCK_JOB_VERB complete]
+_PAUSABLE = frozenset({"running", "ready", "created"})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A device of a snapshot, and what QEMU calls it."""
+
+    device: Device
+    disk: Disk
+    layers: tuple[Node, ...]
+
+    def image(self, layer: int) -> Image:
+        """Return how QEMU calls a layer."""
+        node = self.layers[layer]
+        return Image(node.node_name, node.image.filename if node.image else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The layers that a commit works on."""
+
+    top: int
+    base: int
+
+
+def steady(snapshot: Snapshot) -> None:
+    """The disks are the VM's own, and it is not on its way elsewhere."""
+    if snapshot.status in _UNTOUCHABLE:
+        raise Refused("wrong-vm-state", f"{snapshot.vm} is in the state {snapshot.status}")
+
+
+def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
+    """No other program keeps account of the disks."""
+    if snapshot.manager and not allow_managed:
+        raise Refused("managed-vm", f"{snapshot.vm} is run by {snapshot.manager}")
+
+
+def storage(snapshot: Snapshot) -> list[str]:
+    """The storage answers; return what could not be seen of it."""
+    if snapshot.storage_responding is False:
+        raise Refused("storage-hangs", f"storage of {snapshot.vm} does not answer")
+    if snapshot.storage_responding is None:
+        return ["image files cannot be seen from here: nobody knows whether their storage answers"]
+    return []
+
+
+def device(snapshot: Snapshot, name: str) -> Found:
+    """There is such a device, with a medium, and its chain is known."""
+    pairs = zip(snapshot.devices, snapshot.counters.devices, strict=True)
+    each, entry = next((pair for pair in pairs if pair[0].device == name), (None, None))
+    if each is None or entry is None:
+        raise Refused("unknown-device", f"{snapshot.vm} has no device {name!r}")
+    layers = tuple(node for node in each.nodes if node.role == "format")
+    if not layers or each.inserted is False:
+        raise Refused("wrong-device-state", f"{name} has no medium")
+    inserted = each.block.inserted if each.block else None
+    root = (inserted.node_name if inserted else "") or chain.of_nodes(entry).root_name
+    return Found(each, Disk(entry.device, root), layers)
+
+
+def idle(snapshot: Snapshot, name: str) -> None:
+    """No job works on the device."""
+    for job in snapshot.jobs:
+        # One that has ended and was not dismissed holds nothing any more.
+        if job.device == name and _status(job) not in ("concluded", "null"):
+            raise Refused(
+                "device-busy",
+                f"{job.job_type} {job.job_id} works on {name}",
+                view.job(snapshot.vm, job),
+            )
+
+
+def writable(found: Found) -> None:
+    """The device is in a state in which its layers may be merged or added to."""
+    name = found.device.device
+    if found.device.read_only == "true":
+        raise Refused("wrong-device-state", f"{name} is read-only")
+    for node in found.layers:
+        data = node.image.format_specific if node.image else None
+        if data is not None and getattr(data.data, "corrupt", False):
+            raise Refused("wrong-device-state", f"layer {node.layer} of {name} is corrupt")
+
+
+def commit_range(found: Found, request: api.Commit) -> Range:
+    """The layers are there, in order, and there is something to commit."""
+    last = len(found.layers) - 1
+    top = 0 if isinstance(request.top, UnsetType) else _layer(found, request.top, "top")
+    base = last if isinstance(request.base, UnsetType) else _layer(found, request.base, "base")
+    name = found.device.device
+    if last == 0:
+        raise Refused("nothing-to-commit", f"{name} has one layer and no backing file")
+    if top >= base:
+        raise Refused("nothing-to-commit", f"layer {top} of {name} is not above layer {base}")
+    expected = found.device.expected_backing_depth or 0
+    if base > last - expected:
+        raise Refused(
+            "shared-layer",
+            f"the configuration says that {name} has {expected} backing files by right"
+            f" (expected_backing_depth): layer {base} is one of them",
+        )
+    return Range(top, base)
+
+
+def unshared(
+    snapshot: Snapshot, found: Found, layers: Range, others: Sequence[tuple[str, Device]]
+) -> None:
+    """No other disk reads a layer that is written to or removed.
+
+    `others` are the devices of all VMs, as far as they are known.
+    """
+    touched = {node.file for node in found.layers[layers.top : layers.base + 1] if _is_path(node)}
+    named = {node.node_name for node in found.layers[layers.top : layers.base + 1]} - {""}
+    for vm, other in others:
+        if vm == snapshot.vm and other.device == found.device.device:
+            continue
+        for node in other.nodes:
+            if node.role != "format":
+                continue
+            if node.file in touched or (vm == snapshot.vm and node.node_name in named):
+                raise Refused(
+                    "shared-layer",
+                    f"{node.file or node.node_name} is layer {node.layer} of {other.device}"
+                    f" of {vm} too",
+                )
+
+
+def job(snapshot: Snapshot, job_id: str) -> Job:
+    """QEMU has such a block job."""
+    for each in snapshot.jobs:
+        if each.job_id == job_id and each.job_type in BLOCK_JOB_TYPES:
+            return each
+    raise Refused("unknown-job", f"{snapshot.vm} has no block job {job_id!r}")
+
+
+def may_complete(snapshot: Snapshot, each: Job) -> None:
+    """QEMU itself says that it is ready."""
+    if not _is(each, "ready"):
+        raise _refused("not-ready", snapshot, each, "is not ready")
+    if _status(each) not in ("", "ready"):
+        raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
+
+
+def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
+    """It has not ended, and of one that is ready it was said how."""
+    if _status(each) in ("concluded", "aborting", "null"):
+        raise _refused("wrong-job-state", snapshot, each, "has ended")
+    if _is(each, "ready") and force is None:
+        raise _refused("force-required", snapshot, each, "is ready")
+
+
+def may_pause(snapshot: Snapshot, each: Job) -> None:
+    """It runs."""
+    if _is(each, "paused") or _status(each) not in ("", *_PAUSABLE):
+        raise _refused("wrong-job-state", snapshot, each, "does not run")
+
+
+def may_resume(snapshot: Snapshot, each: Job) -> None:
+    """It is paused."""
+    if not _is(each, "paused"):
+        raise _refused("wrong-job-state", snapshot, each, "is not paused")
+
+
+def may_finalize(snapshot: Snapshot, each: Job) -> None:
+    """It waits to be finalized."""
+    if _status(each) != "pending":
+        raise _refused("wrong-job-state", snapshot, each, "is not pending")
+
+
+def may_dismiss(snapshot: Snapshot, each: Job) -> None:
+    """It has ended."""
+    if _status(each) != "concluded":
+        raise _refused("wrong-job-state", snapshot, each, "has not ended")
+
+
+def may_set_speed(snapshot: Snapshot, each: Job) -> None:
+    """It has not ended."""
+    if _status(each) in ("concluded", "aborting", "pending", "waiting", "null"):
+        raise _refused("wrong-job-state", snapshot, each, "has ended")
+
+
+#: Verb -> its guard; `cancel` takes `force` too.
+OF_JOBS: dict[str, Callable[[Snapshot, Job], None]] = {
+    "complete": may_complete,
+    "pause": may_pause,
+    "resume": may_resume,
+    "finalize": may_finalize,
+    "dismiss": may_dismiss,
+    "speed": may_set_speed,
+}
+
+
+def _refused(problem: str, snapshot: Snapshot, each: Job, what: str) -> Refused:
+    state = _status(each) or ("ready" if _is(each, "ready") else "running")
+    known = view.job(snapshot.vm, each)
+    return Refused(problem, f"{each.job_type} {each.job_id} {what}: it is {state}", known)
+
+
+def _status(each: Job) -> str:
+    status: Any = getattr(each.job, "status", None)
+    return status or ""
+
+
+def _is(each: Job, flag: str) -> bool:
+    return bool(getattr(each.job, flag, None))
+
+
+def _is_path(node: Node) -> bool:
+    return node.file.startswith("/")
+
+
+def _layer(found: Found, name: str, which: str) -> int:
+    """Return the number of the layer that has this node name, or else this file."""
+    for known in ([node.node_name for node in found.layers], [node.file for node in found.layers]):
+        numbers = [index for index, each in enumerate(known) if each == name]
+        if len(numbers) == 1:
+            return numbers[0]
+        if numbers:
+            raise Refused("unknown-layer", f"{which}: {name!r} is more than one layer")
+    raise Refused("unknown-layer", f"{which}: {found.device.device} has no layer {name!r}")

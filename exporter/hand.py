@@ -1,0 +1,60 @@
+"""Everything that may change a VM, put together; and what must be configured for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from exporter.actions import Actions
+from exporter.api import VERBS
+from exporter.audit import OWN, Audit
+from exporter.config import Config
+from exporter.errors import ConfigError
+from exporter.keeper import Keeper
+from exporter.ledger import Ledger
+from exporter.scrape import Fleet
+
+
+class Hand:
+    """What users may ask for, if they may, and what is done unasked."""
+
+    def __init__(self, state_directory: str | None) -> None:
+        """Read the account in `state_directory`; None where users may change nothing.
+
+        Raises:
+            ConfigError: it cannot be read or written.
+        """
+        enabled = state_directory is not None
+        self.trail = Audit((*VERBS, *OWN) if enabled else OWN)
+        self.ledger = Ledger(state_directory) if state_directory is not None else None
+        self.keeper = Keeper(self.ledger, self.trail)
+
+    @asynccontextmanager
+    async def over(self, fleet: Fleet) -> AsyncIterator[Actions | None]:
+        """Reach for the VMs of `fleet`, whose observer is the keeper; None where users may not."""
+        fleet.actions = self.trail.counts
+        keeping = asyncio.create_task(self.keeper.run(fleet))
+        try:
+            yield Actions(fleet, self.ledger) if self.ledger is not None else None
+        finally:
+            keeping.cancel()
+            await asyncio.wait((keeping,))
+            await self.keeper.close()
+
+
+def check(config: Config, users: Collection[str], *, enabled: bool) -> None:
+    """See whether the admin API, if it is enabled, knows its users.
+
+    Raises:
+        ConfigError: it would know none, or a grant is for one who does not exist.
+    """
+    if not enabled:
+        return
+    if not users:
+        raise ConfigError("--web.enable-admin-api: needs users, in --web.config.file")
+    for number, grant in enumerate(config.admin.grants):
+        if unknown := sorted(set(grant.users) - set(users)):
+            raise ConfigError(
+                f"admin.grants[{number}]: there is no user {unknown[0]!r} in --web.config.file"
+            )

@@ -1,0 +1,185 @@
+"""What is done without being asked for each time: outcomes kept, histograms set.
+
+A job that was started here stays in its QEMU until its outcome is on record; then it is dismissed,
+also by a later process. Where the configuration asks for latency histograms, QEMU is told to keep
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from exporter import audit, commands
+from exporter.audit import Audit
+from exporter.commands import Command
+from exporter.config import LatencyHistograms
+from exporter.errors import ActionError, Refused, Rejected
+from exporter.graph import Place
+from exporter.ledger import Entry, Ledger
+from exporter.model import Job, Snapshot
+from exporter.scrape import Fleet, Member, Observer
+from exporter.turn import Turn, turn
+
+log = logging.getLogger(__name__)
+
+#: How often a VM is looked at that has jobs of ours: there may be no Prometheus that does.
+LOOK_SECONDS = 5.0
+#: How often a job must be missing before its outcome is given up.
+_MISSES = 3
+_DAY_SECONDS = 24 * 3600.0
+
+
+class Keeper(Observer):
+    """The duties of this program, over one fleet; `ledger` is None where users may start no jobs."""
+
+    def __init__(self, ledger: Ledger | None, trail: Audit) -> None:
+        self._ledger = ledger
+        self._trail = trail
+        #: VM -> what is being done there.
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        #: (VM, job id) -> how often it was missing.
+        self._missing: dict[tuple[str, str], int] = {}
+        #: (VM, process, device) whose QEMU would not keep histograms.
+        self._refused: set[tuple[str, int, str]] = set()
+
+    def joined(self, member: Member) -> None:
+        """Have a new target know of the jobs that an earlier process started there."""
+        for entry in self._ledger.open(member.name) if self._ledger else ():
+            if entry.outcome is None and entry.chain and entry.top is not None:
+                place = Place(entry.device, str(entry.top), str(entry.base))
+                member.adopt(entry.job_id, place, entry.chain)
+
+    def collected(self, member: Member, snapshot: Snapshot) -> None:
+        """See, after each look at a VM, whether there is something to do."""
+        if not snapshot.up or member.name in self._tasks:
+            return
+        entries = self._ledger.open(member.name) if self._ledger else []
+        wanted = member.target.settings.latency_histograms
+        without = _without_histograms(snapshot) if wanted else {}
+        if entries or without:
+            task = asyncio.create_task(self._do(member, snapshot, entries, wanted, without))
+            self._tasks[member.name] = task
+            task.add_done_callback(lambda _: self._tasks.pop(member.name, None))
+
+    async def run(self, fleet: Fleet) -> None:
+        """Look at the VMs that have jobs of ours, for as long as they have."""
+        while self._ledger is not None:
+            await asyncio.sleep(LOOK_SECONDS)
+            for vm in self._ledger.vms():
+                if self._ledger.open(vm) and (member := fleet.members.get(vm)):
+                    await member.collect()
+
+    async def close(self) -> None:
+        """Wait for what is being done."""
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+
+    async def _do(
+        self,
+        member: Member,
+        snapshot: Snapshot,
+        entries: Sequence[Entry],
+        wanted: LatencyHistograms | None,
+        without: Mapping[str, str],
+    ) -> None:
+        try:
+            for entry in entries:
+                await self._settle(member, snapshot, entry)
+            if wanted and without and not (snapshot.manager and not wanted.allow_managed):
+                for device, qom in without.items():
+                    await self._set_histograms(member, device, qom, wanted)
+        except Refused as error:
+            log.warning("not done", extra={"vm": member.name, "err": str(error)})
+
+    async def _settle(self, member: Member, snapshot: Snapshot, entry: Entry) -> None:
+        """Record what became of a job, and let go of it afterwards."""
+        assert self._ledger is not None
+        now = self._ledger.get(entry.vm, entry.job_id)
+        if now is None or not now.open:
+            return
+        job = next((job for job in snapshot.jobs if job.job_id == entry.job_id), None)
+        changed = self._seen(member, now, job)
+        if changed != now:
+            await asyncio.to_thread(self._ledger.put, changed)
+        status = getattr(job.job, "status", None) if job else None
+        if changed.outcome and changed.kept_by_qemu and status == "concluded":
+            await self._dismiss(member, changed)
+
+    def _seen(self, member: Member, entry: Entry, job: Job | None) -> Entry:
+        key = (entry.vm, entry.job_id)
+        end = member.ends.get(entry.job_id)
+        if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
+            self._missing.pop(key, None)
+            return entry.with_end(end, dismissed=job is None)
+        if job is not None:
+            self._missing.pop(key, None)
+            seen = entry.seen_timestamp_seconds
+            if time.time() - seen > _DAY_SECONDS:
+                seen = time.time()  # else a job of a week would be forgotten
+            return msgspec.structs.replace(entry, started=True, seen_timestamp_seconds=seen)
+        misses = self._missing[key] = self._missing.get(key, 0) + 1
+        if misses < _MISSES:
+            return entry
+        del self._missing[key]
+        return msgspec.structs.replace(
+            entry, outcome="unknown", ended_timestamp_seconds=time.time()
+        )
+
+    async def _dismiss(self, member: Member, entry: Entry) -> None:
+        assert self._ledger is not None
+        async with turn(member) as mine:
+            snapshot, qemu = await mine.look(allow_managed=True)
+            status = {job.job_id: getattr(job.job, "status", None) for job in snapshot.jobs}
+            command = commands.change(qemu, "dismiss", entry.job_id)
+            if status.get(entry.job_id) != "concluded" or command is None:
+                return
+            dismissed = msgspec.structs.replace(entry, dismissed=True)
+            about = {"vm": entry.vm, "job_id": entry.job_id, "outcome": entry.outcome}
+            if not await self._send(mine, "auto_dismiss", command, about):
+                return  # it is still there at the next look
+        await asyncio.to_thread(self._ledger.put, dismissed)
+
+    async def _set_histograms(
+        self, member: Member, device: str, qom: str, wanted: LatencyHistograms
+    ) -> None:
+        async with turn(member) as mine:
+            key = (member.name, mine.peer_pid, device)
+            if key in self._refused:
+                return
+            await mine.look(allow_managed=wanted.allow_managed)
+            command = commands.latency_histogram(qom, wanted.boundaries_seconds)
+            about = {"vm": member.name, "device": device}
+            if not await self._send(mine, "latency_histogram", command, about):
+                self._refused.add(key)
+
+    async def _send(
+        self, mine: Turn, action: str, command: Command, about: Mapping[str, object]
+    ) -> bool:
+        """Send a command that nobody asked for now, and leave a line of it."""
+        began = time.monotonic()
+        result, answer = audit.DONE, "ok"
+        try:
+            await mine.send(command)
+        except Rejected as error:
+            result, answer = audit.REJECTED, str(error)
+        except ActionError as error:
+            result = audit.REFUSED if isinstance(error, Refused) else audit.UNKNOWN
+            answer = str(error)
+        seconds = round(time.monotonic() - began, 6)
+        said = {"command": command.name, "answer": answer, "duration_seconds": seconds}
+        self._trail.record(action, result, {"user": "", **about, **said})
+        return result == audit.DONE
+
+
+def _without_histograms(snapshot: Snapshot) -> Mapping[str, str]:
+    """Return the devices that have a medium and no histograms, with their QOM path or name."""
+    return {
+        device.device: entry.qdev or entry.device
+        for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
+        if device.nodes and entry.stats.rd_latency_histogram is None
+    }

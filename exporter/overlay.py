@@ -1,0 +1,179 @@
+"""The file of a snapshot: made by this process, in a directory that was granted, and never over another.
+
+QEMU is told to use what exists. It must be the same file to QEMU as to us, so the process at the
+other end must see it, where that can be known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from exporter import qcow2
+from exporter.errors import Refused
+from exporter.filename import local_path
+from exporter.qapi import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A file that was made here."""
+
+    path: str
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove it, if it is still the same."""
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                os.unlink(self.path)
+
+
+def check(path: str, directories: Sequence[str]) -> None:
+    """See whether a file may be made, without making it.
+
+    Raises:
+        Refused: the directory is not granted, or cannot be seen, or the file exists.
+    """
+    folder, name = _split(path)
+    with _opened(folder) as descriptor:
+        _within(descriptor, folder, directories)
+        try:
+            os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise Refused("bad-file", f"{path}: {_why(error)}") from error
+        else:
+            raise Refused("file-exists", f"{path} exists")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise Refused("bad-file", f"{folder} cannot be written to from here")
+
+
+def make(path: str, directories: Sequence[str], active: Image, process: int) -> Made:
+    """Make an empty qcow2 image on top of the image `active`, for the QEMU `process` to open.
+
+    Raises:
+        Refused: it cannot be made, or the QEMU would open another file.
+    """
+    folder, name = _split(path)
+    backing = _backing(active, process)
+    size: int | None = getattr(active, "virtual_size", None)
+    try:
+        image, length = qcow2.overlay(size or 0, backing, active.format)
+    except ValueError as error:
+        raise Refused("bad-file", f"{path}: {error}") from error
+    with _opened(folder) as descriptor:
+        _within(descriptor, folder, directories)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            file = os.open(name, flags, 0o600, dir_fd=descriptor)
+        except FileExistsError as error:
+            raise Refused("file-exists", f"{path} exists") from error
+        except (OSError, ValueError) as error:
+            raise Refused("bad-file", f"{path}: {_why(error)}") from error
+    found = os.fstat(file)
+    made = Made(path, found.st_dev, found.st_ino)
+    try:
+        with os.fdopen(file, "wb") as opened:
+            _own_as(file, active, process)
+            opened.write(image)
+            opened.truncate(length)
+            opened.flush()
+            os.fsync(file)
+        _seen_by(process, made)
+    except OSError as error:
+        made.remove()
+        raise Refused("bad-file", f"{path}: {_why(error)}") from error
+    except Refused:
+        made.remove()
+        raise
+    return made
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, name = os.path.split(path)
+    if os.path.normpath(path) != path or name in ("", ".", "..") or not path.isprintable():
+        raise Refused("bad-file", f"{quote(path, safe='/')!r} is no plain absolute path")
+    return folder, name
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    try:
+        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise Refused("bad-file", f"{folder} cannot be seen from here: {_why(error)}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _within(descriptor: int, folder: str, directories: Sequence[str]) -> None:
+    """Refuse a directory that no grant names, wherever its name leads by links."""
+    real = os.readlink(f"/proc/self/fd/{descriptor}")
+    for granted in directories:
+        root = os.path.realpath(granted)
+        if real == root or real.startswith(root.rstrip("/") + "/"):
+            return
+    raise Refused("not-granted", f"no grant names the directory {folder}")
+
+
+def _backing(active: Image, process: int) -> str:
+    """Return the name of the active image as an overlay elsewhere has to call it."""
+    name = active.filename
+    path = local_path(name)
+    if path is None or path.startswith("/"):
+        return name
+    # Relative to where QEMU was started; in a header, to where that image is.
+    try:
+        return os.path.join(os.readlink(f"/proc/{process}/cwd"), path)
+    except OSError as error:
+        raise Refused(
+            "bad-file",
+            f"the disk's image has a relative name, {path}, to a directory not seen here",
+        ) from error
+
+
+def _own_as(file: int, active: Image, process: int) -> None:
+    """Give a file to whom the disk's present image belongs, so that QEMU may open it."""
+    path = local_path(active.filename)
+    try:
+        like = os.stat(_backing(active, process)) if path else None
+    except OSError:
+        like = None
+    if like is None or not stat.S_ISREG(like.st_mode):
+        return
+    mine = os.fstat(file)
+    if (like.st_uid, like.st_gid) != (mine.st_uid, mine.st_gid):
+        # Not allowed to all; then the mode alone may do, and else QEMU says that it does not.
+        with contextlib.suppress(OSError):
+            os.fchown(file, -1, like.st_gid)
+        with contextlib.suppress(OSError):
+            os.fchown(file, like.st_uid, -1)
+    os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o666)
+
+
+def _seen_by(process: int, made: Made) -> None:
+    """Refuse a file that is another one, or none, where QEMU is."""
+    try:
+        found = os.stat(f"/proc/{process}/root{made.path}", follow_symlinks=False)
+    except PermissionError:
+        return  # nobody can tell from here; QEMU fails if it is none
+    except FileNotFoundError as error:
+        if not os.path.exists(f"/proc/{process}/root"):
+            return
+        raise Refused("bad-file", f"{made.path} cannot be seen where QEMU is") from error
+    if (found.st_dev, found.st_ino) != (made.device, made.inode):
+        raise Refused("bad-file", f"{made.path} is another file where QEMU is")
+
+
+def _why(error: Exception) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

@@ -1,0 +1,133 @@
+"""Every reason for which a request is not accepted: its HTTP status, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: Where the text of each can be read; the `type` of a problem is a path below it.
+PATH = "/api/v1/problems/"
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """One kind of problem. [RFC 9457 section 3.1.1]"""
+
+    status: int
+    title: str
+    #: What it means, and what to do.
+    text: str
+
+
+#: Name -> kind; part of the public contract.
+PROBLEMS: Mapping[str, ProblemType] = {
+    "bad-request": ProblemType(
+        400, "Bad request", "The body is no JSON, or not what /api/v1/openapi.json asks for."
+    ),
+    "unauthorized": ProblemType(401, "Unauthorized", "Send a user and password that exist."),
+    "admin-api-disabled": ProblemType(
+        403, "Admin API is not enabled", "Start the exporter with --web.enable-admin-api."
+    ),
+    "cross-site": ProblemType(
+        403, "Cross-site request", "A page of another site asked for it. Use the shell, or curl."
+    ),
+    "not-granted": ProblemType(
+        403, "Not granted", "No grant of the configuration lets this user do this to this VM."
+    ),
+    "managed-vm": ProblemType(
+        403,
+        "VM is managed",
+        "Another program runs this VM, and keeps its own account of the disks: to change them"
+        " behind its back can lose data. Use its tools, or a grant with allow_managed.",
+    ),
+    "not-found": ProblemType(404, "Not found", "There is nothing at this path."),
+    "unknown-vm": ProblemType(404, "Unknown VM", "See /api/v1/vms for those that are known."),
+    "unknown-device": ProblemType(
+        404, "Unknown device", "See /api/v1/vms/VM for its devices: the label `device`."
+    ),
+    "unknown-job": ProblemType(
+        404, "Unknown job", "QEMU has no block job with this id; it may have ended already."
+    ),
+    "unknown-layer": ProblemType(
+        404, "Unknown layer", "See /api/v1/vms/VM for the layers: name a node, or a file."
+    ),
+    "method-not-allowed": ProblemType(405, "Method not allowed", "See the header Allow."),
+    "body-timeout": ProblemType(408, "Body too slow", "Send the body at once."),
+    "not-ready": ProblemType(
+        409,
+        "Job is not ready",
+        "Only what QEMU itself calls ready can be completed; 100 % is not ready. Wait for it.",
+    ),
+    "wrong-job-state": ProblemType(
+        409, "Job is in another state", "What was asked for is not possible in this state."
+    ),
+    "already-asked": ProblemType(
+        409, "Already asked for", "This was sent to QEMU for this job before. Look at the job."
+    ),
+    "force-required": ProblemType(
+        409,
+        "Say whether by force",
+        'The job is ready. "force": false lets it end without a pivot and with a consistent copy,'
+        ' "force": true ends it at once.',
+    ),
+    "device-busy": ProblemType(
+        409, "A job works on this device", "One job at a time: wait for it, or end it."
+    ),
+    "nothing-to-commit": ProblemType(
+        409, "Nothing to commit", "The layers that were named are one, or in the wrong order."
+    ),
+    "wrong-device-state": ProblemType(
+        409, "Device is in another state", "What was asked for is not possible in this state."
+    ),
+    "wrong-vm-state": ProblemType(
+        409, "VM is in another state", "Its disks must not be changed in this state."
+    ),
+    "shared-layer": ProblemType(
+        409,
+        "Layer is shared",
+        "Another disk reads a layer that would be written to or removed: its data would be lost.",
+    ),
+    "job-id-taken": ProblemType(
+        409, "Job id is taken", "Another request, or another job, has this id: choose a new one."
+    ),
+    "file-exists": ProblemType(409, "File exists", "A snapshot never writes to what is there."),
+    "too-large": ProblemType(413, "Body too large", "A request takes at most 16 kB."),
+    "wrong-content-type": ProblemType(
+        415, "Wrong content type", "Send Content-Type: application/json."
+    ),
+    "too-many": ProblemType(
+        503, "Too many requests at once", "See --web.max-requests; try again later."
+    ),
+    "refused-by-qemu": ProblemType(
+        422,
+        "QEMU refused",
+        "QEMU answered with the error that the detail quotes; nothing was done.",
+    ),
+    "bad-file": ProblemType(
+        422, "File cannot be made", "The file must be made where the VM can open it."
+    ),
+    "not-supported": ProblemType(422, "Not supported", "This QEMU cannot do it."),
+    "unknown-outcome": ProblemType(
+        502,
+        "Outcome is unknown",
+        "The command left, and the connection was lost before QEMU answered: it may have been"
+        " done. Look the job up; the same job_id never starts a second one.",
+    ),
+    "vm-down": ProblemType(503, "VM does not answer", "Nothing was sent."),
+    "storage-hangs": ProblemType(
+        503,
+        "Storage does not answer",
+        "The command would wait for the storage, and stop the whole VM until it answers."
+        " Nothing was sent.",
+    ),
+    "not-recorded": ProblemType(
+        503,
+        "State directory cannot be written",
+        "Each request is recorded before it is sent. Nothing was sent.",
+    ),
+    "no-answer": ProblemType(
+        504,
+        "No answer in time",
+        "The command left, and QEMU has not answered yet: it may still do it. Look the job up.",
+    ),
+}

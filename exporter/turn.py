@@ -1,0 +1,131 @@
+"""A VM for oneself: to look at it, to send it one command, and to see what came of that.
+
+A command is never sent twice. Where the connection is lost before QEMU answers, the VM is looked at
+to see whether it was done, and else nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from exporter import api, guards, view
+from exporter.commands import Command, Qemu
+from exporter.effects import Effect
+from exporter.errors import OutcomeUnknown, Refused, Rejected, TargetError
+from exporter.filename import public_text
+from exporter.model import Snapshot
+from exporter.scrape import Member
+from exporter.vm import Vm
+
+#: Longest that a request waits for the VM: a scrape, or another request, is talking to it.
+_WAIT_SECONDS = 10.0
+#: After a lost connection: how long, and how often, it is looked whether the command was done.
+_LOOKUP_SECONDS = 3.0
+_LOOKUP_TRIES = 3
+_LOOKUP_PAUSE_SECONDS = 0.2
+
+
+class Turn:
+    """The time in which nobody else talks to a VM."""
+
+    def __init__(self, member: Member, vm: Vm) -> None:
+        self.member = member
+        self._vm = vm
+        self._timeout_seconds = member.target.settings.timeout_seconds
+
+    @property
+    def peer_pid(self) -> int:
+        """The QEMU's process, 0 where that cannot be seen."""
+        return self._vm.peer_pid
+
+    async def look(self, *, allow_managed: bool) -> tuple[Snapshot, Qemu]:
+        """Return the VM as it is now, with query-block asked anew, and what its QEMU can do.
+
+        Raises:
+            Refused: it does not answer, or must not be changed.
+        """
+        try:
+            snapshot = await self._vm.look(self._timeout_seconds)
+            qemu = await self._vm.qemu(self._timeout_seconds)
+        except TargetError as error:
+            raise self._down(error) from None
+        guards.steady(snapshot)
+        guards.unmanaged(snapshot, allow_managed=allow_managed)
+        return snapshot, qemu
+
+    async def look_again(self) -> Snapshot | None:
+        """Return the VM as it is now, None where it does not answer."""
+        try:
+            return await self._vm.look(self._timeout_seconds)
+        except TargetError:
+            return None
+
+    async def send(self, command: Command, effect: Effect | None = None) -> None:
+        """Send a command; `effect` tells a snapshot in which it was done.
+
+        Raises:
+            Refused: it was not sent.
+            Rejected: QEMU answered with an error.
+            OutcomeUnknown: no answer came, and nothing shows that it was done.
+        """
+        try:
+            await self._vm.execute(command, self._timeout_seconds)
+        except TargetError as error:
+            raise self._down(error) from None
+        except Rejected as error:
+            raise Rejected(public_text(str(error))) from None
+        except OutcomeUnknown as error:
+            if error.late or effect is None or not await self._look_up(effect):
+                raise
+
+    async def _look_up(self, effect: Effect) -> bool:
+        deadline = time.monotonic() + _LOOKUP_SECONDS
+        looks = 0
+        while looks < _LOOKUP_TRIES and (left := deadline - time.monotonic()) > 0:
+            try:
+                snapshot = await self._vm.look(left)
+            except TargetError:
+                pass  # it is looked at again until the deadline
+            else:
+                if effect(snapshot):
+                    return True
+                looks += 1
+            await asyncio.sleep(_LOOKUP_PAUSE_SECONDS)
+        return False
+
+    def _down(self, error: TargetError) -> Refused:
+        return Refused("vm-down", f"{self.member.name}: {error.reason}: {error}")
+
+    def job(self, snapshot: Snapshot, job_id: str | None) -> api.Job | None:
+        """Return a job of a snapshot, or how it ended; None where nothing is known of it."""
+        if job_id is None:
+            return None
+        end = self.member.ends.get(job_id)
+        for each in snapshot.jobs:
+            if each.job_id == job_id:
+                return view.job(self.member.name, each, end)
+        return view.ended(self.member.name, job_id, end) if end else None
+
+
+@asynccontextmanager
+async def turn(member: Member) -> AsyncIterator[Turn]:
+    """Wait until nobody talks to a VM, and have it.
+
+    Raises:
+        Refused: that did not happen in time.
+    """
+    alone = member.alone()
+    try:
+        async with asyncio.timeout(_WAIT_SECONDS):
+            vm = await alone.__aenter__()
+    except TimeoutError:
+        raise Refused(
+            "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
+        ) from None
+    try:
+        yield Turn(member, vm)
+    finally:
+        await alone.__aexit__(None, None, None)

@@ -1,0 +1,183 @@
+"""The part of the HTTP API that changes VMs: who asks, from where, for what, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import cast
+from urllib.parse import quote, urlsplit
+
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from exporter import api, audit
+from exporter.actions import Actions
+from exporter.audit import Audit
+from exporter.errors import Refused
+from exporter.web.answers import AUDIT, answer
+from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
+
+#: Largest body, and longest that it may take.
+BODY_LIMIT_BYTES = 16 * 1024
+BODY_SECONDS = 10.0
+#: What of a request stands in its audit line.
+_TOLD = frozenset({"device", "job_id", "file", "force", "top", "base", "speed_bytes_per_second"})
+
+
+class Changing:
+    """The handlers of `ROUTES` that change something."""
+
+    def __init__(
+        self,
+        actions: Actions | None,
+        trail: Audit,
+        *,
+        prefix: str,
+        origins: Iterable[str] = (),
+        user_of: Callable[[web.Request], str] = lambda _: "",
+    ) -> None:
+        """`actions` is None where nothing may be changed; `origins` are hosts that are this one."""
+        self._actions = actions
+        self._trail = trail
+        self._prefix = prefix
+        self._origins = frozenset(origins)
+        self._user_of = user_of
+
+    @web.middleware
+    async def audited(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Leave a line of each request to change something, whatever became of it."""
+        if not request.path.startswith(self._prefix + ADMIN + "/"):
+            return await handler(request)
+        began = time.monotonic()
+        about: dict[str, object] = {}
+        request[AUDIT] = about
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+        except web.HTTPException as error:
+            status = error.status
+            raise
+        finally:
+            self._record(request, about, status, time.monotonic() - began)
+        return response
+
+    def _record(
+        self, request: web.Request, about: dict[str, object], status: int, seconds: float
+    ) -> None:
+        resource = request.match_info.route.resource
+        path = resource.canonical.removeprefix(self._prefix) if resource else ""
+        names = [r.name for r in ROUTES if (r.path, r.method) == (path, request.method)]
+        result = str(about.pop("result", audit.REFUSED))
+        told: dict[str, object] = dict(request.match_info)
+        told |= about | {"status": status, "duration_seconds": round(seconds, 6)}
+        who = {"user": self._user_of(request), "client": str(request.remote)}
+        self._trail.record(names[0] if names else "other", result, who | told)
+
+    def handler(self, route: Route) -> Handler:
+        """Return the handler of a route."""
+
+        async def handle(request: web.Request) -> web.Response:
+            about: dict[str, object] = request[AUDIT]
+            actions = self._allowed(request)
+            dry_run = about["dry_run"] = _dry_run(request)
+            asked = _decoded(await _body(request), route)
+            asked_for = msgspec.to_builtins(asked)
+            about |= {name: value for name, value in asked_for.items() if name in _TOLD}
+            done = await self._act(actions, route, request, asked, dry_run=dry_run)
+            if done.job_id:
+                about["job_id"] = done.job_id
+            if done.replayed or dry_run:
+                about["result"] = audit.REPLAYED if done.replayed else audit.DRY_RUN
+                return answer(done)
+            about |= {"result": audit.DONE, "command": done.command, "answer": "ok"}
+            response = answer(done, route.status)
+            if done.job_id:
+                vm, job_id = quote(done.vm, safe=""), quote(done.job_id, safe="")
+                path = f"{self._prefix}{ROOT}/vms/{vm}/block-jobs/{job_id}"
+                response.headers[hdrs.LOCATION] = path
+            return response
+
+        return handle
+
+    async def _act(
+        self,
+        actions: Actions,
+        route: Route,
+        request: web.Request,
+        asked: api.Request,
+        *,
+        dry_run: bool,
+    ) -> api.Done:
+        user, vm = self._user_of(request), request.match_info["vm"]
+        if isinstance(asked, api.Commit):
+            return await actions.commit(user, vm, asked, dry_run=dry_run)
+        if isinstance(asked, api.Snapshot):
+            return await actions.snapshot(user, vm, asked, dry_run=dry_run)
+        verb, job_id = cast("api.Verb", route.name), request.match_info["job_id"]
+        return await actions.change(user, vm, job_id, verb, asked, dry_run=dry_run)
+
+    def _allowed(self, request: web.Request) -> Actions:
+        if self._actions is None:
+            raise Refused("admin-api-disabled", "start the exporter with --web.enable-admin-api")
+        # A browser sends the user's password along with whatever a page of another site asks for.
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        if site not in ("none", "same-origin"):
+            raise Refused("cross-site", "Sec-Fetch-Site says that it is another site's")
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and _host(origin) not in {request.host, *self._origins}:
+            raise Refused("cross-site", "Origin is another site")
+        if request.content_type != "application/json":
+            raise Refused("wrong-content-type", "Content-Type must be application/json")
+        return self._actions
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
+
+
+def _decoded(body: bytes, route: Route) -> api.Request:
+    assert route.body is not None
+    try:
+        return msgspec.json.decode(body, type=route.body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Refused("bad-request", f"body: {error}") from None
+
+
+async def _body(request: web.Request) -> bytes:
+    """Read a small body within a short time.
+
+    Raises:
+        Refused: it is larger, or takes longer.
+    """
+    too_large = Refused("too-large", f"the body is larger than {BODY_LIMIT_BYTES} bytes")
+    if (request.content_length or 0) > BODY_LIMIT_BYTES:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > BODY_LIMIT_BYTES:
+                    raise too_large
+    except TimeoutError:
+        raise Refused("body-timeout", f"the body took more than {BODY_SECONDS:g} s") from None
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise Refused("bad-request", f"the body is cut: {type(error).__name__}") from None
+    return bytes(body)
+
+
+def _dry_run(request: web.Request) -> bool:
+    # A word that is misspelt must not do for real what was to be tried.
+    for name in request.query:
+        if name != "dry_run":
+            raise Refused("bad-request", f"there is no parameter {name!r}")
+    values = request.query.getall("dry_run", ["false"])
+    if len(values) != 1 or values[0] not in ("true", "false"):
+        raise Refused("bad-request", "dry_run is true or false")
+    return values[0] == "true"

@@ -1,0 +1,81 @@
+"""How the HTTP API answers: JSON, and problems of RFC 9457."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from exporter import api, audit
+from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
+from exporter.problems import PATH, PROBLEMS
+
+#: Where the audit line of a request is gathered.
+AUDIT = "audit"
+_PROBLEM_JSON = "application/problem+json"
+_encode = msgspec.json.Encoder().encode
+
+
+def answer(value: Any, status: int = 200) -> web.Response:
+    """Return a value as JSON."""
+    return web.Response(body=_encode(value), status=status, content_type="application/json")
+
+
+def problem(request: web.Request, name: str, detail: str, **more: Any) -> web.Response:
+    """Return one of `problems.PROBLEMS`, with `more` members of `api.Problem`."""
+    kind = PROBLEMS[name]
+    if vm := request.match_info.get("vm"):
+        more["vm"] = vm
+    told = api.Problem(
+        type=PATH + name,
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        instance=request.path,
+        **more,
+    )
+    response = web.Response(body=_encode(told), status=kind.status, content_type=_PROBLEM_JSON)
+    if kind.status in (408, 413):
+        response.force_close()  # the rest of the body is not read
+    return response
+
+
+def failed(request: web.Request, error: ActionError) -> web.Response:
+    """Return why a request was not accepted, and have the audit line say it."""
+    about: dict[str, object] = request.get(AUDIT, {})
+    about["detail"] = str(error)
+    if isinstance(error, Rejected):
+        about |= {"result": audit.REJECTED, "answer": str(error)}
+        return problem(request, "refused-by-qemu", str(error))
+    if isinstance(error, OutcomeUnknown):
+        about["result"] = audit.UNKNOWN
+        name = "no-answer" if error.late else "unknown-outcome"
+        return problem(request, name, str(error), outcome="unknown")
+    assert isinstance(error, Refused)
+    about |= {"result": audit.REFUSED, "problem": error.problem}
+    more = {"job": error.job} if error.job is not None else {}
+    return problem(request, error.problem, str(error), **more)
+
+
+def problems(root: str) -> Middleware:
+    """Return the middleware that answers below `root` as the API does, whatever was raised."""
+
+    @web.middleware
+    async def told(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not request.path.startswith(root + "/"):
+            return await handler(request)
+        try:
+            return await handler(request)
+        except ActionError as error:
+            return failed(request, error)
+        except web.HTTPNotFound:
+            return problem(request, "not-found", f"nothing is at {request.path}")
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            response = problem(request, "method-not-allowed", f"{request.method}: use {allowed}")
+            response.headers[hdrs.ALLOW] = allowed
+            return response
+
+    return told

@@ -1,0 +1,145 @@
+"""Is this the password? bcrypt, one check at a time, and what is known of earlier ones.
+
+A check is as slow as the hash says. So each is made once, a user who was let in is never forgotten
+for those who were not, and those who wait take turns by the address that they come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import bcrypt
+from msgspec import Struct
+
+#: Checks that may wait: of one address, and of all.
+WAITING_OF_ONE = 16
+WAITING_OF_ALL = 256
+#: Wrong passwords that are remembered.
+REMEMBERED = 4096
+_LONGEST_BYTES = 72
+#: A salt and a digest that no known password has: for users that there are not.
+_NOBODY = "." * 53
+
+
+class _Check(Struct, eq=False):
+    name: str
+    hashed: bytes
+    password: bytes
+    digest: bytes
+    #: None is the answer of a check that had to give way.
+    verdict: asyncio.Future[bool | None]
+
+
+class Passwords:
+    """Checks passwords, and remembers the verdicts without the passwords."""
+
+    def __init__(self, check: Callable[[bytes, bytes], bool] = bcrypt.checkpw) -> None:
+        self._check = check
+        #: User -> digest of the last good check.
+        self._good: dict[str, bytes] = {}
+        self._bad: OrderedDict[bytes, None] = OrderedDict()
+        self._secret = secrets.token_bytes(32)
+        #: Digest -> the check that runs or waits.
+        self._open: dict[bytes, _Check] = {}
+        #: Address -> its checks; the first address is next.
+        self._waiting: dict[str, deque[_Check]] = {}
+        self._worker: asyncio.Task[None] | None = None
+        # A thread of its own: the shared ones may all compress.
+        self._thread = ThreadPoolExecutor(1, "bcrypt")
+
+    async def right(
+        self, users: Mapping[str, str], name: str, password: bytes, address: str
+    ) -> bool | None:
+        """Return whether `password` is that of `name`; None where too many wait to be told."""
+        # bcrypt repeats what ends with a NUL: `a` would be let in with `a NUL a` too.
+        if len(password) > _LONGEST_BYTES or b"\0" in password:
+            return False
+        hashed = (users.get(name) or self._nobody(users, name)).encode()
+        digest = self._digest(name.encode("utf-8", "surrogateescape"), hashed, password)
+        if hmac.compare_digest(self._good.get(name, b""), digest):
+            return True
+        if digest in self._bad:
+            self._bad.move_to_end(digest)
+            return False
+        check = self._open.get(digest)
+        if check is None:
+            verdict = asyncio.get_running_loop().create_future()
+            check = _Check(name, hashed, password, digest, verdict)
+            if not self._line_up(check, address):
+                return None
+        # Who hangs up takes nobody else's verdict away.
+        if not await asyncio.shield(check.verdict):
+            return check.verdict.result()
+        if name in users:
+            self._good[name] = digest
+            if len(self._good) > len(users):
+                self._good = {user: good for user, good in self._good.items() if user in users}
+        return name in users
+
+    async def close(self) -> None:
+        """End the thread, and leave those who wait without a verdict."""
+        if self._worker is not None:
+            self._worker.cancel()
+        self._thread.shutdown(wait=False)
+
+    def _nobody(self, users: Mapping[str, str], name: str) -> str:
+        """Return a hash for a user that there is not, as slow as that of one that there is.
+
+        Of which one depends on the name alone: what takes as long each time tells nothing.
+        """
+        number = int.from_bytes(self._digest(name.encode("utf-8", "surrogateescape")))
+        version_and_cost = list(users.values())[number % len(users)][:7]
+        return version_and_cost + _NOBODY
+
+    def _digest(self, *parts: bytes) -> bytes:
+        """Return what stands for `parts`: with their lengths, or two of them could be cut anew."""
+        mac = hmac.new(self._secret, digestmod=hashlib.sha256)
+        for part in parts:
+            mac.update(len(part).to_bytes(8) + part)
+        return mac.digest()
+
+    def _line_up(self, check: _Check, address: str) -> bool:
+        own = self._waiting.get(address, deque())
+        if len(own) >= WAITING_OF_ONE:
+            return False
+        if sum(map(len, self._waiting.values())) >= WAITING_OF_ALL:
+            longest = max(self._waiting.values(), key=len)
+            if len(longest) <= len(own) + 1:
+                return False
+            last = longest.pop()
+            del self._open[last.digest]
+            last.verdict.set_result(None)
+        own.append(check)
+        self._waiting[address] = own
+        self._open[check.digest] = check
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return True
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            address = next(iter(self._waiting))
+            own = self._waiting.pop(address)
+            check = own.popleft()
+            if own:
+                self._waiting[address] = own
+            good = await loop.run_in_executor(self._thread, self._compare, check)
+            if not good:
+                self._bad[check.digest] = None
+                if len(self._bad) > REMEMBERED:
+                    self._bad.popitem(last=False)
+            del self._open[check.digest]
+            check.verdict.set_result(good)
+
+    def _compare(self, check: _Check) -> bool:
+        try:
+            return self._check(check.password, check.hashed)
+        except ValueError:
+            return False

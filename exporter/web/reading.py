@@ -1,0 +1,117 @@
+"""The part of the HTTP API that reads: VMs, their disks and layers, and block jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from exporter import api, view
+from exporter.errors import Refused
+from exporter.ledger import Ledger
+from exporter.outcomes import End
+from exporter.problems import PROBLEMS
+from exporter.scrape import Collected, Fleet
+from exporter.web import openapi
+from exporter.web.answers import answer
+
+#: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
+GRACE_SECONDS = 0.25
+
+
+class Reading:
+    """The handlers of `ROUTES` that change nothing."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger | None,
+        prefix: str,
+    ) -> None:
+        """`ledger` has the jobs that users started here, if they may."""
+        self._fleet = fleet
+        self._ledger = ledger
+        self._prefix = prefix
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """Describe the API."""
+        return answer(openapi.description(self._prefix))
+
+    async def problem(self, request: web.Request) -> web.Response:
+        """Tell what a problem means."""
+        name = request.match_info["name"]
+        if (kind := PROBLEMS.get(name)) is None:
+            raise Refused("not-found", f"there is no problem {name!r}")
+        return web.Response(text=f"{kind.title} ({kind.status})\n\n{kind.text}\n")
+
+    async def vms(self, request: web.Request) -> web.Response:
+        """Every VM."""
+        collected = await self._fleet.scrape(self._seconds)
+        found = sorted((each.snapshot for each in collected), key=lambda each: each.vm)
+        return answer(api.VmList([view.summary(snapshot) for snapshot in found]))
+
+    async def vm(self, request: web.Request) -> web.Response:
+        """One VM."""
+        return answer(view.vm((await self._probe(request)).snapshot))
+
+    async def all_jobs(self, request: web.Request) -> web.Response:
+        """The jobs of all VMs."""
+        collected = await self._fleet.scrape(self._seconds)
+        found = sorted(collected, key=lambda each: each.snapshot.vm)
+        return answer(api.JobList([job for each in found for job in self._jobs(each)]))
+
+    async def jobs(self, request: web.Request) -> web.Response:
+        """The jobs of one VM."""
+        collected = await self._probe(request)
+        if not collected.snapshot.up:
+            raise _down(collected)
+        return answer(api.JobList(self._jobs(collected)))
+
+    async def job(self, request: web.Request) -> web.Response:
+        """One job, live or ended."""
+        job_id = request.match_info["job_id"]
+        collected = await self._probe(request)
+        vm = collected.snapshot.vm
+        for job in self._jobs(collected):
+            if job.job_id == job_id:
+                return answer(job)
+        if end := self._ends(vm).get(job_id):
+            return answer(view.ended(vm, job_id, end))
+        if not collected.snapshot.up:
+            raise _down(collected)
+        raise Refused("unknown-job", f"{vm} has no block job {job_id!r}")
+
+    @property
+    def _seconds(self) -> float:
+        return self._fleet.longest_seconds + GRACE_SECONDS
+
+    async def _probe(self, request: web.Request) -> Collected:
+        vm = request.match_info["vm"]
+        try:
+            return await self._fleet.probe(vm, self._seconds)
+        except KeyError:
+            raise Refused("unknown-vm", f"there is no VM {vm!r}") from None
+
+    def _ends(self, vm: str) -> Mapping[str, End]:
+        member = self._fleet.members.get(vm)
+        return member.ends if member else {}
+
+    def _jobs(self, collected: Collected) -> list[api.Job]:
+        """Return the jobs that QEMU has, and those started here that it has no more."""
+        vm = collected.snapshot.vm
+        ends = self._ends(vm)
+        entries = {e.job_id: e for e in self._ledger.of(vm)} if self._ledger else {}
+        found = []
+        for job in collected.snapshot.jobs:
+            ended = getattr(job.job, "status", None) == "concluded"
+            entry = entries.pop(job.job_id, None)
+            end = ends.get(job.job_id) or (entry.end if entry else None)
+            found.append(view.job(vm, job, end if ended else None))
+        for entry in entries.values():
+            end = ends.get(entry.job_id) if entry.outcome is None else None
+            found.append(view.ended(vm, entry.job_id, end) if end else view.recorded(entry))
+        return found
+
+
+def _down(collected: Collected) -> Refused:
+    return Refused("vm-down", f"{collected.snapshot.vm}: {collected.snapshot.reason}")

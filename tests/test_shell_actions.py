@@ -259,8 +259,10 @@ async def test_a_speed_that_is_set_is_no_mystery(shell: Shell, api: FakeApi) -> 
 
 async def test_a_snapshot_without_an_answer_is_looked_up(shell: Shell, api: FakeApi) -> None:
     """The disk is on it, or not."""
-    api.posts = [None, None]
+    api.posts, api.vms = [None, None, None], []
 
+    assert await shell("snapshot", "web", "disk0", "/images/0.qcow2", FAST) == 4
+    api.vms = [vm()]
     assert await shell("snapshot", "web", "disk0", "/images/0.qcow2", FAST) == 0
     assert "looked up: disk0 is on /images/0.qcow2 now" in shell.err
     api.vms = [vm(devices=[device("cd", 0), device()])]
@@ -360,12 +362,13 @@ async def test_complete_is_tried_again_while_it_cannot_be_sent(shell: Shell, api
     assert api.verbs() == ["complete"] * 4
 
 
-async def test_a_completion_that_was_asked_for_before_is_waited_for(
-    shell: Shell, api: FakeApi
+@pytest.mark.parametrize("name", ["already-asked", "unknown-job"])
+async def test_a_job_that_somebody_else_completes_is_waited_for(
+    name: str, shell: Shell, api: FakeApi
 ) -> None:
-    """By whomever."""
+    """Its outcome is what was asked for."""
     api.lives = {"qbe-1": [ready(), ready(), ended("completed")]}
-    api.posts = [problem("already-asked", 409)]
+    api.posts = [problem(name, 409)]
 
     assert await shell("complete", "web", "qbe-1", "--when-ready", FAST) == 0
 

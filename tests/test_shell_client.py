@@ -180,6 +180,13 @@ async def test_a_server_is_known_by_its_certificate(api: FakeApi, tmp_path: Path
     assert len(api.asked) == 1
 
 
+async def test_a_server_without_tls_is_told(api: FakeApi) -> None:
+    """Nothing was sent to it."""
+    async with Client(api.url.replace("http:", "https:"), load(None), 30.0) as made:
+        with pytest.raises(NotSent, match="no TLS: "):
+            await made.start("web", COMMIT, dry_run=False)
+
+
 async def test_a_request_that_is_given_up_leaves_nothing_behind(api: FakeApi) -> None:
     """Ctrl-C may come at any time."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -119,6 +119,22 @@ async def test_a_signal_before_the_answer_says_that_nothing_is_known(api: FakeAp
     assert err.decode().startswith("whether the request was carried out is not known: see ")
 
 
+async def test_a_signal_between_two_tries_leaves_the_job_alone(api: FakeApi) -> None:
+    """As between two polls."""
+    api.lives = {"qbe-1": [ready()]}
+    api.posts = [problem("storage-hangs", 503)] * 1000
+    arguments = ("complete", "web", "qbe-1", "--when-ready", f"--url={api.url}", "--interval=60")
+    async with program(*arguments) as process:
+        assert process.stderr is not None
+        while b"trying on" not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 130
+    assert err.startswith(b"the job goes on: ")
+
+
 async def test_a_signal_ends_a_watch_without_a_word(api: FakeApi) -> None:
     """There is nothing to say."""
     api.lives = {"qbe-1": [job()]}

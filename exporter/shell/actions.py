@@ -7,7 +7,8 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
@@ -41,6 +42,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 #: Of the device, in the id of a job: with prefix, time and random part it is at most 63 characters.
 _DEVICE_LENGTH = 32
 UNKNOWN = 4
+#: A job that was ready, and that somebody else completes or ends.
+_OVERTAKEN = frozenset({"already-asked", "unknown-job"})
 
 
 def made_job_id(device: str) -> str:
@@ -130,7 +133,9 @@ class Actions:
         try:
             done = await self._sent(self._client.snapshot(self._vm, request, dry_run=dry_run))
         except NoAnswer as error:
-            if await lookup.snapshot(self._client, self._vm, request, self._flags.interval):
+            with self._uncertain():
+                found = await lookup.snapshot(self._client, self._vm, request, self._flags.interval)
+            if found:
                 self._screen.note(f"no answer came: {error}")
                 self._screen.note(f"looked up: {request.device} is on {request.file} now")
                 return 0
@@ -156,11 +161,18 @@ class Actions:
 
     async def _sent(self, asked: Awaitable[Done]) -> Done:
         try:
-            return await asked
+            with self._uncertain():
+                return await asked
         except NoAnswer as error:
             if self._flags.dry_run:
                 raise NotSent(str(error)) from error
             raise
+
+    @contextmanager
+    def _uncertain(self) -> Iterator[None]:
+        """Say what is not known, where somebody ends the program before it is."""
+        try:
+            yield
         except asyncio.CancelledError:
             look = self._prompt.line("jobs", self._vm)
             self._screen.note(f"whether the request was carried out is not known: see {look}")
@@ -173,7 +185,8 @@ class Actions:
 
     async def _looked_up(self, verb: Verb, request: Request, error: NoAnswer) -> int:
         job_id, seconds = self._flags.job_id, self._flags.interval
-        seen, true = await lookup.job(self._client, self._vm, job_id, verb, request, seconds)
+        with self._uncertain():
+            seen, true = await lookup.job(self._client, self._vm, job_id, verb, request, seconds)
         if seen is not None and true:
             self._screen.note(f"no answer came: {error}")
             self._screen.result(seen, f"looked up: {words.about(seen)}")
@@ -198,25 +211,25 @@ class Actions:
         return await self._wait.until(self._vm, self._flags.job_id, ready=ready)
 
     async def _complete_when_ready(self) -> int:
+        job = await self._until(ready=True)
+        if not is_ready(job):
+            return self._told(job)
         said = ""
         while True:
-            job = await self._until(ready=True)
-            if not is_ready(job):
-                return self._told(job)
             try:
                 code = await self._send("complete", Complete())
             except (NotSent, Refused) as error:
                 problem = error.problem if isinstance(error, Refused) else None
-                if problem and words.name(problem) == "already-asked":
+                if problem and words.name(problem) in _OVERTAKEN:
                     return self._told(await self._until(ready=False))
                 if problem and problem.status != 503:
                     raise
                 if said != str(error):
                     said = str(error)
                     self._screen.note(f"trying on: {said}")
-                await asyncio.sleep(self._flags.interval)
-                continue
-            return code or self._told(await self._until(ready=False))
+                await self._wait.pause(self._vm, self._flags.job_id)
+            else:
+                return code or self._told(await self._until(ready=False))
 
     def _told(self, job: Job) -> int:
         """Say how waiting ended, and return the exit code. JSON lines have the job already."""

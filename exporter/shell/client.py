@@ -137,7 +137,7 @@ class Client:
             raise NotSent(f"{self._url}: {_reason(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NoAnswer(f"{self._url}: {_reason(error)}") from error
-        if answer.ok and not 300 <= answer.status < 400:
+        if answer.status < 300:
             try:
                 return msgspec.json.decode(content, type=kind)
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from exporter.api import Job
@@ -42,19 +44,26 @@ class Wait:
         Raises:
             Lost: it is gone without a record, or the exporter does not let us look any more.
         """
-        try:
-            with Progress(self.screen) as progress:
-                return await self._follow(vm, job_id, progress, ready=ready)
-        except asyncio.CancelledError:
-            self.screen.note(self._goes_on(vm, job_id, ready=ready))
-            raise
+        with self._left_alone(vm, job_id, ready=ready), Progress(self.screen) as progress:
+            return await self._follow(vm, job_id, progress, ready=ready)
 
-    def _goes_on(self, vm: str, job_id: str, *, ready: bool) -> str:
-        said = f'the job goes on: see it with "{self.prompt.line("jobs", vm)}"'
-        if not ready:
-            return said
-        complete = self.prompt.line("complete", vm, job_id, flag="--when-ready")
-        return f'{said}, complete it with "{complete}"'
+    async def pause(self, vm: str, job_id: str) -> None:
+        """Wait before something is tried again for a job that is ready."""
+        with self._left_alone(vm, job_id, ready=True):
+            await asyncio.sleep(self.interval_seconds)
+
+    @contextmanager
+    def _left_alone(self, vm: str, job_id: str, *, ready: bool) -> Iterator[None]:
+        """Say that the job goes on, where somebody ends the program."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            said = f'the job goes on: see it with "{self.prompt.line("jobs", vm)}"'
+            if ready:
+                complete = self.prompt.line("complete", vm, job_id, flag="--when-ready")
+                said += f', complete it with "{complete}"'
+            self.screen.note(said)
+            raise
 
     async def _follow(self, vm: str, job_id: str, progress: Progress, *, ready: bool) -> Job:
         gone = concluded = 0

@@ -146,7 +146,7 @@ class Actions:
         """
         permission = self._permission(user, "snapshot", vm)
         async with turn(self._member(vm)) as mine:
-            snapshot, _ = await mine.look(allow_managed=permission.allow_managed)
+            snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = guards.device(snapshot, request.device)
             guards.idle(snapshot, request.device)
             guards.writable(found)
@@ -162,7 +162,7 @@ class Actions:
             if dry_run:
                 return done
             made = await asyncio.to_thread(
-                overlay.make, request.file, directories, active, mine.peer_pid
+                overlay.make, request.file, directories, active, qemu.pid
             )
             try:
                 await mine.send(command, effects.has_layer(request.device, request.file))

@@ -148,10 +148,10 @@ class Keeper(Observer):
         self, member: Member, device: str, qom: str, wanted: LatencyHistograms
     ) -> None:
         async with turn(member) as mine:
-            key = (member.name, mine.peer_pid, device)
+            _, qemu = await mine.look(allow_managed=wanted.allow_managed)
+            key = (member.name, qemu.pid, device)
             if key in self._refused:
                 return
-            await mine.look(allow_managed=wanted.allow_managed)
             command = commands.latency_histogram(qom, wanted.boundaries_seconds)
             about = {"vm": member.name, "device": device}
             if not await self._send(mine, "latency_histogram", command, about):

@@ -33,6 +33,8 @@ LOOK_SECONDS = 5.0
 _MISSES = 3
 #: When a QEMU that would not keep histograms is asked again.
 _RETRY_SECONDS = 3600.0
+#: And one that was not asked, because of the state that it is in.
+_PAUSE_SECONDS = 60.0
 _DAY_SECONDS = 24 * 3600.0
 
 
@@ -62,7 +64,10 @@ class Keeper(Observer):
             return
         entries = self._ledger.open(member.name) if self._ledger else []
         wanted = member.target.settings.latency_histograms
-        without = self._without_histograms(snapshot) if wanted else {}
+        if wanted is not None and (wanted.allow_managed or not snapshot.manager):
+            without = self._without_histograms(snapshot)
+        else:
+            without = {}
         if entries or without:
             task = asyncio.create_task(self._do(member, snapshot, entries, wanted, without))
             self._tasks[member.name] = task
@@ -92,8 +97,9 @@ class Keeper(Observer):
         try:
             for entry in entries:
                 await self._settle(member, snapshot, entry)
-            if wanted and without and not (snapshot.manager and not wanted.allow_managed):
+            if wanted is not None:
                 for device, qom in without.items():
+                    self._refused[member.name, device] = time.monotonic() + _PAUSE_SECONDS
                     await self._set_histograms(member, device, qom, wanted)
         except Refused as error:
             log.warning("not done", extra={"vm": member.name, "err": str(error)})

@@ -25,6 +25,9 @@ from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet, Member
 from exporter.turn import Turn, turn
 
+#: A job that was told to complete is no longer at rest by then, unless it was not told after all.
+_COMPLETING_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Permission:
@@ -40,8 +43,8 @@ class Actions:
     def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
         self._fleet = fleet
         self._ledger = ledger
-        #: Jobs that a complete was sent for: (VM, id) -> when the job was first seen.
-        self._completing: dict[tuple[str, str], float | None] = {}
+        #: Jobs that a complete was sent for: (VM, id) -> when, by the monotonic clock.
+        self._completing: dict[tuple[str, str], float] = {}
 
     async def commit(
         self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
@@ -109,9 +112,9 @@ class Actions:
         permission = self._permission(user, verb, vm)
         async with turn(self._member(vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-            job = guards.job(snapshot, job_id)
             self._forget_completed(snapshot)
-            if self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds:
+            job = guards.job(snapshot, job_id)
+            if (vm, job_id) in self._completing:
                 known = view.job(vm, job)
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
@@ -124,7 +127,7 @@ class Actions:
             if verb == "dismiss":
                 await self._record_before_dismissal(mine.member, job)
             if verb == "complete":
-                self._completing[vm, job_id] = job.first_seen_timestamp_seconds
+                self._completing[vm, job_id] = time.monotonic()
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
@@ -143,7 +146,7 @@ class Actions:
         """
         permission = self._permission(user, "snapshot", vm)
         async with turn(self._member(vm)) as mine:
-            snapshot, _ = await mine.look(allow_managed=permission.allow_managed)
+            snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = guards.device(snapshot, request.device)
             guards.idle(snapshot, request.device)
             guards.writable(found)
@@ -159,7 +162,7 @@ class Actions:
             if dry_run:
                 return done
             made = await asyncio.to_thread(
-                overlay.make, request.file, directories, active, mine.peer_pid
+                overlay.make, request.file, directories, active, qemu.pid
             )
             try:
                 await mine.send(command, effects.has_layer(request.device, request.file))
@@ -224,9 +227,12 @@ class Actions:
         await asyncio.to_thread(self._ledger.put, entry.with_end(end, dismissed=True))
 
     def _forget_completed(self, snapshot: Snapshot) -> None:
-        listed = {job.job_id for job in snapshot.jobs}
+        """Forget what was sent for jobs that are gone, or that have not taken it."""
+        listed = {job.job_id: job for job in snapshot.jobs}
+        since = time.monotonic() - _COMPLETING_SECONDS
         for vm, job_id in [key for key in self._completing if key[0] == snapshot.vm]:
-            if job_id not in listed:
+            job = listed.get(job_id)
+            if job is None or (self._completing[vm, job_id] < since and guards.rests(job)):
                 del self._completing[vm, job_id]
 
 

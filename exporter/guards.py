@@ -172,6 +172,11 @@ def may_complete(snapshot: Snapshot, each: Job) -> None:
         raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
 
 
+def rests(each: Job) -> bool:
+    """It is ready and does nothing: one that completes is paused and busy until it is gone."""
+    return _is(each, "ready") and not _is(each, "paused") and not _is(each, "busy")
+
+
 def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
     """It has not ended, and of one that is ready it was said how."""
     if _status(each) in ("concluded", "aborting", "null"):

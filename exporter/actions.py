@@ -305,10 +305,10 @@ async def _after(mine: Turn, done: api.Done) -> api.Done:
 
 async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
-    if entry.request != wanted:
-        raise Refused("job-id-taken", f"{entry.job_id} is of another request", view.recorded(entry))
     snapshot = await mine.look_again()
-    job = mine.job(snapshot, entry.job_id) if snapshot else None
+    job = (mine.job(snapshot, entry.job_id) if snapshot else None) or view.recorded(entry)
+    if entry.request != wanted:
+        raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
     return api.Done(
         vm=entry.vm,
         action="commit",
@@ -319,5 +319,5 @@ async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run
         command=None,
         arguments={},
         warnings=[],
-        job=job or view.recorded(entry),
+        job=job,
     )

@@ -64,7 +64,8 @@ def steady(snapshot: Snapshot) -> None:
 def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
     """No other program keeps account of the disks."""
     if snapshot.manager and not allow_managed:
-        raise Refused("managed-vm", f"{snapshot.vm} is run by {snapshot.manager}")
+        manager = snapshot.manager
+        raise Refused("managed-vm", f"{snapshot.vm} is run by {manager}", manager=manager)
 
 
 def storage(snapshot: Snapshot) -> list[str]:

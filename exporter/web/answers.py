@@ -55,8 +55,7 @@ def failed(request: web.Request, error: ActionError) -> web.Response:
         return problem(request, name, str(error), outcome="unknown")
     assert isinstance(error, Refused)
     about |= {"result": audit.REFUSED, "problem": error.problem}
-    more = {"job": error.job} if error.job is not None else {}
-    return problem(request, error.problem, str(error), **more)
+    return problem(request, error.problem, str(error), **error.more)
 
 
 def problems(root: str) -> Middleware:

@@ -25,6 +25,9 @@ from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet, Member
 from exporter.turn import Turn, turn
 
+#: Where a job that was asked to complete waits to be finalized or dismissed.
+_AFTER_COMPLETE = frozenset({"pending", "concluded"})
+
 
 @dataclass(frozen=True, slots=True)
 class Permission:
@@ -111,8 +114,9 @@ class Actions:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             job = guards.job(snapshot, job_id)
             self._forget_completed(snapshot)
-            if self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds:
-                known = view.job(vm, job)
+            known = view.job(vm, job)
+            asked = self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds
+            if asked and (verb == "complete" or known.status not in _AFTER_COMPLETE):
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
             # These let QEMU wait for the storage.

@@ -27,6 +27,8 @@ from exporter.turn import Turn, turn
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
+#: Where a job that was asked to complete waits to be finalized or dismissed.
+_AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,9 @@ class Actions:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._forget_completed(snapshot)
             job = guards.job(snapshot, job_id)
-            if (vm, job_id) in self._completing:
-                known = view.job(vm, job)
+            known = view.job(vm, job)
+            asked = (vm, job_id) in self._completing
+            if asked and (verb == "complete" or known.status not in _AFTER_COMPLETE):
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
             # These let QEMU wait for the storage.

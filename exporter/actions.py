@@ -7,6 +7,7 @@ command, and a look at what came of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,11 @@ from exporter.ledger import Entry, Ledger
 from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet, Member
 from exporter.turn import Turn, turn
+
+log = logging.getLogger(__name__)
+
+#: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
+_CROSSING = ("complete", "cancel", "pause")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Actions:
                 active=layers.top == 0,
                 speed=request.speed_bytes_per_second or None,
             )
+            if "" in command.arguments.values():
+                raise Refused("wrong-device-state", f"the images of {request.device} are not known")
             done = _done(mine, snapshot, "commit", command, request.device, job_id, warnings)
             if dry_run:
                 return done
@@ -111,7 +119,8 @@ class Actions:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             job = guards.job(snapshot, job_id)
             self._forget_completed(snapshot)
-            if self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds:
+            completing = self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds
+            if completing and verb in _CROSSING:
                 known = view.job(vm, job)
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
@@ -129,7 +138,8 @@ class Actions:
             try:
                 await mine.send(command, effect)
             except (Refused, Rejected):
-                self._completing.pop((vm, job_id), None)
+                if verb == "complete":
+                    del self._completing[vm, job_id]
                 raise
             return await _after(mine, done)
 
@@ -213,7 +223,14 @@ class Actions:
             raise
         if recorded:
             started = msgspec.structs.replace(entry, started=True)
-            await asyncio.to_thread(self._ledger.put, started)
+            try:
+                await asyncio.to_thread(self._ledger.put, started)
+            except Refused as error:
+                # It runs, and is on record as asked for: the keeper will see that it was started.
+                log.warning(
+                    "not recorded",
+                    extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)},
+                )
 
     async def _record_before_dismissal(self, member: Member, job: Job) -> None:
         entry = self._ledger.get(member.name, job.job_id)

@@ -7,6 +7,7 @@ command, and a look at what came of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -25,8 +26,12 @@ from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet, Member
 from exporter.turn import Turn, turn
 
+log = logging.getLogger(__name__)
+
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
+#: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
+_CROSSING = frozenset({"complete", "cancel", "pause"})
 #: Where a job that was asked to complete waits to be finalized or dismissed.
 _AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
@@ -75,6 +80,8 @@ class Actions:
                 active=layers.top == 0,
                 speed=request.speed_bytes_per_second or None,
             )
+            if "" in command.arguments.values():
+                raise Refused("wrong-device-state", f"the images of {request.device} are not known")
             done = _done(mine, snapshot, "commit", command, request.device, job_id, warnings)
             if dry_run:
                 return done
@@ -117,8 +124,8 @@ class Actions:
             self._forget_completed(snapshot)
             job = guards.job(snapshot, job_id)
             known = view.job(vm, job)
-            asked = (vm, job_id) in self._completing
-            if asked and (verb == "complete" or known.status not in _AFTER_COMPLETE):
+            crosses = (vm, job_id) in self._completing and verb in _CROSSING
+            if crosses and known.status not in _AFTER_COMPLETE:
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
             # These let QEMU wait for the storage.
@@ -135,7 +142,8 @@ class Actions:
             try:
                 await mine.send(command, effect)
             except (Refused, Rejected):
-                self._completing.pop((vm, job_id), None)
+                if verb == "complete":
+                    del self._completing[vm, job_id]
                 raise
             return await _after(mine, done)
 
@@ -219,7 +227,14 @@ class Actions:
             raise
         if recorded:
             started = msgspec.structs.replace(entry, started=True)
-            await asyncio.to_thread(self._ledger.put, started)
+            try:
+                await asyncio.to_thread(self._ledger.put, started)
+            except Refused as error:
+                # It runs, and is on record as asked for: the keeper will see that it was started.
+                log.warning(
+                    "not recorded",
+                    extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)},
+                )
 
     async def _record_before_dismissal(self, member: Member, job: Job) -> None:
         entry = self._ledger.get(member.name, job.job_id)

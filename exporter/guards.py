@@ -14,6 +14,7 @@ from msgspec import UnsetType
 from exporter import api, chain, view
 from exporter.commands import Disk, Image
 from exporter.errors import Refused
+from exporter.filename import public
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.parse import BLOCK_JOB_TYPES
 
@@ -29,7 +30,7 @@ _UNTOUCHABLE = frozenset(
         "save-vm",
     }
 )
-#: Jobs that can be completed become ready; these do not. [BLOCK_JOB_VERB complete]
+#: JobStatus of a job that runs. [JobVerbTable, pause]
 _PAUSABLE = frozenset({"running", "ready", "created"})
 
 
@@ -167,7 +168,7 @@ def job(snapshot: Snapshot, job_id: str) -> Job:
 
 def may_complete(snapshot: Snapshot, each: Job) -> None:
     """QEMU itself says that it is ready."""
-    if not _is(each, "ready"):
+    if not _is_ready(each):
         raise _refused("not-ready", snapshot, each, "is not ready")
     if _status(each) not in ("", "ready"):
         raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
@@ -182,7 +183,7 @@ def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
     """It has not ended, and of one that is ready it was said how."""
     if _status(each) in ("concluded", "aborting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
-    if _is(each, "ready") and force is None:
+    if _is_ready(each) and force is None:
         raise _refused("force-required", snapshot, each, "is ready")
 
 
@@ -228,7 +229,7 @@ OF_JOBS: dict[str, Callable[[Snapshot, Job], None]] = {
 
 
 def _refused(problem: str, snapshot: Snapshot, each: Job, what: str) -> Refused:
-    state = _status(each) or ("ready" if _is(each, "ready") else "running")
+    state = _status(each) or ("ready" if _is_ready(each) else "running")
     known = view.job(snapshot.vm, each)
     return Refused(problem, f"{each.job_type} {each.job_id} {what}: it is {state}", known)
 
@@ -240,6 +241,12 @@ def _status(each: Job) -> str:
 
 def _is(each: Job, flag: str) -> bool:
     return bool(getattr(each.job, flag, None))
+
+
+def _is_ready(each: Job) -> bool:
+    """Whether QEMU says so: before 2.2 it does by an event alone."""
+    ready: bool | None = getattr(each.job, "ready", None)
+    return each.ready_timestamp_seconds is not None if ready is None else ready
 
 
 def _is_path(node: Node) -> bool:
@@ -254,4 +261,5 @@ def _layer(found: Found, name: str, which: str) -> int:
             return numbers[0]
         if numbers:
             raise Refused("unknown-layer", f"{which}: {name!r} is more than one layer")
-    raise Refused("unknown-layer", f"{which}: {found.device.device} has no layer {name!r}")
+    # It may be a file name as QEMU has it.
+    raise Refused("unknown-layer", f"{which}: {found.device.device} has no layer {public(name)!r}")

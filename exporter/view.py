@@ -38,8 +38,13 @@ def device(each: Device) -> api.Device:
 
 
 def job(vm: str, each: Job, end: End | None = None) -> api.Job:
-    """Return a job, with how it ended where that is known."""
+    """Return a job, with how it ended where that is known.
+
+    An end that is known by the id of a job that has not ended is that of an earlier one.
+    """
     told = each.job
+    if _leaf(told, "status") != "concluded":
+        end = None
     return api.Job(
         vm=vm,
         job_id=each.job_id,

@@ -18,6 +18,8 @@ class Disk:
     #: Node names from the active layer down to the base.
     nodes: tuple[str, ...] = ("top", "base")
     qdev: str = ""
+    #: The layers' files as QEMU names them; those of the nodes' names where there are none.
+    files: tuple[str, ...] = ()
 
     def stats(self) -> dict[str, Any]:
         """Return the entry of query-blockstats."""
@@ -31,9 +33,9 @@ class Disk:
     def block(self, *, flat: bool = False) -> dict[str, Any]:
         """Return the entry of query-block; a flat one has no image but the active."""
         image: dict[str, Any] = {}
-        for node in reversed(self.nodes[:1] if flat else self.nodes):
+        files = self.files or tuple(f"/images/{node}.qcow2" for node in self.nodes)
+        for name in reversed(files[:1] if flat else files):
             below = {"backing-image": image} if image else {}
-            name = f"/images/{node}.qcow2"
             image = {"filename": name, "format": "qcow2", "virtual-size": 1024, **below}
         inserted = {
             "file": image["filename"],
@@ -75,6 +77,34 @@ def block_job(device: str = "disk0", kind: str = "commit", **more: object) -> di
         "auto-dismiss": True,
         **more,
     }
+
+
+def graph(job_id: str, device: str, nodes: tuple[str, ...]) -> dict[str, Any]:
+    """x-debug-query-block-graph of one device with a commit of its whole chain."""
+    drivers = [{"id": n, "type": "block-driver", "name": name} for n, name in enumerate(nodes, 10)]
+    chain = [{"parent": n, "child": n + 1, "name": "backing"} for n in range(10, 9 + len(nodes))]
+    return {
+        "return": {
+            "nodes": [
+                {"id": 1, "type": "block-backend", "name": device},
+                {"id": 2, "type": "block-job", "name": job_id},
+                *drivers,
+            ],
+            "edges": [
+                {"parent": 1, "child": 10, "name": "root"},
+                {"parent": 2, "child": 10, "name": "source"},
+                {"parent": 2, "child": 9 + len(nodes), "name": "target"},
+                *chain,
+            ],
+        }
+    }
+
+
+def start(fake: FakeQmp, job: dict[str, Any], blockgraph: dict[str, Any] | None = None) -> None:
+    """Make this the only job."""
+    fake.replies["query-block-jobs"] = {"return": [job]}
+    if blockgraph:
+        fake.replies["x-debug-query-block-graph"] = blockgraph
 
 
 def _throttled(group: str) -> dict[str, Any]:

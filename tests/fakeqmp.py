@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from exporter.commands import COMMANDS
+
 GREETING = {
     "QMP": {
         "version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "fake"},
@@ -35,6 +37,24 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def speak(fake: FakeQmp, *version: int) -> None:
+    """Have a VM greet as this QEMU, and take the commands that it has to change something."""
+    verbs = ["cancel", "set-speed"]
+    verbs += ["complete", "pause", "resume"] if version < (11,) else []
+    verbs += ["finalize", "dismiss"] if (2, 12) <= version < (11,) else []
+    names = ["block-commit", "blockdev-snapshot-sync", *(f"block-job-{verb}" for verb in verbs)]
+    if version >= (3, 0):
+        names += [f"job-{verb}" for verb in ("complete", "pause", "resume", "finalize", "dismiss")]
+        names += ["block-latency-histogram-set"]
+    qemu = dict(zip(("major", "minor", "micro"), (*version, 0, 0), strict=False))
+    fake.greeting = {"QMP": {**GREETING["QMP"], "version": {"qemu": qemu, "package": ""}}}
+    for name in COMMANDS:
+        fake.replies.pop(name, None)
+    fake.replies |= {name: {"return": {}} for name in names}
+    known = [{"name": name} for name in [*fake.replies, "query-commands"]]
+    fake.replies["query-commands"] = {"return": known}
 
 
 class FakeQmp:
@@ -72,6 +92,11 @@ class FakeQmp:
     def commands(self) -> list[str]:
         """The names of the commands received, without the negotiation."""
         return [name for name, _ in self.received if name != "qmp_capabilities"]
+
+    @property
+    def changes(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """What was received that changes something, with its arguments."""
+        return [each for each in self.received if each[0] in COMMANDS]
 
     @property
     def serves(self) -> bool:

@@ -24,7 +24,7 @@ from exporter.render import Plan, join
 from exporter.storage import Sight, Storage
 from exporter.vm import Vm
 from tests.conftest import series
-from tests.disks import Disk, block_job, plug, with_filter
+from tests.disks import Disk, block_job, graph, plug, start, with_filter
 from tests.fakeqmp import GREETING, FakeQmp, Reply, until
 
 SECRET = "SECRETPW"
@@ -412,34 +412,6 @@ async def test_on_a_clash_of_names_the_drive_keeps_the_short_one(fake: FakeQmp, 
 
 
 # Jobs.
-
-
-def graph(job_id: str, device: str, nodes: tuple[str, ...]) -> dict[str, Any]:
-    """x-debug-query-block-graph of one device with a commit of its whole chain."""
-    drivers = [{"id": n, "type": "block-driver", "name": name} for n, name in enumerate(nodes, 10)]
-    chain = [{"parent": n, "child": n + 1, "name": "backing"} for n in range(10, 9 + len(nodes))]
-    return {
-        "return": {
-            "nodes": [
-                {"id": 1, "type": "block-backend", "name": device},
-                {"id": 2, "type": "block-job", "name": job_id},
-                *drivers,
-            ],
-            "edges": [
-                {"parent": 1, "child": 10, "name": "root"},
-                {"parent": 2, "child": 10, "name": "source"},
-                {"parent": 2, "child": 9 + len(nodes), "name": "target"},
-                *chain,
-            ],
-        }
-    }
-
-
-def start(fake: FakeQmp, job: dict[str, Any], blockgraph: dict[str, Any] | None = None) -> None:
-    """Make this the only job."""
-    fake.replies["query-block-jobs"] = {"return": [job]}
-    if blockgraph:
-        fake.replies["x-debug-query-block-graph"] = blockgraph
 
 
 async def test_the_device_of_a_job_is_found_by_the_graph_and_asked_once(

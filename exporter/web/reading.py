@@ -103,10 +103,9 @@ class Reading:
         entries = {e.job_id: e for e in self._ledger.of(vm)} if self._ledger else {}
         found = []
         for job in collected.snapshot.jobs:
-            ended = getattr(job.job, "status", None) == "concluded"
             entry = entries.pop(job.job_id, None)
             end = ends.get(job.job_id) or (entry.end if entry else None)
-            found.append(view.job(vm, job, end if ended else None))
+            found.append(view.job(vm, job, end))
         for entry in entries.values():
             end = ends.get(entry.job_id) if entry.outcome is None else None
             found.append(view.ended(vm, entry.job_id, end) if end else view.recorded(entry))

@@ -1,0 +1,546 @@
+"""What must be so before a VM is changed: each guard alone, on both sides of its boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import UNSET
+
+from exporter import api, guards, qapi
+from exporter.commands import Disk, Image
+from exporter.errors import Refused
+from exporter.guards import Found, Range
+from exporter.model import Counters, Device, Job, Node, Snapshot
+from exporter.problems import PROBLEMS
+from tests.disks import block_job
+
+CHAIN = ("top", "mid", "base")
+#: Every JobStatus, and none: a QEMU before 2.12 has no such word.
+STATUSES = (
+    "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting",
+    "concluded", "null", "",
+)  # fmt: skip
+
+
+def node(layer: int, name: str, file: str | None = None, **image: object) -> Node:
+    """A layer, whose file is that of its name where nothing else is said."""
+    path = f"/images/{name}.qcow2" if file is None else file
+    told = msgspec.convert({"filename": path, "format": "qcow2", **image}, qapi.Image)
+    return Node(layer=str(layer), role="format", node_name=name, image=told, file=path)
+
+
+def disk(*layers: str | Node, name: str = "disk0", **more: Any) -> Device:
+    """A device on a chain."""
+    nodes = tuple(
+        each if isinstance(each, Node) else node(depth, each)
+        for depth, each in enumerate(layers or CHAIN)
+    )
+    more = {"backing_depth": len(nodes) - 1, "expected_backing_depth": 0, **more}
+    return Device(device=name, nodes=nodes, **more)
+
+
+def job(job_id: str = "disk0", kind: str = "commit", device: str = "disk0", **more: Any) -> Job:
+    """A block job; `status` "" is that of a QEMU that has none."""
+    told = msgspec.convert(block_job(job_id, kind, **more), qapi.BlockJob)
+    if more.get("status") == "":
+        told.status = None  # type: ignore[attr-defined]  # a leaf of the table
+    return Job(device, job_id, kind, told)
+
+
+def vm(*devices: Device, entries: Sequence[qapi.BlockStats] = (), **more: Any) -> Snapshot:
+    """A VM that is up."""
+    chosen = devices or (disk(),)
+    told = entries or [
+        qapi.BlockStats(stats=qapi.Stats(), device=each.device, node_name=_root(each))
+        for each in chosen
+    ]
+    more = {"storage_responding": True, "status": "running", **more}
+    return Snapshot(vm="vm", up=True, devices=chosen, counters=Counters(told), **more)
+
+
+def _root(each: Device) -> str:
+    return each.nodes[0].node_name if each.nodes else ""
+
+
+def found(*layers: str | Node, **more: Any) -> Found:
+    """A device as the guards of requests have it."""
+    return guards.device(vm(disk(*layers, **more)), "disk0")
+
+
+def commit(**more: str) -> api.Commit:
+    """A request."""
+    return api.Commit(action="commit", device="disk0", **more)
+
+
+def refused(guard: Any, *args: Any, **more: Any) -> tuple[str, str]:
+    """Return the problem and the detail that a guard refuses with."""
+    with pytest.raises(Refused) as caught:
+        guard(*args, **more)
+    assert caught.value.problem in PROBLEMS
+    return caught.value.problem, str(caught.value)
+
+
+# The VM.
+
+
+@pytest.mark.parametrize(
+    "status",
+    ["colo", "finish-migrate", "inmigrate", "internal-error", "postmigrate", "restore-vm", "save-vm"],
+)
+def test_the_disks_of_a_vm_on_its_way_are_left_alone(status: str) -> None:
+    """They belong to another QEMU, or must stay as they are."""
+    assert refused(guards.steady, vm(status=status)) == (
+        "wrong-vm-state",
+        f"vm is in the state {status}",
+    )
+
+
+@pytest.mark.parametrize(
+    "status",
+    ["debug", "io-error", "guest-panicked", "paused", "prelaunch", "running", "shutdown",
+     "suspended", "watchdog", None],
+)  # fmt: skip
+def test_a_vm_in_any_other_state_may_be_changed(status: str | None) -> None:
+    """The storage daemon has no state at all."""
+    guards.steady(vm(status=status))
+
+
+def test_a_managed_vm_is_refused_unless_a_grant_says_otherwise() -> None:
+    """Its manager keeps its own account of the disks."""
+    managed = vm(manager="libvirt")
+
+    assert refused(guards.unmanaged, managed, allow_managed=False) == (
+        "managed-vm",
+        "vm is run by libvirt",
+    )
+    guards.unmanaged(managed, allow_managed=True)
+    guards.unmanaged(vm(), allow_managed=False)
+
+
+def test_storage_that_hangs_is_refused_and_what_cannot_be_seen_is_a_warning() -> None:
+    """Nobody guesses."""
+    assert refused(guards.storage, vm(storage_responding=False)) == (
+        "storage-hangs",
+        "storage of vm does not answer",
+    )
+    assert guards.storage(vm()) == []
+    assert guards.storage(vm(storage_responding=None)) == [
+        "image files cannot be seen from here: nobody knows whether their storage answers"
+    ]
+
+
+# The device.
+
+
+def test_a_device_is_found_with_what_qemu_calls_it() -> None:
+    """A `-drive` by its name; its layers without the protocol nodes below them."""
+    protocol = Node(layer="0", role="protocol", node_name="top-file")
+    each = disk(node(0, "top"), protocol, node(1, "base"))
+
+    assert guards.device(vm(disk(name="cd0"), each), "disk0") == Found(
+        each, Disk("disk0", "top"), (each.nodes[0], each.nodes[2])
+    )
+
+
+def test_a_device_without_a_name_is_known_by_the_node_it_stands_on() -> None:
+    """As a `-blockdev` disk is; a filter above its chain is that node, and no layer."""
+    below = qapi.BlockNode(stats=qapi.NodeStats(), node_name="top")
+    entry = qapi.BlockStats(
+        stats=qapi.Stats(), qdev="disk0", node_name="filter", parent=below, backing=below
+    )
+    told = guards.device(vm(disk(), entries=[entry]), "disk0")
+
+    assert (told.disk, told.disk.device_or_node) == (Disk("", "filter"), "filter")
+    assert [each.node_name for each in told.layers] == list(CHAIN)
+
+
+def test_query_block_says_which_node_a_device_stands_on() -> None:
+    """What query-blockstats tells is for when it is not known."""
+    block = msgspec.convert(
+        {"device": "", "inserted": {
+            "file": "/f", "drv": "qcow2", "ro": False, "node-name": "root",
+            "image": {"filename": "/f", "format": "qcow2"},
+        }},
+        qapi.BlockInfo,
+    )  # fmt: skip
+
+    assert found(block=block).disk == Disk("disk0", "root")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    """By the name that was asked for."""
+    assert refused(guards.device, vm(), "vda") == ("unknown-device", "vm has no device 'vda'")
+
+
+@pytest.mark.parametrize("empty", [{"inserted": False}, {"nodes": ()}], ids=["tray", "chain"])
+def test_a_device_without_a_medium_is_refused(empty: dict[str, Any]) -> None:
+    """There is nothing to commit and nothing to put a layer on."""
+    each = msgspec.structs.replace(disk(), **empty)
+
+    assert refused(guards.device, vm(each), "disk0") == (
+        "wrong-device-state",
+        "disk0 has no medium",
+    )
+
+
+@pytest.mark.parametrize("inserted", [True, None])
+def test_a_medium_that_nobody_denies_is_taken_for_there(inserted: bool | None) -> None:
+    """query-block may not have been asked."""
+    assert guards.device(vm(disk(inserted=inserted)), "disk0").device.device == "disk0"
+
+
+def test_a_layer_is_named_as_qemu_names_it_with_its_credentials() -> None:
+    """That is for QEMU alone; a layer of which query-block did not tell has no file."""
+    secret = msgspec.structs.replace(
+        node(1, "base"), image=qapi.Image("http://u:PW@h/b", "raw"), file="http://h/b"
+    )
+    blind = Node(layer="0", role="format", node_name="top")
+    told = found(blind, secret)
+
+    assert (told.image(0), told.image(1)) == (Image("top", ""), Image("base", "http://u:PW@h/b"))
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_device_is_busy_until_its_job_has_ended(status: str) -> None:
+    """One that is concluded holds nothing any more, and waits only to be dismissed."""
+    snapshot = vm(jobs=(job("j1", status=status),))
+    if status in ("concluded", "null"):
+        guards.idle(snapshot, "disk0")
+        return
+    with pytest.raises(Refused) as caught:
+        guards.idle(snapshot, "disk0")
+
+    assert (caught.value.problem, str(caught.value)) == ("device-busy", "commit j1 works on disk0")
+    assert isinstance(caught.value.job, api.Job)
+    assert (caught.value.job.vm, caught.value.job.job_id) == ("vm", "j1")
+
+
+def test_a_job_on_another_device_is_in_nobodys_way() -> None:
+    """Nor is one of which nobody knows where it works: QEMU will say."""
+    guards.idle(vm(jobs=(job(device="disk1"), job("x", device=""))), "disk0")
+
+
+def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> None:
+    """QEMU would reopen the base and write to it."""
+    corrupt = {"type": "qcow2", "data": {"corrupt": True}}
+    sound = {"type": "qcow2", "data": {"corrupt": False}}
+
+    assert refused(guards.writable, found(read_only="true")) == (
+        "wrong-device-state",
+        "disk0 is read-only",
+    )
+    assert refused(
+        guards.writable, found(node(0, "top"), node(1, "base", **{"format-specific": corrupt}))
+    ) == ("wrong-device-state", "layer 1 of disk0 is corrupt")
+    guards.writable(found(read_only="false"))
+    guards.writable(found(read_only=""))
+    guards.writable(found(node(0, "top", **{"format-specific": sound})))
+    guards.writable(found(node(0, "top", **{"format-specific": {"type": "raw"}})))
+    guards.writable(found(Node(layer="0", role="format", node_name="top")))
+
+
+# The layers.
+
+
+def test_a_commit_takes_the_whole_chain_unless_it_is_told_what() -> None:
+    """By node name, or by file."""
+    layers = found()
+
+    assert guards.commit_range(layers, commit()) == Range(0, 2)
+    assert guards.commit_range(layers, commit(base="mid")) == Range(0, 1)
+    assert guards.commit_range(layers, commit(top="mid")) == Range(1, 2)
+    assert guards.commit_range(
+        layers, commit(top="/images/top.qcow2", base="/images/mid.qcow2")
+    ) == Range(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (commit(top="nope"), "top: disk0 has no layer 'nope'"),
+        (commit(base="nope"), "base: disk0 has no layer 'nope'"),
+        (commit(base="2"), "base: disk0 has no layer '2'"),
+        (commit(base="http://u:PW@h/b?key=PW"), "base: disk0 has no layer 'http://h/b'"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused(request_: api.Commit, said: str) -> None:
+    """Its number is no name; a credential in what was asked for is not repeated."""
+    assert refused(guards.commit_range, found(), request_) == ("unknown-layer", said)
+
+
+def test_a_name_of_two_layers_is_refused() -> None:
+    """Nobody guesses which was meant."""
+    twice = found(node(0, "a", "/one"), node(1, "b", "/one"), node(2, "c", "/two"))
+    old = found(node(0, "", "/one"), node(1, "", "/two"))
+
+    assert refused(guards.commit_range, twice, commit(base="/one")) == (
+        "unknown-layer",
+        "base: '/one' is more than one layer",
+    )
+    assert guards.commit_range(twice, commit(base="b")) == Range(0, 1)
+    assert guards.commit_range(old, commit(base="/two")) == Range(0, 1)
+
+
+def test_a_node_name_comes_before_a_file_of_that_name() -> None:
+    """The name of the one layer may be the file of the other."""
+    odd = found(node(0, "x", "b"), node(1, "y", "/y"), node(2, "b", "/b"))
+
+    assert guards.commit_range(odd, commit(base="b")) == Range(0, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "request_", "said"),
+    [
+        (("only",), commit(), "disk0 has one layer and no backing file"),
+        (CHAIN, commit(top="mid", base="mid"), "layer 1 of disk0 is not above layer 1"),
+        (CHAIN, commit(top="base", base="top"), "layer 2 of disk0 is not above layer 0"),
+        (CHAIN, commit(base="top"), "layer 0 of disk0 is not above layer 0"),
+    ],
+)
+def test_layers_that_are_one_or_the_wrong_way_round_are_refused(
+    layers: tuple[str, ...], request_: api.Commit, said: str
+) -> None:
+    """There is nothing to commit."""
+    assert refused(guards.commit_range, found(*layers), request_) == ("nothing-to-commit", said)
+
+
+@pytest.mark.parametrize(("expected", "base"), [(0, "base"), (1, "mid"), (2, "top"), (9, "top")])
+def test_a_commit_ends_above_the_backing_files_that_a_device_has_by_right(
+    expected: int, base: str
+) -> None:
+    """The deepest layer that may be written to, and the one below it."""
+    layers = found(expected_backing_depth=expected)
+    deepest = 2 - expected
+    if deepest > 0:
+        assert guards.commit_range(layers, commit(base=base)) == Range(0, deepest)
+    for below in CHAIN[max(1, deepest + 1) :]:
+        said = (
+            f"the configuration says that disk0 has {expected} backing files by right"
+            f" (expected_backing_depth): layer {CHAIN.index(below)} is one of them"
+        )
+        assert refused(guards.commit_range, layers, commit(base=below)) == ("shared-layer", said)
+
+
+names = st.sampled_from(["", "a", "b", "c", "/x", "/y", "json:"])
+
+
+@given(
+    st.lists(st.tuples(names, names), min_size=1, max_size=6),
+    st.none() | names,
+    st.none() | names,
+    st.none() | st.integers(0, 7),
+)
+def test_a_commit_never_leaves_the_chain_or_enters_what_is_shared(
+    layers: list[tuple[str, str]], top: str | None, base: str | None, expected: int | None
+) -> None:
+    """Whatever the layers and the request are called: what is taken has one meaning."""
+    nodes = [node(depth, name, file) for depth, (name, file) in enumerate(layers)]
+    chosen = found(*nodes, expected_backing_depth=expected)
+    request = commit()
+    request = msgspec.structs.replace(request, top=UNSET if top is None else top)
+    request = msgspec.structs.replace(request, base=UNSET if base is None else base)
+    last = len(layers) - 1
+    try:
+        taken = guards.commit_range(chosen, request)
+    except Refused:
+        return
+
+    assert 0 <= taken.top < taken.base <= last - (expected or 0)
+    for said, number, default in ((top, taken.top, 0), (base, taken.base, last)):
+        if said is None:
+            assert number == default
+            continue
+        by_name = [depth for depth, (name, _) in enumerate(layers) if name == said]
+        by_file = [depth for depth, (_, file) in enumerate(layers) if file == said]
+        assert [number] == (by_name or by_file)
+
+
+# Layers of others.
+
+
+def others(*devices: Device, of: str = "vm") -> list[tuple[str, Device]]:
+    """Devices of a VM as all VMs know them."""
+    return [(of, each) for each in devices]
+
+
+@pytest.mark.parametrize("of", ["vm", "other"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_layer_that_another_disk_reads_is_neither_written_to_nor_removed(
+    of: str, layer: int
+) -> None:
+    """On this VM or another: whatever stands between top and base, both included."""
+    shared = node(1, "x", f"/images/{CHAIN[layer]}.qcow2")
+    known = others(disk(node(0, "y"), shared, name="disk1"), of=of)
+
+    assert refused(guards.unshared, vm(), found(), Range(0, 2), known) == (
+        "shared-layer",
+        f"/images/{CHAIN[layer]}.qcow2 is layer 1 of disk1 of {of} too",
+    )
+
+
+def test_a_layer_below_the_base_and_above_the_top_may_be_shared() -> None:
+    """A commit does not touch it."""
+    known = others(disk(node(0, "y"), node(1, "x", "/images/base.qcow2"), name="disk1"), of="b")
+    known += others(disk(node(0, "z", "/images/top.qcow2"), name="disk2"), of="b")
+
+    guards.unshared(vm(), found("top", "mid", "low", "base"), Range(1, 2), known)
+
+
+def test_a_device_does_not_stand_in_its_own_way() -> None:
+    """One of the same name on another VM does."""
+    guards.unshared(vm(), found(), Range(0, 2), others(disk()))
+
+    assert refused(guards.unshared, vm(), found(), Range(0, 2), others(disk(), of="b"))[0] == (
+        "shared-layer"
+    )
+
+
+def test_a_node_of_two_disks_is_shared_whatever_its_file() -> None:
+    """Node names are of one VM: the same name on another says nothing."""
+    blind = Node(layer="1", role="format", node_name="base")
+    known = disk(node(0, "y"), blind, name="disk1")
+
+    assert refused(guards.unshared, vm(), found(), Range(0, 2), others(known)) == (
+        "shared-layer",
+        "base is layer 1 of disk1 of vm too",
+    )
+    guards.unshared(vm(), found(), Range(0, 2), others(known, of="b"))
+
+
+def test_what_is_no_path_and_no_layer_is_not_compared() -> None:
+    """Two URLs may look the same without what is not shown of them; a node below has no layer."""
+    mine = found(node(0, "", "json:"), node(1, "", "json:"))
+    protocol = Node(layer="0", role="protocol", node_name="p", file="/images/base.qcow2")
+    alike = disk(node(0, "", "json:"), protocol, name="disk1")
+
+    guards.unshared(vm(), mine, Range(0, 1), others(alike, of="b"))
+    guards.unshared(vm(), found(), Range(0, 2), others(alike, of="b"))
+
+
+# Jobs.
+
+
+def test_a_job_is_found_by_its_id() -> None:
+    """A block job: of others nothing is asked here."""
+    one, two = job("a"), job("b", "mirror")
+    saving = job("snap", "snapshot-save")
+    snapshot = vm(jobs=(one, two, saving))
+
+    assert guards.job(snapshot, "b") is two
+    for missing in ("c", "snap"):
+        assert refused(guards.job, snapshot, missing) == (
+            "unknown-job",
+            f"vm has no block job {missing!r}",
+        )
+
+
+#: Verb -> JobStatus in which QEMU takes it. [JobVerbTable]
+TAKEN = {
+    "pause": {"created", "running", "ready", ""},
+    "finalize": {"pending"},
+    "dismiss": {"concluded"},
+    "speed": {"created", "running", "paused", "ready", "standby", ""},
+    "cancel": set(STATUSES) - {"aborting", "concluded", "null"},
+}
+SAID = {
+    "pause": "does not run",
+    "finalize": "is not pending",
+    "dismiss": "has not ended",
+    "speed": "has ended",
+    "cancel": "has ended",
+}
+
+
+def guard_of(verb: str) -> Any:
+    """Return the guard of a verb."""
+    if verb == "cancel":
+        return lambda snapshot, each: guards.may_cancel(snapshot, each, force=None)
+    return guards.OF_JOBS[verb]
+
+
+@pytest.mark.parametrize("verb", TAKEN)
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_verb_is_taken_in_some_states_and_no_others(verb: str, status: str) -> None:
+    """The refusal names the state, and has the job with it."""
+    each = job(status=status)
+    if status in TAKEN[verb]:
+        guard_of(verb)(vm(), each)
+        return
+
+    assert refused(guard_of(verb), vm(), each) == (
+        "wrong-job-state",
+        f"commit disk0 {SAID[verb]}: it is {status or 'running'}",
+    )
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("ready", [True, False, None])
+def test_only_what_qemu_calls_ready_is_completed(status: str, ready: bool | None) -> None:
+    """Not what is at 100 %, and not what is ready and rests."""
+    each = job(status=status, ready=ready, offset=100)
+    if ready and status in ("ready", ""):
+        guards.may_complete(vm(), each)
+        return
+    problem = "wrong-job-state" if ready else "not-ready"
+    what = "is ready and does not run" if ready else "is not ready"
+
+    assert refused(guards.may_complete, vm(), each) == (
+        problem,
+        f"commit disk0 {what}: it is {status or ('ready' if ready else 'running')}",
+    )
+
+
+def test_an_old_qemu_says_by_an_event_that_a_job_is_ready() -> None:
+    """QEMU before 2.2 has no such member; one that denies it is believed."""
+    heard = msgspec.structs.replace(job(status="", ready=None), ready_timestamp_seconds=1.0)
+    denied = msgspec.structs.replace(job(status="", ready=False), ready_timestamp_seconds=1.0)
+
+    guards.may_complete(vm(), heard)
+    assert refused(guards.may_cancel, vm(), heard, force=None)[0] == "force-required"
+    assert refused(guards.may_complete, vm(), denied)[0] == "not-ready"
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_how_a_ready_job_is_cancelled_is_said_aloud(force: bool) -> None:
+    """Of one that is not ready it need not be."""
+    ready = job(status="ready", ready=True)
+
+    assert refused(guards.may_cancel, vm(), ready, force=None) == (
+        "force-required",
+        "commit disk0 is ready: it is ready",
+    )
+    guards.may_cancel(vm(), ready, force=force)
+    guards.may_cancel(vm(), job(), force=force)
+
+
+def test_a_job_is_paused_once_and_resumed_once() -> None:
+    """QEMU 5.2 calls a paused job `running`: the flag counts."""
+    paused = job(paused=True)
+
+    assert refused(guards.may_pause, vm(), paused)[0] == "wrong-job-state"
+    guards.may_resume(vm(), paused)
+    assert refused(guards.may_resume, vm(), job()) == (
+        "wrong-job-state",
+        "commit disk0 is not paused: it is running",
+    )
+
+
+def test_a_refusal_has_the_job_that_it_is_about() -> None:
+    """So that who asked sees its state without asking again."""
+    with pytest.raises(Refused) as caught:
+        guards.may_complete(vm(), job("j", offset=25))
+
+    assert isinstance(caught.value.job, api.Job)
+    assert (caught.value.job.offset_bytes, caught.value.job.length_bytes) == (25, 100)
+
+
+def test_every_verb_has_a_guard() -> None:
+    """A new one is guarded, or this fails."""
+    of_devices = {"commit", "snapshot", "cancel"}
+
+    assert guards.OF_JOBS.keys() | of_devices == set(api.VERBS)

@@ -13,7 +13,7 @@ from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.problems import PATH, PROBLEMS
 
 #: Where the audit line of a request is gathered.
-AUDIT = "audit"
+AUDIT = web.RequestKey("audit", dict[str, object])
 _PROBLEM_JSON = "application/problem+json"
 _encode = msgspec.json.Encoder().encode
 

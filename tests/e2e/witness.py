@@ -111,7 +111,7 @@ def scraped(exporter: Exporter) -> Iterator[list[str]]:
         try:
             while not ended.wait(0.01):
                 texts.append(exporter.get())
-        except Exception as error:
+        except OSError as error:
             failures.append(error)
 
     thread = threading.Thread(target=run)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.api import Admin, Answer, admin
 from tests.e2e.cutting import Plan, Proxy
-from tests.e2e.lab import Lab, Memory, Qemu, QmpError, drive, laboratory, wait_until
+from tests.e2e.lab import Lab, Qemu, QmpError, drive, laboratory, wait_until
 
 #: How many VMs share the bytes of one exchange: each unknown outcome takes the exporter a second.
 _VMS = 12

@@ -159,7 +159,7 @@ class Actions:
             command = commands.snapshot(found.disk, request.file, request.format, node_name)
             done = _done(mine, snapshot, "snapshot", command, request.device, None, warnings)
             directories = permission.directories
-            await asyncio.to_thread(overlay.check, request.file, directories)
+            await asyncio.to_thread(overlay.check, request.file, directories, mine.peer_pid)
             if dry_run:
                 return done
             made = await asyncio.to_thread(
@@ -244,8 +244,10 @@ def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str)
         if request.job_id:
             raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
         return request.device
-    if any(job.job_id == job_id for job in snapshot.jobs):
-        raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already")
+    for job in snapshot.jobs:
+        if job.job_id == job_id:
+            known = view.job(snapshot.vm, job)
+            raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already", known)
     return job_id
 
 

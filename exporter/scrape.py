@@ -60,6 +60,7 @@ class Member:
         self.target = target
         self._observer = observer
         self.name = target.vm
+        self.storage = storage
         self._vm = Vm(target, tally, storage, pace)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
@@ -87,6 +88,11 @@ class Member:
     def ends(self) -> Mapping[str, End]:
         """The last jobs that ended, by id."""
         return self._vm.jobs.outcomes.ends
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it ever answered."""
+        return self._devices is not None
 
     @property
     def known_devices(self) -> tuple[Device, ...]:

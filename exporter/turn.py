@@ -18,6 +18,8 @@ from exporter.errors import OutcomeUnknown, Refused, Rejected, TargetError
 from exporter.filename import public_text
 from exporter.model import Snapshot
 from exporter.scrape import Member
+from exporter.storage import StorageBusy, StorageHangs
+from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm
 
 #: Longest that a request waits for the VM: a scrape, or another request, is talking to it.
@@ -57,6 +59,17 @@ class Turn:
             return await self._vm.look(self._timeout_seconds)
         except TargetError:
             return None
+
+    async def reach(self, path: str) -> None:
+        """See that the storage of a path answers, before anything is done there.
+
+        Raises:
+            Refused: it does not.
+        """
+        try:
+            await self.member.storage.see([path], CANARY_SECONDS)
+        except (StorageHangs, StorageBusy) as error:
+            raise Refused("storage-hangs", str(error)) from None
 
     async def send(self, command: Command, effect: Effect | None = None) -> None:
         """Send a command; `effect` tells a snapshot in which it was done.

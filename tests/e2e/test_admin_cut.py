@@ -209,7 +209,6 @@ def test_a_commit_that_is_cut_at_any_byte_is_started_once_or_not_at_all(fleet: F
 
     assert len(plan.command) > 150, plan
     assert plan.answer_bytes > 150, plan
-    print(Counter(results), len(plan.command), plan.answer_bytes)
     assert_true(results)
     assert {at.vm.name: at.proxy.count("block-commit") for at in fleet.machines} == sent
     assert {job_id: at.started(job_id) for at, job_id in asked} == began

@@ -49,7 +49,7 @@ class Keeper(Observer):
     def joined(self, member: Member) -> None:
         """Have a new target know of the jobs that an earlier process started there."""
         for entry in self._ledger.open(member.name) if self._ledger else ():
-            if entry.outcome is None and entry.chain and entry.top is not None:
+            if entry.chain and entry.top is not None:
                 place = Place(entry.device, str(entry.top), str(entry.base))
                 member.adopt(entry.job_id, place, entry.chain)
 
@@ -110,11 +110,13 @@ class Keeper(Observer):
             await self._dismiss(member, changed)
 
     def _seen(self, member: Member, entry: Entry, job: Job | None) -> Entry:
+        """Return an entry with what is known of its job now; an outcome on record stays."""
         key = (entry.vm, entry.job_id)
         end = member.ends.get(entry.job_id)
         if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
             self._missing.pop(key, None)
-            return entry.with_end(end, dismissed=job is None)
+            known = entry.with_end(end) if entry.outcome is None else entry
+            return msgspec.structs.replace(known, dismissed=job is None)
         if job is not None:
             self._missing.pop(key, None)
             return msgspec.structs.replace(entry, started=True)
@@ -122,6 +124,9 @@ class Keeper(Observer):
         if misses < _MISSES:
             return entry
         del self._missing[key]
+        if entry.outcome is not None:
+            # Dismissed by somebody else, or by a process that ended before it could say so.
+            return msgspec.structs.replace(entry, dismissed=True)
         return msgspec.structs.replace(
             entry, outcome="unknown", ended_timestamp_seconds=time.time()
         )

@@ -33,6 +33,7 @@ from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.auth import Gate, user_of
 from exporter.web.live import Live
 from exporter.web.reading import GRACE_SECONDS, Reading
+from exporter.web.routes import ROOT
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def _options(flags: argparse.Namespace) -> Options:
     prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
     if not flags.web_telemetry_path.startswith("/"):
         raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} must begin with /")
-    if flags.web_telemetry_path in OTHER_PATHS:
+    if flags.web_telemetry_path in OTHER_PATHS or flags.web_telemetry_path.startswith(f"{ROOT}/"):
         raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} is another page")
     for flag, path in (("telemetry-path", flags.web_telemetry_path), ("route-prefix", prefix)):
         if not _PATH.fullmatch(path):

@@ -28,8 +28,12 @@ from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)
 
+#: A job that was told to complete is no longer at rest by then, unless it was not told after all.
+_COMPLETING_SECONDS = 5.0
 #: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
-_CROSSING = ("complete", "cancel", "pause")
+_CROSSING = frozenset({"complete", "cancel", "pause"})
+#: Where a job that was asked to complete waits to be finalized or dismissed.
+_AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class Actions:
     def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
         self._fleet = fleet
         self._ledger = ledger
-        #: Jobs that a complete was sent for: (VM, id) -> when the job was first seen.
-        self._completing: dict[tuple[str, str], float | None] = {}
+        #: Jobs that a complete was sent for: (VM, id) -> when, by the monotonic clock.
+        self._completing: dict[tuple[str, str], float] = {}
 
     async def commit(
         self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
@@ -117,11 +121,11 @@ class Actions:
         permission = self._permission(user, verb, vm)
         async with turn(self._member(vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-            job = guards.job(snapshot, job_id)
             self._forget_completed(snapshot)
-            completing = self._completing.get((vm, job_id), 0.0) == job.first_seen_timestamp_seconds
-            if completing and verb in _CROSSING:
-                known = view.job(vm, job)
+            job = guards.job(snapshot, job_id)
+            known = view.job(vm, job)
+            crosses = (vm, job_id) in self._completing and verb in _CROSSING
+            if crosses and known.status not in _AFTER_COMPLETE:
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
             # These let QEMU wait for the storage.
@@ -133,7 +137,7 @@ class Actions:
             if verb == "dismiss":
                 await self._record_before_dismissal(mine.member, job)
             if verb == "complete":
-                self._completing[vm, job_id] = job.first_seen_timestamp_seconds
+                self._completing[vm, job_id] = time.monotonic()
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
@@ -153,7 +157,7 @@ class Actions:
         """
         permission = self._permission(user, "snapshot", vm)
         async with turn(self._member(vm)) as mine:
-            snapshot, _ = await mine.look(allow_managed=permission.allow_managed)
+            snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = guards.device(snapshot, request.device)
             guards.idle(snapshot, request.device)
             guards.writable(found)
@@ -169,7 +173,7 @@ class Actions:
             if dry_run:
                 return done
             made = await asyncio.to_thread(
-                overlay.make, request.file, directories, active, mine.peer_pid
+                overlay.make, request.file, directories, active, qemu.pid
             )
             try:
                 await mine.send(command, effects.has_layer(request.device, request.file))
@@ -241,9 +245,12 @@ class Actions:
         await asyncio.to_thread(self._ledger.put, entry.with_end(end, dismissed=True))
 
     def _forget_completed(self, snapshot: Snapshot) -> None:
-        listed = {job.job_id for job in snapshot.jobs}
+        """Forget what was sent for jobs that are gone, or that have not taken it."""
+        listed = {job.job_id: job for job in snapshot.jobs}
+        since = time.monotonic() - _COMPLETING_SECONDS
         for vm, job_id in [key for key in self._completing if key[0] == snapshot.vm]:
-            if job_id not in listed:
+            job = listed.get(job_id)
+            if job is None or (self._completing[vm, job_id] < since and guards.rests(job)):
                 del self._completing[vm, job_id]
 
 
@@ -316,10 +323,10 @@ async def _after(mine: Turn, done: api.Done) -> api.Done:
 
 async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
-    if entry.request != wanted:
-        raise Refused("job-id-taken", f"{entry.job_id} is of another request", view.recorded(entry))
     snapshot = await mine.look_again()
-    job = mine.job(snapshot, entry.job_id) if snapshot else None
+    job = (mine.job(snapshot, entry.job_id) if snapshot else None) or view.recorded(entry)
+    if entry.request != wanted:
+        raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
     return api.Done(
         vm=entry.vm,
         action="commit",
@@ -330,5 +337,5 @@ async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run
         command=None,
         arguments={},
         warnings=[],
-        job=job or view.recorded(entry),
+        job=job,
     )

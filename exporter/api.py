@@ -252,3 +252,5 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     outcome: Literal["unknown"] | UnsetType = UNSET
     #: The job that stands in the way.
     job: Job | UnsetType = UNSET
+    #: Who runs the VM: libvirt, proxmox, incus.
+    manager: str | UnsetType = UNSET

@@ -9,8 +9,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
-from typing import NoReturn, get_args
+from collections.abc import Mapping, Sequence
+from typing import get_args
 from urllib.parse import urlsplit
 
 from exporter import __version__, exposition, garbage, hand, service
@@ -26,8 +26,10 @@ from exporter.config import (
 )
 from exporter.discovery import printable
 from exporter.errors import ConfigError
+from exporter.flags import Parser, seconds
 from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
+from exporter.shell.commands import OPERATING
 from exporter.web.admin import Changing
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.auth import Gate, user_of
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 DEFAULT_STATE = "/var/lib/qemu-block-exporter"
 _PATH = re.compile(r"[\w./~-]*", re.ASCII)
 
-_COMMANDS = {
+_SERVING = {
     "serve": "serve metrics over HTTP (the default)",
     "once": "collect once, print the metrics, and exit",
     "demo": "run small virtual machines with block jobs, and serve their metrics",
@@ -50,10 +52,18 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit code: 1 for a wrong setting, 2 for a wrong flag."""
-    flags = _parser().parse_args(arguments)
-    service.set_up_logging(flags.log_level, flags.log_format)
+    """Run the program and return its exit code: 1 for a wrong setting, 2 for a wrong flag.
+
+    Those of the operators' commands are in `exporter.shell.commands`.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        if given and given[0] in OPERATING:
+            from exporter.shell import main as shell  # noqa: PLC0415  # it is no part of the serving process
+
+            return shell.run(given[0], given[1:])
+        flags = _parser().parse_args(given)
+        service.set_up_logging(flags.log_level, flags.log_format)
         return _run(flags)
     except ConfigError as error:
         print(f"qemu-block-exporter: {error}", file=sys.stderr)
@@ -211,33 +221,18 @@ def _version() -> str:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line; all flags would bury it."""
-        self.exit(2, f"{self.prog}: {message}; --help lists all flags\n")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="qemu-block-exporter",
         description="Prometheus exporter for the block layer of QEMU virtual machines.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="commands:\n" + "\n".join(f"  {k:8}{v}" for k, v in _COMMANDS.items()),
+        epilog=f"serving:\n{_listed(_SERVING)}\n\n"
+        f"operating, by a running exporter's HTTP API (COMMAND --help):\n{_listed(OPERATING)}",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("command", nargs="?", choices=_COMMANDS, default="serve", metavar="COMMAND",
-        help="serve, once or demo")  # fmt: skip
+    add("command", nargs="?", choices=_SERVING, default="serve", metavar="COMMAND",
+        help="serve, once or demo; or, before all flags, one of those for operating")  # fmt: skip
     add("--version", action="version", version=_version())
     add(
         "--config.file", dest="config_file", metavar="FILE", help="YAML file with groups of targets"
@@ -248,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     qmp = parser.add_argument_group("monitor sockets").add_argument
     qmp("--qmp.sockets", dest="qmp_sockets", action="append", default=[], metavar="GLOB",
         help=f"monitor sockets to collect; may be repeated (default: {DEFAULT_SOCKETS})")  # fmt: skip
-    qmp("--qmp.timeout", dest="qmp_timeout", type=_seconds, default=5.0, metavar="SECONDS",
+    qmp("--qmp.timeout", dest="qmp_timeout", type=seconds, default=5.0, metavar="SECONDS",
         help="longest that one VM may take to answer (default: 5)")  # fmt: skip
     qmp("--qmp.connection", dest="qmp_connection", choices=get_args(Connection),
         default="persistent",
@@ -264,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     collector("--collector.topology", dest="collector_topology", choices=get_args(Topology),
               default="auto",
               help="when query-block is asked: auto only while the storage answers")  # fmt: skip
-    collector("--collector.topology.max-age", dest="collector_topology_max_age", type=_seconds,
+    collector("--collector.topology.max-age", dest="collector_topology_max_age", type=seconds,
               default=60.0, metavar="SECONDS",
               help="ask query-block again after this long (default: 60)")  # fmt: skip
 
@@ -302,6 +297,10 @@ def _parser() -> argparse.ArgumentParser:
     logs("--log.format", dest="log_format", choices=("logfmt", "json"), default="logfmt",
          help="format of log lines (default: logfmt)")  # fmt: skip
     return parser
+
+
+def _listed(commands: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:10}{text}" for name, text in commands.items())
 
 
 class _Replace(argparse.Action):

@@ -45,11 +45,13 @@ JOB_ID_VERSION = (2, 7)
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """What one QEMU can do."""
+    """What one QEMU is and can do."""
 
     version: tuple[int, ...]
     #: By query-commands.
     commands: Collection[str]
+    #: Its process, 0 where that cannot be seen.
+    pid: int = 0
 
     @property
     def keeps_ended_jobs(self) -> bool:

@@ -74,12 +74,12 @@ class ActionError(ExporterError):
 class Refused(ActionError):
     """Nothing was sent: a guard stands in the way."""
 
-    def __init__(self, problem: str, detail: str, job: object = None) -> None:
+    def __init__(self, problem: str, detail: str, job: object = None, **more: object) -> None:
         super().__init__(detail)
         #: A key of `problems.PROBLEMS`.
         self.problem = problem
-        #: The `api.Job` that stands in the way, if any.
-        self.job = job
+        #: Members of `api.Problem` beside: the `job` that stands in the way, if any.
+        self.more = more if job is None else {"job": job, **more}
 
 
 class Rejected(ActionError):

@@ -65,7 +65,8 @@ def steady(snapshot: Snapshot) -> None:
 def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
     """No other program keeps account of the disks."""
     if snapshot.manager and not allow_managed:
-        raise Refused("managed-vm", f"{snapshot.vm} is run by {snapshot.manager}")
+        manager = snapshot.manager
+        raise Refused("managed-vm", f"{snapshot.vm} is run by {manager}", manager=manager)
 
 
 def storage(snapshot: Snapshot) -> list[str]:
@@ -171,6 +172,11 @@ def may_complete(snapshot: Snapshot, each: Job) -> None:
         raise _refused("not-ready", snapshot, each, "is not ready")
     if _status(each) not in ("", "ready"):
         raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
+
+
+def rests(each: Job) -> bool:
+    """It is ready and does nothing: one that completes is paused and busy until it is gone."""
+    return _is(each, "ready") and not _is(each, "paused") and not _is(each, "busy")
 
 
 def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:

@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 #: How often a job must be missing before its outcome is given up.
 _MISSES = 3
+#: When a QEMU that would not keep histograms is asked again.
+_RETRY_SECONDS = 3600.0
+#: And one that was not asked, because of the state that it is in.
+_PAUSE_SECONDS = 60.0
+_DAY_SECONDS = 24 * 3600.0
 
 
 class Keeper(Observer):
@@ -43,8 +48,8 @@ class Keeper(Observer):
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: (VM, job id) -> how often it was missing.
         self._missing: dict[tuple[str, str], int] = {}
-        #: (VM, process, device) whose QEMU would not keep histograms.
-        self._refused: set[tuple[str, int, str]] = set()
+        #: (VM, device) whose QEMU would not keep histograms -> when it is asked again.
+        self._refused: dict[tuple[str, str], float] = {}
 
     def joined(self, member: Member) -> None:
         """Have a new target know of the jobs that an earlier process started there."""
@@ -59,7 +64,10 @@ class Keeper(Observer):
             return
         entries = self._ledger.open(member.name) if self._ledger else []
         wanted = member.target.settings.latency_histograms
-        without = _without_histograms(snapshot) if wanted else {}
+        if wanted is not None and (wanted.allow_managed or not snapshot.manager):
+            without = self._without_histograms(snapshot)
+        else:
+            without = {}
         if entries or without:
             task = asyncio.create_task(self._do(member, snapshot, entries, wanted, without))
             self._tasks[member.name] = task
@@ -69,8 +77,8 @@ class Keeper(Observer):
         """Look at the VMs that have jobs of ours, for as long as they have."""
         while self._ledger is not None:
             await asyncio.sleep(LOOK_SECONDS)
-            for vm in {entry.vm for entry in self._ledger.open()}:
-                if member := fleet.members.get(vm):
+            for vm in self._ledger.vms():
+                if self._ledger.open(vm) and (member := fleet.members.get(vm)):
                     await member.collect()
 
     async def close(self) -> None:
@@ -89,8 +97,9 @@ class Keeper(Observer):
         try:
             for entry in entries:
                 await self._settle(member, snapshot, entry)
-            if wanted and without and not (snapshot.manager and not wanted.allow_managed):
+            if wanted is not None:
                 for device, qom in without.items():
+                    self._refused[member.name, device] = time.monotonic() + _PAUSE_SECONDS
                     await self._set_histograms(member, device, qom, wanted)
         except Refused as error:
             log.warning("not done", extra={"vm": member.name, "err": str(error)})
@@ -119,7 +128,10 @@ class Keeper(Observer):
             return msgspec.structs.replace(known, dismissed=job is None)
         if job is not None:
             self._missing.pop(key, None)
-            return msgspec.structs.replace(entry, started=True)
+            seen = entry.seen_timestamp_seconds
+            if time.time() - seen > _DAY_SECONDS:
+                seen = time.time()  # else a job of a week would be forgotten
+            return msgspec.structs.replace(entry, started=True, seen_timestamp_seconds=seen)
         misses = self._missing[key] = self._missing.get(key, 0) + 1
         if misses < _MISSES:
             return entry
@@ -149,14 +161,22 @@ class Keeper(Observer):
         self, member: Member, device: str, qom: str, wanted: LatencyHistograms
     ) -> None:
         async with turn(member) as mine:
-            key = (member.name, mine.peer_pid, device)
-            if key in self._refused:
-                return
             await mine.look(allow_managed=wanted.allow_managed)
             command = commands.latency_histogram(qom, wanted.boundaries_seconds)
             about = {"vm": member.name, "device": device}
             if not await self._send(mine, "latency_histogram", command, about):
-                self._refused.add(key)
+                self._refused[member.name, device] = time.monotonic() + _RETRY_SECONDS
+
+    def _without_histograms(self, snapshot: Snapshot) -> Mapping[str, str]:
+        """Return the devices that have a medium and no histograms, with their QOM path or name."""
+        now = time.monotonic()
+        return {
+            device.device: entry.qdev or entry.device
+            for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
+            if device.nodes
+            and entry.stats.rd_latency_histogram is None
+            and self._refused.get((snapshot.vm, device.device), now) <= now
+        }
 
     async def _send(
         self, mine: Turn, action: str, command: Command, about: Mapping[str, object]
@@ -175,12 +195,3 @@ class Keeper(Observer):
         said = {"command": command.name, "answer": answer, "duration_seconds": seconds}
         self._trail.record(action, result, {"user": "", **about, **said})
         return result == audit.DONE
-
-
-def _without_histograms(snapshot: Snapshot) -> Mapping[str, str]:
-    """Return the devices that have a medium and no histograms, with their QOM path or name."""
-    return {
-        device.device: entry.qdev or entry.device
-        for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
-        if device.nodes and entry.stats.rd_latency_histogram is None
-    }

@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
@@ -55,6 +54,14 @@ class Entry(Struct, kw_only=True, frozen=True):
     error: str = ""
     ended_timestamp_seconds: float | None = None
     dismissed: bool = False
+    #: When it was last seen to run, to the day.
+    seen_timestamp_seconds: float = 0.0
+
+    @property
+    def changed_timestamp_seconds(self) -> float:
+        """When something last became of it."""
+        ended = self.ended_timestamp_seconds or 0.0
+        return max(self.requested_timestamp_seconds, self.seen_timestamp_seconds, ended)
 
     @property
     def open(self) -> bool:
@@ -93,7 +100,8 @@ class Ledger:
             ConfigError: the directory cannot be read or written.
         """
         self._folder = folder
-        self._entries: dict[tuple[str, str], Entry] = {}
+        #: VM -> job id -> entry.
+        self._entries: dict[str, dict[str, Entry]] = {}
         where = "--admin.state-directory"
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -106,15 +114,19 @@ class Ledger:
 
     def get(self, vm: str, job_id: str) -> Entry | None:
         """Return the entry of a job."""
-        return self._entries.get((vm, job_id))
+        return self._entries.get(vm, {}).get(job_id)
 
-    def all(self) -> Iterator[Entry]:
-        """Yield every entry."""
-        yield from list(self._entries.values())
+    def of(self, vm: str) -> list[Entry]:
+        """Return the entries of a VM."""
+        return list(self._entries.get(vm, {}).values())
 
-    def open(self, vm: str | None = None) -> list[Entry]:
-        """Return the entries that something is to be done about yet, of one VM or of all."""
-        return [e for e in self.all() if e.open and (vm is None or e.vm == vm)]
+    def vms(self) -> list[str]:
+        """Return the VMs that there are entries of."""
+        return list(self._entries)
+
+    def open(self, vm: str) -> list[Entry]:
+        """Return the entries of a VM that something is to be done about yet."""
+        return [entry for entry in self.of(vm) if entry.open]
 
     def put(self, entry: Entry) -> None:
         """Write an entry; it is on the disk when this returns.
@@ -122,10 +134,9 @@ class Ledger:
         Raises:
             Refused: it could not be written.
         """
-        key = (entry.vm, entry.job_id)
-        if key not in self._entries:
+        if self.get(entry.vm, entry.job_id) is None:
             self._forget_old()
-            if len(self._entries) >= ENTRIES_LIMIT:
+            if sum(map(len, self._entries.values())) >= ENTRIES_LIMIT:
                 raise Refused(
                     "not-recorded", f"{ENTRIES_LIMIT} requests are on record for the last 7 days"
                 )
@@ -133,11 +144,14 @@ class Ledger:
             self._write(entry)
         except OSError as error:
             raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
-        self._entries[key] = entry
+        self._keep(entry)
 
     def remove(self, entry: Entry) -> None:
         """Forget an entry: nothing came of it."""
-        self._entries.pop((entry.vm, entry.job_id), None)
+        of_vm = self._entries.get(entry.vm, {})
+        of_vm.pop(entry.job_id, None)
+        if not of_vm:
+            self._entries.pop(entry.vm, None)
         try:
             os.unlink(self._path(entry.vm, entry.job_id))
             self._sync()
@@ -156,13 +170,16 @@ class Ledger:
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 # To go on without it could start a job for a second time.
                 raise ConfigError(f"--admin.state-directory: {path}: {error}") from error
-            self._entries[entry.vm, entry.job_id] = entry
+            self._keep(entry)
         self._forget_old()
+
+    def _keep(self, entry: Entry) -> None:
+        self._entries.setdefault(entry.vm, {})[entry.job_id] = entry
 
     def _forget_old(self) -> None:
         since = time.time() - KEPT_SECONDS
-        for entry in self.all():
-            if max(entry.requested_timestamp_seconds, entry.ended_timestamp_seconds or 0.0) < since:
+        for entry in [entry for vm in self.vms() for entry in self.of(vm)]:
+            if entry.changed_timestamp_seconds < since:
                 self.remove(entry)
 
     def _write(self, entry: Entry) -> None:

@@ -354,7 +354,7 @@ GRAPH = _query("x-debug-query-block-graph", Graph)
 #: Decodes what comes while no answer is awaited.
 UNASKED: msgspec.json.Decoder[Message[Raw]] = msgspec.json.Decoder(Message[Raw])
 
-_OBJECT_ID = re.compile(r"^[A-Za-z][A-Za-z0-9._-]*$")
+_OBJECT_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
 @lru_cache(maxsize=1024)
@@ -363,7 +363,7 @@ def throttle_limits(group: str) -> Query[dict[str, int]] | None:
 
     This is the only property that is ever read by qom-get.
     """
-    if not _OBJECT_ID.match(group):
+    if not _OBJECT_ID.fullmatch(group):
         return None
     return _query("qom-get", dict[str, int], {"path": f"/objects/{group}", "property": "limits"})
 

@@ -49,7 +49,11 @@ class Formatter(logging.Formatter):
 def _logfmt(value: object) -> str:
     text = str(value)
     plain = text and all(c.isprintable() and c not in ' "=\\' for c in text)
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    if plain:
+        return text
+    # What a terminal would obey, or a viewer take for the end of a line, is written out.
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
 
 
 def set_up_logging(level: str, kind: str) -> None:

@@ -36,11 +36,6 @@ class Turn:
         self._vm = vm
         self._timeout_seconds = member.target.settings.timeout_seconds
 
-    @property
-    def peer_pid(self) -> int:
-        """The QEMU's process, 0 where that cannot be seen."""
-        return self._vm.peer_pid
-
     async def look(self, *, allow_managed: bool) -> tuple[Snapshot, Qemu]:
         """Return the VM as it is now, with query-block asked anew, and what its QEMU can do.
 

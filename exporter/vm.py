@@ -101,13 +101,16 @@ class Vm:
         Raises:
             TargetError: the VM does not answer.
         """
-        deadline = time.monotonic() + timeout_seconds
+        deadline, began = time.monotonic() + timeout_seconds, time.time()
         self._topology.outdate()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
         if self.target.settings.topology == "never":
             # Nothing was asked of the storage, and a command waits for it as query-block does.
             await self._topology.may_ask((), self._session.peer_pid, _left(deadline))
+        elif (self._topology.timestamp or 0.0) < began:
+            # Storage that had no time for us has none for QEMU either.
+            return msgspec.structs.replace(snapshot, storage_responding=False)
         return msgspec.structs.replace(snapshot, storage_responding=self._topology.responding)
 
     async def qemu(self, timeout_seconds: float) -> Qemu:
@@ -119,7 +122,7 @@ class Vm:
         if self._qemu is None:
             answers = await self._session.ask(qapi.KNOWN_COMMANDS, timeout_seconds=timeout_seconds)
             names = frozenset(command.name for command in answers.get(qapi.KNOWN_COMMANDS) or ())
-            self._qemu = Qemu(self._session.version, names)
+            self._qemu = Qemu(self._session.version, names, self._session.peer_pid)
         return self._qemu
 
     async def execute(self, command: Command, timeout_seconds: float) -> None:
@@ -131,11 +134,6 @@ class Vm:
         if self.target.settings.connection == "per-scrape":
             await self._session.leave()
         self._watch.end()
-
-    @property
-    def peer_pid(self) -> int:
-        """The process at the other end, 0 where that cannot be seen."""
-        return self._session.peer_pid
 
     async def close(self) -> None:
         """Leave the socket."""

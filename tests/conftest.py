@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.fakeapi import FakeApi, fake_api
+from tests.shell import Shell
 
 # A machine may be busy: no example fails for being slow.
 settings.register_profile("patient", deadline=None)
@@ -37,6 +40,19 @@ def root_logger() -> Iterator[logging.Logger]:
 def fresh_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every look at /proc/net/unix see what is there now: a test waits for nothing."""
     monkeypatch.setattr("exporter.peer._FRESH_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[FakeApi]:
+    """The HTTP API of an exporter, scripted."""
+    async with fake_api() as running:
+        yield running
+
+
+@pytest.fixture
+def shell(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """The operators' commands against `api`."""
+    return Shell(api, capsys)
 
 
 def samples(exposition: str) -> dict[str, str]:

@@ -11,29 +11,33 @@ ROOT = Path(__file__).parent.parent / "exporter"
 
 #: From the top down; a module imports only what stands below it.
 ORDER = (
-    "__main__", "cli", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
+    "__main__", "cli", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
+    "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials",
+    "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
     "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
     "web.tls", "web.config", "hand", "keeper", "actions", "turn", "overlay", "qcow2", "guards", "effects",
     "audit", "view", "ledger", "scrape", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
     "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
     "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
-    "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors",
+    "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
     "api", "chain", "commands", "effects", "events", "family", "filename", "graph", "guards", "identity",
     "jobs", "known", "metrics", "model", "outcomes", "parse", "problems", "qapi", "qcow2", "render",
-    "template", "view", "web.routes",
+    "template", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {
     "qemu": {"qmp", "client"},
-    "aiohttp": {"web.admin", "web.answers", "web.reading", "web.app", "web.auth", "web.server", "demo.main"},
+    "aiohttp": {"web.admin", "web.answers", "web.reading", "web.app", "web.auth", "web.server", "demo.main",
+                "shell.client"},
     "bcrypt": {"web.passwords"},
+    "rich": {"shell.progress", "shell.screen", "shell.tables", "shell.views"},
     "prometheus_client": {"exposition"},
     "yaml": {"yamlfile"},
-    "ssl": {"web.live", "web.server", "web.tls"},
+    "ssl": {"shell.client", "shell.credentials", "web.live", "web.server", "web.tls"},
     "ctypes": {"storage", "demo.vms"},
 }
 

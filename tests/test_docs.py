@@ -12,19 +12,37 @@ from exporter.cli import _parser
 from exporter.config import Settings, load
 from exporter.errors import REASONS
 from exporter.metrics import METRICS
+from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
+from exporter.shell.options import parser
+from exporter.web.config import Tls, read
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml"]
+PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml", "deploy/web.example.yml"]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_a_page_names_exists(page: str) -> None:
     """A flag that was renamed is renamed everywhere."""
     known = set(_parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
+    known |= {"--http.config.file"}
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 
     assert set(named) <= known
     assert named or page == "CONTRIBUTING.md"
+
+
+def test_every_command_of_operators_is_explained() -> None:
+    """With no flag that it has not, and every exit code."""
+    section = (ROOT / "README.md").read_text().partition("\n## From the shell\n")[2]
+    section = section.partition("\n## ")[0]
+    table = [row for row in section.splitlines() if row.startswith("| `")]
+    named = {word for row in table for word in re.findall(r"[a-z]+", row.split(" | ")[0])}
+    known = {flag for name in OPERATING for flag in parser(name)._option_string_actions}
+
+    assert set(OPERATING) <= named
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", section)) <= known
+    codes = re.findall(r"^\| (\d+)", section, re.MULTILINE)
+    assert codes == re.findall(r"^  (\d+) ", EXIT_CODES_HELP, re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
@@ -53,6 +71,42 @@ def test_the_example_configuration_is_a_configuration() -> None:
     assert groups["plain"].settings.connection == "persistent"
     assert groups["clones"].settings.expected_depth("virtio-disk0") == 1
     assert groups["by name"].targets[0].vm == "database"
+
+
+def test_the_example_of_a_web_configuration_is_one(tmp_path: Path) -> None:
+    """Every key of it, none left out; and the one in the README."""
+    path = ROOT / "deploy" / "web.example.yml"
+    config = read(str(path))
+    sample = re.search(r"\n    tls_server_config:\n(?:    .*\n)+", (ROOT / "README.md").read_text())
+
+    assert config.tls is not None
+    assert config.headers
+    assert config.users
+    assert config.rate_limit
+    texts = {"cert", "key", "client_ca"}
+    assert all(re.search(rf"^  {key}:", path.read_text(), re.MULTILINE)
+               for key in {*Tls.__struct_fields__} - texts)  # fmt: skip
+    assert sample is not None
+    (tmp_path / "web.yml").write_text(re.sub("^    ", "", sample[0].strip("\n"), flags=re.MULTILINE))
+    assert list(read(str(tmp_path / "web.yml")).users) == ["prometheus"]
+
+
+def test_what_the_example_for_prometheus_has_in_comments_is_a_configuration_too(
+    tmp_path: Path,
+) -> None:
+    """Whoever takes the hashes out gets what is meant. Its files need not be there."""
+    text = (ROOT / "deploy" / "prometheus" / "scrape.yml").read_text()
+    path = tmp_path / "scrape.yml"
+    path.write_text(re.sub(r"^  # (-|  )", r"  \1", text, flags=re.MULTILINE))
+    check = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert check.returncode == 0, check.stderr
+    assert "\n  - job_name: qemu-block-tls\n    scheme: https\n" in path.read_text()
 
 
 def test_the_example_for_prometheus_is_a_configuration_of_prometheus() -> None:

@@ -524,6 +524,7 @@ async def test_every_query_reads_and_none_writes() -> None:
         "query-block",
         "query-block-jobs",
         "query-blockstats",
+        "query-commands",
         "query-jobs",
         "query-name",
         "query-status",

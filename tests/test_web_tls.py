@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.web import tls
+from exporter.web import live, tls
 from exporter.web.config import Tls
 from exporter.web.live import Live
 from exporter.web.tls import CIPHERS, CIPHERS_13, sans
@@ -432,7 +433,7 @@ async def test_a_certificate_before_its_key_changes_nothing_until_the_key_comes(
 
 
 async def test_another_authority_counts_from_the_next_handshake_on(serve: Serve) -> None:
-    """Clients of the old one are out; so is a session that they would resume."""
+    """Clients of the old one are out."""
     site = await serve(CLIENTS)
     other = Pki()
     old, new = site.pki.client("a.example"), other.client("a.example")
@@ -441,6 +442,36 @@ async def test_another_authority_counts_from_the_next_handshake_on(serve: Serve)
     (site.folder / "ca.pem").write_bytes(other.ca.cert_pem.bytes())
 
     assert (await site.refuses(old), await site.refuses(new)) == (True, False)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_ends_with_the_authority_that_vouched_for_it(
+    serve: Serve, version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves a client the certificate, and so must not outlive a change of who is trusted."""
+    site = await serve(CLIENTS)
+    client = only(site.pki.client("a.example"), version)
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession | None]:
+        with (
+            socket.create_connection((HOST, site.port), timeout=60) as plain,
+            client.wrap_socket(plain, server_hostname=HOST, session=session) as secure,
+        ):
+            secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: secure.recv(1000), b""))
+            if not answer.endswith(b"page"):
+                raise ConnectionResetError
+            return bool(secure.session_reused), secure.session
+
+    # Not while the file is so young that it is read for each handshake.
+    monkeypatch.setattr(live, "_TICK_NS", 0)
+    first, session = await asyncio.to_thread(ask, None)
+    again, session = await asyncio.to_thread(ask, session)
+    assert (first, again) == (False, True)
+    (site.folder / "ca.pem").write_bytes(Pki().ca.cert_pem.bytes())
+
+    with pytest.raises(REFUSED):
+        await asyncio.to_thread(ask, session)
 
 
 async def test_a_file_that_is_put_right_elsewhere_is_read_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterable
 from typing import cast
@@ -42,7 +43,8 @@ class Changing:
         self._actions = actions
         self._trail = trail
         self._prefix = prefix
-        self._origins = frozenset(origins)
+        # The origin "null" of a sandboxed page has no host: none is ever the same as that.
+        self._origins = frozenset(origins) - {""}
         self._user_of = user_of
 
     @web.middleware
@@ -127,7 +129,7 @@ class Changing:
         if site not in ("none", "same-origin"):
             raise Refused("cross-site", "Sec-Fetch-Site says that it is another site's")
         origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and _host(origin) not in {request.host, *self._origins}:
+        if origin is not None and _host(origin) not in {request.host, *self._origins} - {""}:
             raise Refused("cross-site", "Origin is another site")
         if request.content_type != "application/json":
             raise Refused("wrong-content-type", "Content-Type must be application/json")
@@ -144,9 +146,17 @@ def _host(origin: str) -> str:
 def _decoded(body: bytes, route: Route) -> api.Request:
     assert route.body is not None
     try:
-        return msgspec.json.decode(body, type=route.body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        asked: api.Request = msgspec.json.decode(body, type=route.body)
+        json.loads(body, object_pairs_hook=_each_once)
+    except (msgspec.DecodeError, UnicodeError, ValueError, RecursionError) as error:
         raise Refused("bad-request", f"body: {error}") from None
+    return asked
+
+
+def _each_once(members: list[tuple[str, object]]) -> None:
+    """Refuse an object that says one thing twice: whoever stands before us may read the other."""
+    if len(dict(members)) < len(members):
+        raise ValueError("a member stands twice")
 
 
 async def _body(request: web.Request) -> bytes:

@@ -13,7 +13,7 @@ from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.problems import PATH, PROBLEMS
 
 #: Where the audit line of a request is gathered.
-AUDIT = "audit"
+AUDIT = web.RequestKey("audit", dict[str, object])
 _PROBLEM_JSON = "application/problem+json"
 _encode = msgspec.json.Encoder().encode
 
@@ -55,8 +55,7 @@ def failed(request: web.Request, error: ActionError) -> web.Response:
         return problem(request, name, str(error), outcome="unknown")
     assert isinstance(error, Refused)
     about |= {"result": audit.REFUSED, "problem": error.problem}
-    more = {"job": error.job} if error.job is not None else {}
-    return problem(request, error.problem, str(error), **more)
+    return problem(request, error.problem, str(error), **error.more)
 
 
 def problems(root: str) -> Middleware:

@@ -87,7 +87,9 @@ class Endpoints:
             read = getattr(self._reading, route.name, None)
             handler = read or self._changing.handler(route)
             limited = self._limited(handler) if "too-many" in route.problems else handler
-            app.router.add_route(route.method, prefix + route.path, limited)
+            # By itself aiohttp takes no braces, and a VM may be named with them.
+            path = prefix + route.path.replace("}", ":[^/]+}")
+            app.router.add_route(route.method, path, limited)
         if prefix:
             app.router.add_get("/", self._to_prefix)
         if gate is not None:

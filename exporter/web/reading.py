@@ -100,7 +100,7 @@ class Reading:
         """Return the jobs that QEMU has, and those started here that it has no more."""
         vm = collected.snapshot.vm
         ends = self._ends(vm)
-        entries = {e.job_id: e for e in self._ledger.all() if e.vm == vm} if self._ledger else {}
+        entries = {e.job_id: e for e in self._ledger.of(vm)} if self._ledger else {}
         found = []
         for job in collected.snapshot.jobs:
             entry = entries.pop(job.job_id, None)

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 #: A client that has not finished by then is cut off when the process ends.
 _SHUTDOWN_SECONDS = 3.0
+#: How long the rest of a body that nobody wants is read, so that its sender reads the answer.
+_LINGER_SECONDS = 1.0
 _BACKLOG = 128
 _NO_IP6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
@@ -84,7 +86,12 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, reload)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        lingering_time=_LINGER_SECONDS,
+    )
     await runner.setup()
     try:
         for sock in sockets:

@@ -133,11 +133,16 @@ def admin(
     *grants: Mapping[str, object],
     flags: Sequence[str] = (),
     config: Mapping[str, object] | None = None,
+    sockets: bool = True,
+    users: Sequence[str] = (),
 ) -> Admin:
-    """Start an exporter with the admin API; without grants one user may do everything."""
+    """Start an exporter with the admin API; without grants one user may do everything.
+
+    `users` exist without a grant.
+    """
     chosen = grants or (grant(directories=[str(lab.folder)]),)
-    users = {user for each in chosen for user in each["users"]} | {ALL}  # type: ignore[attr-defined]
-    hashes = {user: _hash(user * 2) for user in sorted(users)}
+    names = {user for each in chosen for user in each["users"]}  # type: ignore[attr-defined]
+    hashes = {user: _hash(user * 2) for user in sorted({*names, *users, ALL})}
     files = {
         "web.json": {"basic_auth_users": hashes},
         "config.json": {"admin": {"grants": list(chosen)}, **(config or {})},
@@ -150,6 +155,7 @@ def admin(
         f"--admin.state-directory={lab.folder / 'state'}",
         "--web.enable-admin-api",
         *flags,
+        sockets=sockets,
     )
     exporter.authorization = f"Basic {base64.b64encode(f'{ALL}:{ALL * 2}'.encode()).decode()}"
     return Admin(exporter)

@@ -272,6 +272,7 @@ class Exporter(Process):
         self._scraped_at = 0.0
         #: What it is asked with, where it has users.
         self.authorization = ""
+        self._crashed = False
         command = [*before, sys.executable, "-m", "exporter"]
         address = "--web.listen-address=127.0.0.1:0"
         super().__init__([*command, address, *flags], folder / "exporter.log")
@@ -311,8 +312,15 @@ class Exporter(Process):
             time.sleep(0.1)
         return text
 
+    def crash(self) -> None:
+        """End it in the middle of whatever it does."""
+        self._crashed = True
+        self.kill()
+
     def close(self) -> None:
         """End it as a service is ended, and see that it had nothing to complain about itself."""
+        if self._crashed:
+            return
         if self.exit_code is None:
             self.signal(signal.SIGTERM)
         try:

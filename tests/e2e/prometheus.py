@@ -85,11 +85,19 @@ def write_rules(folder: Path, factor: float) -> list[Path]:
 class Prometheus(Process):
     """A real one, with storage of its own, that scrapes and evaluates every second."""
 
-    def __init__(self, folder: Path, jobs: dict[str, str], rules: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        jobs: dict[str, str],
+        rules: Sequence[Path] = (),
+        settings_of: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Scrape the target of each job, with the settings that a job has of its own."""
         config = folder / "prometheus.yml"
         self._jobs = jobs
         scrapes = [
             {"job_name": job, "static_configs": [{"targets": [target]}]}
+            | dict((settings_of or {}).get(job, {}))
             for job, target in jobs.items()
         ]
         intervals = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}

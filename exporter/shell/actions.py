@@ -1,0 +1,258 @@
+"""The commands that change something: a request is sent once, and what became of it is told."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from exporter.api import (
+    JOB_ID_PREFIX,
+    Cancel,
+    Commit,
+    Complete,
+    Dismiss,
+    Done,
+    Finalize,
+    Job,
+    Pause,
+    Request,
+    Resume,
+    SetSpeed,
+    Snapshot,
+    Verb,
+)
+from exporter.shell import lookup, words
+from exporter.shell.client import Client, NoAnswer, NotSent, Refused
+from exporter.shell.screen import Screen
+from exporter.shell.text import is_ready, state
+from exporter.shell.waiting import Wait, waits_for
+from exporter.shell.words import Prompt
+
+T = TypeVar("T")
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+#: Of the device, in the id of a job: with prefix, time and random part it is at most 63 characters.
+_DEVICE_LENGTH = 32
+UNKNOWN = 4
+#: A job that was ready, and that somebody else completes or ends.
+_OVERTAKEN = frozenset({"already-asked", "unknown-job"})
+
+
+def made_job_id(device: str) -> str:
+    """Return an id for a job on `device` that no other job has."""
+    safe = _UNSAFE.sub("-", device).strip("-.")[:_DEVICE_LENGTH] or "disk"
+    now = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return f"{JOB_ID_PREFIX}{safe}-{now}-{secrets.token_hex(3)}"
+
+
+class Actions:
+    """What is asked for by `flags`. The methods return exit codes.
+
+    Each raises `Refused` and `NotSent`, and `Lost` where it waits.
+    """
+
+    def __init__(
+        self, client: Client, screen: Screen, prompt: Prompt, flags: argparse.Namespace
+    ) -> None:
+        self._client = client
+        self._screen = screen
+        self._prompt = prompt
+        self._flags = flags
+        self._vm: str = flags.vm
+        self._wait = Wait(client, screen, prompt, flags.interval)
+
+    async def commit(self) -> int:
+        """Start a commit and, where that is asked for, see it through."""
+        flags = self._flags
+        if flags.job_id is None:
+            flags.job_id = made_job_id(flags.device)
+            if not flags.dry_run:
+                self._screen.note(f"job {flags.job_id}")
+        request = Commit(
+            action="commit",
+            device=flags.device,
+            job_id=flags.job_id or UNSET,
+            top=_unset(flags.top),
+            base=_unset(flags.base),
+            speed_bytes_per_second=_unset(flags.speed),
+        )
+        # What QEMU before 2.7 calls it; any other name is told in the answer.
+        flags.job_id = flags.job_id or flags.device
+        code = await self._send("commit", request)
+        if code or flags.dry_run:
+            return code
+        if flags.complete_when_ready:
+            return await self._complete_when_ready()
+        return self._told(await self._until(ready=True)) if flags.wait else 0
+
+    async def complete(self) -> int:
+        """Complete a job, once it is ready where that is asked for."""
+        if self._flags.when_ready and not self._flags.dry_run:
+            return await self._complete_when_ready()
+        code = await self._send("complete", Complete())
+        if code or self._flags.dry_run or not self._flags.wait:
+            return code
+        return self._told(await self._until(ready=False))
+
+    async def cancel(self) -> int:
+        """Cancel a job."""
+        return await self._send("cancel", Cancel(force=_unset(self._flags.force)))
+
+    async def pause(self) -> int:
+        """Pause a job."""
+        return await self._send("pause", Pause())
+
+    async def resume(self) -> int:
+        """Let a job go on."""
+        return await self._send("resume", Resume())
+
+    async def finalize(self) -> int:
+        """Finalize a job."""
+        return await self._send("finalize", Finalize())
+
+    async def dismiss(self) -> int:
+        """Dismiss a job."""
+        return await self._send("dismiss", Dismiss())
+
+    async def speed(self) -> int:
+        """Limit the speed of a job."""
+        return await self._send("speed", SetSpeed(speed_bytes_per_second=self._flags.bytes))
+
+    async def snapshot(self) -> int:
+        """Put a new layer on a disk."""
+        request = Snapshot(device=self._flags.device, file=self._flags.file)
+        dry_run = self._flags.dry_run
+        try:
+            done = await self._sent(self._client.snapshot(self._vm, request, dry_run=dry_run))
+        except NoAnswer as error:
+            with self._uncertain():
+                found = await lookup.snapshot(self._client, self._vm, request, self._flags.interval)
+            if found:
+                self._screen.note(f"no answer came: {error}")
+                self._screen.note(f"looked up: {request.device} is on {request.file} now")
+                return 0
+            look = self._prompt.line("chain", self._vm, request.device)
+            self._unknown(error, None, f"{request.device} is not seen on it; see {look}")
+            return UNKNOWN
+        self._accepted(done)
+        return 0
+
+    async def _send(self, verb: Verb, request: Request) -> int:
+        job_id, dry_run = self._flags.job_id, self._flags.dry_run
+        if isinstance(request, Commit):
+            asked = self._client.start(self._vm, request, dry_run=dry_run)
+        else:
+            asked = self._client.act(self._vm, job_id, verb, request, dry_run=dry_run)
+        try:
+            done = await self._sent(asked)
+        except NoAnswer as error:
+            return await self._looked_up(verb, request, error)
+        self._flags.job_id = done.job_id or job_id
+        self._accepted(done)
+        return 0
+
+    async def _sent(self, asked: Awaitable[Done]) -> Done:
+        try:
+            with self._uncertain():
+                return await asked
+        except NoAnswer as error:
+            if self._flags.dry_run:
+                raise NotSent(str(error)) from error
+            raise
+
+    @contextmanager
+    def _uncertain(self) -> Iterator[None]:
+        """Say what is not known, where somebody ends the program before it is."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            look = self._prompt.line("jobs", self._vm)
+            self._screen.note(f"whether the request was carried out is not known: see {look}")
+            raise
+
+    def _accepted(self, done: Done) -> None:
+        self._screen.result(done, words.done(done))
+        for warning in done.warnings:
+            self._screen.note(f"warning: {warning}", "yellow")
+
+    async def _looked_up(self, verb: Verb, request: Request, error: NoAnswer) -> int:
+        job_id, seconds = self._flags.job_id, self._flags.interval
+        with self._uncertain():
+            seen, true = await lookup.job(self._client, self._vm, job_id, verb, request, seconds)
+        if seen is not None and true:
+            self._screen.note(f"no answer came: {error}")
+            self._screen.result(seen, f"looked up: {words.about(seen)}")
+            return 0
+        if seen is not None:
+            look = self._prompt.line("jobs", self._vm)
+            self._unknown(error, seen, f"{words.about(seen)}; see {look}")
+        elif isinstance(request, Commit) and request.job_id:
+            again = f"sent again with --job-id={job_id} it starts no second job"
+            self._unknown(error, None, f"no job {job_id} is seen; {again}")
+        else:
+            self._unknown(error, None, f"job {job_id} is not seen")
+        return UNKNOWN
+
+    def _unknown(self, error: NoAnswer, seen: Job | None, found: str) -> None:
+        self._screen.note(f"no answer came: {error}", "bold red")
+        self._screen.note(f"what became of the request is not known; looked up: {found}")
+        if self._screen.json and (known := seen or error.problem):
+            self._screen.result(known, "")
+
+    async def _until(self, *, ready: bool) -> Job:
+        return await self._wait.until(self._vm, self._flags.job_id, ready=ready)
+
+    async def _complete_when_ready(self) -> int:
+        job = await self._until(ready=True)
+        if not is_ready(job):
+            return self._told(job)
+        said = ""
+        while True:
+            try:
+                code = await self._send("complete", Complete())
+            except (NotSent, Refused) as error:
+                problem = error.problem if isinstance(error, Refused) else None
+                if problem and words.name(problem) in _OVERTAKEN:
+                    return self._told(await self._until(ready=False))
+                if problem and problem.status != 503:
+                    raise
+                if said != str(error):
+                    said = str(error)
+                    self._screen.note(f"trying on: {said}")
+                await self._wait.pause(self._vm, self._flags.job_id)
+            else:
+                return code or self._told(await self._until(ready=False))
+
+    def _told(self, job: Job) -> int:
+        """Say how waiting ended, and return the exit code. JSON lines have the job already."""
+        waiting = is_ready(job) or state(job) == "pending"
+        if not self._screen.json:
+            said = waits_for(job, self._prompt) if waiting else words.about(job)
+            self._screen.result(job, said)
+        return words.exit_code(job)
+
+
+#: A command's name -> what does it.
+ACTIONS: dict[str, Callable[[Actions], Awaitable[int]]] = {
+    "commit": Actions.commit,
+    "complete": Actions.complete,
+    "cancel": Actions.cancel,
+    "pause": Actions.pause,
+    "resume": Actions.resume,
+    "speed": Actions.speed,
+    "finalize": Actions.finalize,
+    "dismiss": Actions.dismiss,
+    "snapshot": Actions.snapshot,
+}
+
+
+def _unset(value: T | None) -> T | UnsetType:
+    return UNSET if value is None else value

@@ -1,0 +1,203 @@
+"""Flags of the operators' commands."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from exporter.api import JobId, Speed
+from exporter.config import DEFAULT_PORT
+from exporter.flags import Parser, seconds
+from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
+from exporter.shell.words import PROGRAM, Prompt
+
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+_WATCH_SECONDS = 2.0
+_POLL_SECONDS = 1.0
+
+Add = Callable[..., Any]
+
+
+def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what stands behind `command`; a mistake ends the process with exit code 2."""
+    return parser(command).parse_args(arguments)
+
+
+def prompt(flags: argparse.Namespace) -> Prompt:
+    """Return how the same exporter is asked again."""
+    again = [f"--url={flags.url}"] if flags.url != DEFAULT_URL else []
+    if flags.http_config_file is not None:
+        again.append(f"--http.config.file={flags.http_config_file}")
+    return Prompt(tuple(again))
+
+
+def parser(command: str) -> Parser:
+    """Return what reads the arguments of a command."""
+    made = Parser(
+        prog=f"{PROGRAM} {command}",
+        description=f"{OPERATING[command][0].upper()}{OPERATING[command][1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXIT_CODES_HELP,
+        allow_abbrev=False,
+    )
+    made.set_defaults(command=command)
+    _OWN[command](made.add_argument)
+    _common(made.add_argument_group("the exporter").add_argument)
+    return made
+
+
+def _common(add: Add) -> None:
+    add("--url", type=_url, default=DEFAULT_URL, metavar="URL",
+        help=f"where the exporter is, with its route prefix (default: {DEFAULT_URL})")  # fmt: skip
+    add("--http.config.file", dest="http_config_file", metavar="FILE",
+        help="user, password and TLS, in the format of promtool's --http.config.file")  # fmt: skip
+    add("--timeout", type=seconds, default=30.0, metavar="SECONDS",
+        help="longest that one request may take; waiting for a job has no limit (default: 30)")  # fmt: skip
+    add("--json", action="store_true",
+        help="print JSON: one document, or a line for each change while waiting")  # fmt: skip
+
+
+def _vms(add: Add) -> None:
+    pass
+
+
+def _jobs(add: Add) -> None:
+    _name(add, "vm", "of this VM only", nargs="?")
+    add("--watch", action="store_true", help="refresh until Ctrl-C")
+    add("--interval", type=seconds, default=_WATCH_SECONDS, metavar="SECONDS",
+        help="how long between two refreshes (default: 2)")  # fmt: skip
+    add("--all", action="store_true", help="show also jobs that ended more than an hour ago")
+
+
+def _chain(add: Add) -> None:
+    _name(add, "vm", "the VM")
+    _name(add, "device", "this disk only", nargs="?")
+
+
+def _commit(add: Add) -> None:
+    _name(add, "vm", "the VM")
+    _name(add, "device", "the disk, as chain shows it")
+    layer = "a node name or file as chain shows it, never a number"
+    _name(add, "--top", f"merge this layer and what is between it and base: {layer}"
+          " (default: the active layer)", metavar="LAYER")  # fmt: skip
+    _name(add, "--base", f"merge into this layer: {layer} (default: the lowest)", metavar="LAYER")
+    add("--job-id", dest="job_id", type=_job_id, metavar="ID",
+        help="qbe-...; the same id never starts a second job, so that a retry is safe (default: one"
+        " is made, and printed before anything is sent)")  # fmt: skip
+    add("--no-job-id", dest="job_id", action="store_const", const="",
+        help="for QEMU before 2.7, which names the job by its disk; a retry is not safe then")  # fmt: skip
+    add("--speed", type=_speed, metavar="BYTES", help="limit in bytes per second")
+    _dry_run(add)
+    add("--wait", action="store_true", help="follow the job until it ends or is ready")
+    add("--complete-when-ready", dest="complete_when_ready", action="store_true",
+        help="follow it, complete it when it is ready, and wait for how it ends")  # fmt: skip
+    _poll(add)
+
+
+def _complete(add: Add) -> None:
+    _job(add)
+    add("--wait", action="store_true", help="wait for how the job ends")
+    add("--when-ready", dest="when_ready", action="store_true",
+        help="wait until the job is ready, complete it, and wait for how it ends")  # fmt: skip
+
+
+def _cancel(add: Add) -> None:
+    _job(add)
+    add("--force", action=argparse.BooleanOptionalAction, default=None,
+        help="a job that is ready needs one of both: --no-force lets it end consistently without"
+        " a pivot, --force ends it at once")  # fmt: skip
+
+
+def _set_speed(add: Add) -> None:
+    _job(add)
+    add("bytes", type=_speed, metavar="BYTES", help="bytes per second, 0 for no limit")
+
+
+def _snapshot(add: Add) -> None:
+    _name(add, "vm", "the VM")
+    _name(add, "device", "the disk, as chain shows it")
+    _name(add, "file", "absolute path of the new layer, a qcow2 file that is made")
+    _dry_run(add)
+    _poll(add)
+
+
+def _job(add: Add) -> None:
+    _name(add, "vm", "the VM")
+    _name(add, "job_id", "the job, as jobs shows it", metavar="JOB")
+    _dry_run(add)
+    _poll(add)
+
+
+def _dry_run(add: Add) -> None:
+    add("--dry-run", dest="dry_run", action="store_true", help="check everything, change nothing")
+
+
+def _poll(add: Add) -> None:
+    add("--interval", type=seconds, default=_POLL_SECONDS, help=argparse.SUPPRESS)
+
+
+def _name(add: Add, name: str, text: str, **more: Any) -> None:
+    if "metavar" not in more:
+        more["metavar"] = name.upper()
+    add(name, type=_text, help=text, **more)
+
+
+def _text(given: str) -> str:
+    try:
+        given.encode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{given!r} is not UTF-8") from None
+    if not given:
+        raise argparse.ArgumentTypeError("is empty")
+    return given
+
+
+def _job_id(given: str) -> str:
+    try:
+        return msgspec.convert(given, JobId)
+    except msgspec.ValidationError:
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is not qbe- and up to 59 letters, digits, '.', '_' and '-'"
+        ) from None
+
+
+def _speed(given: str) -> int:
+    try:
+        return msgspec.convert(int(given), Speed)
+    except (ValueError, msgspec.ValidationError):
+        raise argparse.ArgumentTypeError(f"{given!r} is no number of bytes per second") from None
+
+
+def _url(given: str) -> str:
+    try:
+        parts = urlsplit(_text(given))
+        wrong = parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0
+    except ValueError:
+        wrong = True
+    if wrong or parts.query or parts.fragment or not given.isprintable() or " " in given:
+        raise argparse.ArgumentTypeError(f"{given!r} is no URL such as {DEFAULT_URL}")
+    if "@" in parts.netloc:
+        raise argparse.ArgumentTypeError(
+            "has a user in it; it belongs into --http.config.file, where others do not see it"
+        )
+    return given
+
+
+_OWN: dict[str, Callable[[Add], None]] = {
+    "vms": _vms,
+    "jobs": _jobs,
+    "chain": _chain,
+    "commit": _commit,
+    "complete": _complete,
+    "cancel": _cancel,
+    "pause": _job,
+    "resume": _job,
+    "speed": _set_speed,
+    "finalize": _job,
+    "dismiss": _job,
+    "snapshot": _snapshot,
+}

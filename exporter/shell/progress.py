@@ -1,0 +1,77 @@
+"""A job that is waited for: one line in its place on a terminal, or a line where it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Self
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from exporter.api import Job
+from exporter.shell import tables, text
+from exporter.shell.rates import Rates
+from exporter.shell.screen import Screen
+from exporter.shell.text import clean
+
+#: Where no terminal is, a line is written each time that so much more is done.
+_STEP_PERCENT = 10
+
+
+class Progress:
+    """Standard error shows how far a job is; with --json standard output has each state of it."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._show: Callable[[RenderableType], None] | None = None
+        self._stack = ExitStack()
+        self._line: RenderableType = ""
+        self._last: Job | None = None
+        self._said = ""
+        self._step = -1
+        self._trouble = ""
+
+    def __enter__(self) -> Self:
+        console = self._screen.err
+        if self._screen.in_place(console):
+            self._show = self._stack.enter_context(self._screen.live(console))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def job(self, job: Job, rates: Rates) -> None:
+        """Show where a job is now."""
+        if self._trouble:
+            self._trouble = ""
+            if not self._show:
+                self._screen.note("the exporter answers again")
+        if self._screen.json:
+            if job != self._last:
+                self._screen.result(job, "")
+            self._last = job
+            return
+        if self._show:
+            self._line = tables.job_line(job, rates)
+            self._show(self._line)
+            return
+        step = (text.whole_percent(job) or 0) // _STEP_PERCENT
+        state = text.state(job)
+        if (state, step) != (self._said, self._step):
+            far = text.percent(job)
+            left = text.duration(rates.seconds_left(job))
+            more = f" {far}, ETA {left}" if far.endswith("%") and job.outcome is None else ""
+            self._screen.note(f"{clean(job.job_id)}: {clean(state)}{more}")
+        self._said, self._step = state, step
+
+    def trouble(self, said: str) -> None:
+        """Show why nothing is known now; the same is said once."""
+        if said == self._trouble:
+            return
+        self._trouble = said
+        text_ = f"trying on: {said}"
+        if self._show:
+            self._show(Group(self._line, Text(clean(text_, text.SENTENCE_LIMIT), style="yellow")))
+        else:
+            self._screen.note(text_)

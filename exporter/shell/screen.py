@@ -1,0 +1,102 @@
+"""Where people and scripts read: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import msgspec
+from msgspec import Struct
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from exporter.shell.text import SENTENCE_LIMIT, clean
+from exporter.shell.words import PROGRAM
+
+#: Where no terminal is, no line is ever cut or wrapped.
+_ENDLESS_COLUMNS = 100_000
+#: Of a sentence with a next step.
+_NOTE_LIMIT = 4 * SENTENCE_LIMIT
+
+
+class Screen:
+    """Standard output and standard error; what is told on either is printable."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+        self.out = _console(sys.stdout)
+        self.err = _console(sys.stderr)
+        #: Standard output takes no more.
+        self.broken = False
+
+    def result(self, value: Struct, shown: RenderableType) -> None:
+        """Print what was asked for: `shown` to a person, `value` as one line of JSON."""
+        if self.json:
+            text = json.dumps(msgspec.to_builtins(value))
+            self._write(self.out, Text(text.replace("\x7f", "\\u007f")), wrap=False)
+        elif isinstance(shown, str):
+            self._write(self.out, _sentences(shown), wrap=False)
+        else:
+            self._write(self.out, shown, wrap=True)
+
+    def note(self, text: str, style: str = "") -> None:
+        """Say something on standard error."""
+        self._write(self.err, _sentences(text, style), wrap=False)
+
+    def in_place(self, console: Console) -> bool:
+        """Return whether what is shown on `console` can be shown anew in its place."""
+        return console.is_terminal and not console.is_dumb_terminal and not self.json
+
+    @contextmanager
+    def live(self, console: Console) -> Iterator[Callable[[RenderableType], None]]:
+        """Give a function that shows something in the place of what it showed before."""
+        with Live(
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        ) as live:
+            yield lambda shown: live.update(shown, refresh=True)
+
+    def _write(self, console: Console, shown: RenderableType, *, wrap: bool) -> None:
+        console.print(shown, soft_wrap=not wrap)
+        if not isinstance(console.file, io.StringIO):
+            return
+        lines = [line.rstrip(" ") for line in console.file.getvalue().splitlines()]
+        console.file.seek(0)
+        console.file.truncate()
+        stream = sys.stdout if console is self.out else sys.stderr
+        if stream is None:
+            return  # it was closed by who started us
+        try:
+            stream.write("".join(f"{line}\n" for line in lines))
+            stream.flush()
+        except OSError as error:
+            # What is left of it must not be tried again at the end of the process.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if console is self.out:
+                self.broken = True
+                self.note(f"{PROGRAM}: standard output: {error.strerror}")
+
+
+def _console(stream: TextIO | None) -> Console:
+    """Return a console on `stream`; where it is no terminal, one that collects text for it."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    terminal = stream is not None and stream.isatty()
+    return Console(
+        file=stream if terminal else io.StringIO(),
+        force_terminal=terminal,
+        width=None if terminal else _ENDLESS_COLUMNS,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+
+
+def _sentences(text: str, style: str = "") -> Text:
+    lines = [clean(line, _NOTE_LIMIT) for line in text.split("\n")]
+    return Text("\n".join(lines), style=style)

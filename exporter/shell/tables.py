@@ -1,0 +1,191 @@
+"""What a person sees of VMs, jobs and chains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from exporter.api import Device, Job, Layer, Vm, VmSummary
+from exporter.shell import text
+from exporter.shell.rates import Rates
+from exporter.shell.text import NOTHING, SENTENCE_LIMIT, clean
+
+_BAR_COLUMNS = 16
+_STYLES = {
+    "ready": "bold yellow",
+    "pending": "bold yellow",
+    "standby": "yellow",
+    "paused": "yellow",
+    "running": "cyan",
+    "completed": "green",
+    "failed": "bold red",
+    "cancelled": "red",
+    "vanished": "bold red",
+    "unverified": "magenta",
+    "unknown": "magenta",
+}
+
+
+def vms(summaries: Iterable[VmSummary]) -> Table:
+    """Return the VMs, one a line."""
+    table = _table(
+        "VM", "UP", "STATUS", "QEMU", "MANAGER", *map(_right, ("DISKS", "DEPTH", "JOBS"))
+    )
+    for vm in summaries:
+        storage = vm.up and vm.storage_responding is False
+        up = "storage hangs" if storage else "yes" if vm.up else vm.reason or "no"
+        table.add_row(
+            _cell(vm.vm),
+            _cell(up, "green" if up == "yes" else "bold red"),
+            _cell(vm.status),
+            _cell(vm.qemu_version),
+            _cell(vm.manager),
+            _cell(vm.device_count),
+            _cell(vm.backing_depth_max),
+            _cell(vm.job_count),
+        )
+    return table
+
+
+def jobs(found: Iterable[Job], rates: Rates, *, bars: bool) -> Table:
+    """Return jobs, one a line; `bars` for a terminal."""
+    table = _table(
+        *("VM", "JOB", "TYPE", "DEVICE", "STATUS", "PROGRESS"),
+        *map(_right, ("RATE", "ETA", "LIMIT")),
+        "ERROR",
+    )
+    for job in found:
+        table.add_row(
+            _cell(job.vm),
+            _cell(job.job_id),
+            _cell(job.job_type),
+            _cell(job.device),
+            _state(job),
+            _progress(job) if bars else _cell(text.percent(job)),
+            text.speed(rates.bytes_per_second(job)),
+            text.duration(rates.seconds_left(job)),
+            text.speed(job.speed_limit_bytes_per_second or None),
+            _cell(job.error, "red", SENTENCE_LIMIT),
+        )
+    return table
+
+
+def job_line(job: Job, rates: Rates) -> RenderableType:
+    """Return one job as one line of a terminal."""
+    line = Table.grid(padding=(0, 2))
+    line.add_row(
+        _cell(job.job_id),
+        _state(job),
+        _progress(job),
+        text.speed(rates.bytes_per_second(job)),
+        f"ETA {text.duration(rates.seconds_left(job))}",
+    )
+    return line
+
+
+def vm(found: Vm) -> RenderableType:
+    """Return the disks of a VM, each with its layers from the active one down."""
+    facts = [found.status or "", f"QEMU {found.qemu_version}" if found.qemu_version else ""]
+    facts.append(f"run by {found.manager}" if found.manager else "")
+    if not found.up:
+        facts.append(f"not seen: {found.reason}")
+    title = ", ".join(clean(fact) for fact in facts if fact)
+    parts: list[RenderableType] = [Text(f"{clean(found.vm)}: {title}", style="bold")]
+    for device in found.devices:
+        at_work = [job for job in found.jobs if job.device == device.device and not job.outcome]
+        parts += ["", Text(_device(device), style="bold")]
+        if device.layers:
+            parts.append(_layers(device.layers, at_work))
+        unmarked = [job for job in at_work if job.top is None and job.base is None]
+        parts += [Text(f"at work: {_named(job)}", style=_style(job)) for job in unmarked]
+    return Group(*parts)
+
+
+def _device(device: Device) -> str:
+    facts = []
+    if device.inserted is False:
+        facts.append("empty")
+    if device.backing_depth is not None:
+        facts.append(f"depth {device.backing_depth}")
+    if device.expected_backing_depth:
+        facts.append(f"expected {device.expected_backing_depth}")
+    if device.read_only:
+        facts.append("read-only")
+    if device.io_status not in {None, "ok"}:
+        facts.append(f"I/O status {device.io_status}")
+    return clean(device.device) + (f": {', '.join(map(clean, facts))}" if facts else "")
+
+
+def _layers(layers: Iterable[Layer], at_work: Sequence[Job]) -> Table:
+    table = _table(
+        *(_right("LAYER"), "NODE", "DRIVER", "FILE"), *map(_right, ("VIRTUAL", "ALLOCATED")), "JOBS"
+    )
+    for layer in layers:
+        marks = [mark for job in at_work for mark in _marks(job, layer.layer)]
+        table.add_row(
+            str(layer.layer),
+            _cell(layer.node_name),
+            _cell(layer.driver),
+            _cell(layer.file, limit=SENTENCE_LIMIT),
+            text.size(layer.virtual_size_bytes),
+            text.size(layer.allocated_bytes),
+            Text("\n").join(marks) if marks else NOTHING,
+        )
+    return table
+
+
+def _marks(job: Job, layer: int) -> Iterable[Text]:
+    for mark, place in (("top", job.top), ("base", job.base)):
+        if layer == place:
+            yield Text(f"{mark} of {_named(job)}", style=_style(job))
+
+
+def _named(job: Job) -> str:
+    return f"{clean(job.job_id)} ({clean(job.job_type)}, {clean(text.state(job))})"
+
+
+def _style(job: Job) -> str:
+    return _STYLES.get(text.state(job), "")
+
+
+def _state(job: Job) -> Text:
+    return _cell(text.state(job), _style(job))
+
+
+def _progress(job: Job) -> RenderableType:
+    done = text.whole_percent(job)
+    if done is None or job.outcome is not None:
+        return _cell(text.percent(job))
+    grid = Table.grid(padding=(0, 1))
+    bar = ProgressBar(
+        *(100, done, _BAR_COLUMNS),
+        style="bright_black",
+        complete_style="cyan",
+        finished_style="green",
+    )
+    grid.add_row(bar, text.percent(job))
+    return grid
+
+
+def _right(name: str) -> tuple[str]:
+    return (name,)
+
+
+def _table(*columns: str | tuple[str]) -> Table:
+    """Return a table without lines; a name in a tuple stands above numbers, on the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        if isinstance(column, tuple):
+            table.add_column(column[0], justify="right", no_wrap=True)
+        else:
+            table.add_column(column, overflow="fold")
+    return table
+
+
+def _cell(value: object, style: str = "", limit: int = text.NAME_LIMIT) -> Text:
+    shown = NOTHING if value is None else clean(str(value), limit)
+    return Text(shown, style="" if shown == NOTHING else style)

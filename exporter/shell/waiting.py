@@ -1,0 +1,110 @@
+"""A job is followed until it ends, or waits for somebody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from exporter.api import Job
+from exporter.errors import ExporterError
+from exporter.shell import words
+from exporter.shell.client import Client, NoAnswer, NotSent, Refused
+from exporter.shell.progress import Progress
+from exporter.shell.rates import Rates
+from exporter.shell.screen import Screen
+from exporter.shell.text import is_ready, state
+from exporter.shell.words import Prompt
+
+#: An exporter that was just restarted may not have seen its VMs yet.
+_GONE_POLLS = 3
+#: The outcome of a job that is concluded is recorded at once, if by anybody.
+_CONCLUDED_POLLS = 5
+
+
+class Lost(ExporterError):
+    """How a job that was followed goes on cannot be known; the message says why."""
+
+
+@dataclass
+class Wait:
+    """Waiting has no limit of its own: an exporter that is down is tried again until it is up."""
+
+    client: Client
+    screen: Screen
+    prompt: Prompt
+    interval_seconds: float = 1.0
+    rates: Rates = field(default_factory=Rates)
+
+    async def until(self, vm: str, job_id: str, *, ready: bool) -> Job:
+        """Return the job when it has ended; with `ready` also when it waits for somebody.
+
+        Raises:
+            Lost: it is gone without a record, or the exporter does not let us look any more.
+        """
+        with self._left_alone(vm, job_id, ready=ready), Progress(self.screen) as progress:
+            return await self._follow(vm, job_id, progress, ready=ready)
+
+    async def pause(self, vm: str, job_id: str) -> None:
+        """Wait before something is tried again for a job that is ready."""
+        with self._left_alone(vm, job_id, ready=True):
+            await asyncio.sleep(self.interval_seconds)
+
+    @contextmanager
+    def _left_alone(self, vm: str, job_id: str, *, ready: bool) -> Iterator[None]:
+        """Say that the job goes on, where somebody ends the program."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            said = f'the job goes on: see it with "{self.prompt.line("jobs", vm)}"'
+            if ready:
+                complete = self.prompt.line("complete", vm, job_id, flag="--when-ready")
+                said += f', complete it with "{complete}"'
+            self.screen.note(said)
+            raise
+
+    async def _follow(self, vm: str, job_id: str, progress: Progress, *, ready: bool) -> Job:
+        gone = concluded = 0
+        while True:
+            try:
+                job = await self.client.job(vm, job_id)
+            except Refused as error:
+                gone = self._gone(error, gone, vm, job_id)
+                if not gone:
+                    progress.trouble(str(error))
+            except (NotSent, NoAnswer) as error:
+                progress.trouble(str(error))
+            else:
+                gone = 0
+                self.rates.update([job], time.monotonic())
+                progress.job(job, self.rates)
+                if job.outcome or (ready and (is_ready(job) or job.status == "pending")):
+                    return job
+                concluded = concluded + 1 if job.status == "concluded" else 0
+                if concluded and job.error:
+                    return job
+                if concluded >= _CONCLUDED_POLLS:
+                    raise Lost(f"{words.about(job)}, and nobody recorded how it ended")
+            await asyncio.sleep(self.interval_seconds)
+
+    def _gone(self, error: Refused, times: int, vm: str, job_id: str) -> int:
+        """Return how often the job was not there; 0 for a refusal that may pass."""
+        problem = error.problem
+        name = words.name(problem)
+        if name == "unknown-vm":
+            raise Lost(f"{vm} is no VM of the exporter any more, job {job_id} is gone with it")
+        if problem.status in {401, 403}:
+            raise Lost(f"{words.refusal(problem)}; job {job_id} goes on")
+        if name != "unknown-job":
+            return 0
+        if times + 1 >= _GONE_POLLS:
+            raise Lost(f"job {job_id} is gone, and nobody recorded how it ended")
+        return times + 1
+
+
+def waits_for(job: Job, prompt: Prompt) -> str:
+    """Return what a job that is ready or pending waits for."""
+    verb = "finalize" if state(job) == "pending" else "complete"
+    return f"{state(job)}: {verb} it with {prompt.line(verb, job.vm, job.job_id)}"

@@ -1,0 +1,184 @@
+"""What is said about jobs, requests and refusals, and what can be done next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from exporter.api import Done, Job, Outcome, Problem
+from exporter.shell.text import SENTENCE_LIMIT, clean, is_seen, percent, state
+
+PROGRAM = "qemu-block-exporter"
+_EXIT_CODES: dict[Outcome, int] = {
+    "completed": 0,
+    "failed": 3,
+    "cancelled": 3,
+    "vanished": 3,
+    "unverified": 4,
+    "unknown": 4,
+}
+
+
+def exit_code(job: Job) -> int:
+    """Return the exit code for a job that was waited for."""
+    if job.outcome is None:
+        return 3 if job.status == "concluded" and job.error else 0
+    return _EXIT_CODES[job.outcome]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How the operator calls this program again, for the same exporter."""
+
+    #: Flags that were given and that the next command needs too.
+    flags: tuple[str, ...] = ()
+
+    def line(self, *words: str, flag: str | None = None) -> str:
+        """Return a command that can be pasted into a shell."""
+        command, *names = words
+        ended = ["--"] if any(name.startswith("-") for name in names) else []
+        extra = [flag] if flag else []
+        return clean(
+            shlex.join([PROGRAM, command, *self.flags, *extra, *ended, *names]), SENTENCE_LIMIT
+        )
+
+
+def about(job: Job) -> str:
+    """Return a job in a sentence.
+
+    >>> about(Job(vm="web", job_id="qbe-1", job_type="commit", device="disk0", status="running"))
+    'job qbe-1 (commit of disk0 of web) is running'
+    """
+    disk = f" of {clean(job.device)}" if job.device else ""
+    what = f"job {clean(job.job_id)} ({clean(job.job_type)}{disk} of {clean(job.vm)})"
+    error = f": {clean(job.error, SENTENCE_LIMIT)}" if job.error else ""
+    if job.outcome is None and not is_seen(job):
+        return f"{what} is on record; QEMU is not known to have it{error}"
+    if job.outcome is None:
+        done = percent(job)
+        far = f" at {done}" if done.endswith("%") else ""
+        return f"{what} is {clean(state(job))}{far}{error}"
+    return f"{what} {_ENDED[job.outcome]}{error}"
+
+
+_ENDED: dict[Outcome, str] = {
+    "completed": "is completed",
+    "failed": "failed",
+    "cancelled": "was cancelled",
+    "vanished": "vanished without a word: the connection was down, or the VM restarted",
+    "unverified": "ended without an error, and its chain could not be compared",
+    "unknown": "ended, and nobody saw how",
+}
+
+
+def done(answer: Done) -> str:
+    """Return what became of a request that was accepted."""
+    disk = f" of {clean(answer.device)}" if answer.device else ""
+    job = f" (job {clean(answer.job_id)})" if answer.job_id else ""
+    what = f"{answer.action}{disk} of {clean(answer.vm)}{job}"
+    if answer.dry_run:
+        command = f": {_command(answer)}" if answer.command else ""
+        return f"dry run: {what} would be accepted; nothing was sent{command}"
+    if answer.replayed:
+        now = f"; {about(answer.job)}" if answer.job else ""
+        return f"accepted before: {what}; nothing was sent now{now}"
+    return f"accepted: {what}"
+
+
+def _command(answer: Done) -> str:
+    text = f"{answer.command} {json.dumps(answer.arguments, ensure_ascii=False)}"
+    return clean(text, SENTENCE_LIMIT)
+
+
+def refusal(problem: Problem) -> str:
+    """Return why a request was refused, with the state of the job that stands in the way."""
+    title, detail = clean(problem.title), clean(problem.detail, SENTENCE_LIMIT)
+    parts = [part for part in (title, detail if detail != title else "") if part]
+    text = ": ".join(["refused", *(parts or [str(problem.status)])])
+    return f"{text}\n{about(problem.job)}" if isinstance(problem.job, Job) else text
+
+
+def name(problem: Problem) -> str:
+    """Return the name of a problem, such as `not-ready`; "" where it is not one of ours."""
+    before, found, after = problem.type.rpartition("/problems/")
+    return after if found and before.endswith("/api/v1") else ""
+
+
+def next_step(problem: Problem, prompt: Prompt, vm: str | None, job_id: str | None) -> str:
+    """Return what can be done about a refusal; "" where nothing comes to mind."""
+    kind = name(problem)
+    step = _NEXT.get(kind) if kind else _BY_STATUS.get(problem.status)
+    if isinstance(problem.job, Job):
+        job_id = problem.job.job_id
+    return step(_Case(problem, prompt, vm or "VM", job_id or "JOB")) if step else ""
+
+
+@dataclass(frozen=True)
+class _Case:
+    problem: Problem
+    prompt: Prompt
+    vm: str
+    job_id: str
+
+
+#: What names a manager -> where its own tool is.
+_MANAGERS = {
+    "libvirt": "virsh blockcommit and virsh blockjob",
+    "proxmox": "qm listsnapshot and qm delsnapshot",
+    "incus": "incus snapshot",
+}
+
+
+def _managed(case: _Case) -> str:
+    said = f"{case.problem.title} {case.problem.detail}".lower()
+    tool = next((tool for manager, tool in _MANAGERS.items() if manager in said), None)
+    return (
+        f"use the manager's own tool ({tool or 'see MANAGER in vms'}), or have a grant"
+        " with allow_managed"
+    )
+
+
+def _look(command: str, *, flag: str | None = None) -> Callable[[_Case], str]:
+    return lambda case: f"see {case.prompt.line(command, case.vm, flag=flag)}"
+
+
+_NEXT: dict[str, Callable[[_Case], str]] = {
+    "not-ready": lambda case: (
+        f"wait for it: {case.prompt.line('complete', case.vm, case.job_id, flag='--when-ready')}"
+    ),
+    "force-required": lambda _: (
+        "say which: --no-force lets it end consistently without a pivot, --force ends it at once"
+    ),
+    "managed-vm": _managed,
+    "not-granted": lambda _: (
+        "the configuration of the exporter grants who may do what on which VMs"
+    ),
+    "job-id-taken": lambda _: "leave --job-id out, and one is made",
+    "device-busy": _look("jobs"),
+    "wrong-job-state": _look("jobs"),
+    "already-asked": _look("jobs"),
+    "unknown-job": _look("jobs"),
+    "unknown-device": _look("chain"),
+    "unknown-layer": _look("chain"),
+    "nothing-to-commit": _look("chain"),
+    "shared-layer": _look("chain"),
+    "unknown-vm": lambda case: f"see {case.prompt.line('vms')}",
+    "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
+    "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",
+    "file-exists": lambda _: "name a file that does not exist: it is made",
+    "not-supported": lambda _: "QEMU before 2.7 names jobs itself: commit with --no-job-id",
+    "unauthorized": lambda _: _CREDENTIALS,
+    "not-found": lambda _: _URL,
+    "too-many": lambda _: _LATER,
+}
+_CREDENTIALS = "give user and password by --http.config.file"
+_URL = "is --url that of an exporter, with its route prefix, and is the API enabled?"
+_LATER = "too many requests: try again later"
+#: What the layer before the API answers, or a proxy.
+_BY_STATUS: dict[int, Callable[[_Case], str]] = {
+    401: lambda _: _CREDENTIALS,
+    404: lambda _: _URL,
+    429: lambda _: _LATER,
+}

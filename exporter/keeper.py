@@ -48,8 +48,8 @@ class Keeper(Observer):
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: (VM, job id) -> how often it was missing.
         self._missing: dict[tuple[str, str], int] = {}
-        #: (VM, device) whose QEMU would not keep histograms -> when it is asked again.
-        self._refused: dict[tuple[str, str], float] = {}
+        #: (VM, device) -> when its QEMU may be asked to keep histograms again.
+        self._not_before: dict[tuple[str, str], float] = {}
 
     def joined(self, member: Member) -> None:
         """Have a new target know of the jobs that an earlier process started there."""
@@ -99,7 +99,7 @@ class Keeper(Observer):
                 await self._settle(member, snapshot, entry)
             if wanted is not None:
                 for device, qom in without.items():
-                    self._refused[member.name, device] = time.monotonic() + _PAUSE_SECONDS
+                    self._not_before[member.name, device] = time.monotonic() + _PAUSE_SECONDS
                     await self._set_histograms(member, device, qom, wanted)
         except Refused as error:
             log.warning("not done", extra={"vm": member.name, "err": str(error)})
@@ -165,7 +165,7 @@ class Keeper(Observer):
             command = commands.latency_histogram(qom, wanted.boundaries_seconds)
             about = {"vm": member.name, "device": device}
             if not await self._send(mine, "latency_histogram", command, about):
-                self._refused[member.name, device] = time.monotonic() + _RETRY_SECONDS
+                self._not_before[member.name, device] = time.monotonic() + _RETRY_SECONDS
 
     def _without_histograms(self, snapshot: Snapshot) -> Mapping[str, str]:
         """Return the devices that have a medium and no histograms, with their QOM path or name."""
@@ -175,7 +175,7 @@ class Keeper(Observer):
             for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
             if device.nodes
             and entry.stats.rd_latency_histogram is None
-            and self._refused.get((snapshot.vm, device.device), now) <= now
+            and self._not_before.get((snapshot.vm, device.device), now) <= now
         }
 
     async def _send(

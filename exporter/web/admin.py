@@ -17,6 +17,7 @@ from exporter import api, audit
 from exporter.actions import Actions
 from exporter.audit import Audit
 from exporter.errors import Refused
+from exporter.filename import public
 from exporter.web.answers import AUDIT, answer
 from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
 
@@ -24,7 +25,9 @@ from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
 BODY_LIMIT_BYTES = 16 * 1024
 BODY_SECONDS = 10.0
 #: What of a request stands in its audit line.
-_TOLD = frozenset({"device", "job_id", "file", "force", "top", "base", "speed_bytes_per_second"})
+_TOLD = frozenset({"device", "job_id", "file", "force", "speed_bytes_per_second"})
+#: And of this, which may be a file name as QEMU has it, what is public.
+_LAYERS = frozenset({"top", "base"})
 
 
 class Changing:
@@ -88,6 +91,7 @@ class Changing:
             asked = _decoded(await _body(request), route)
             asked_for = msgspec.to_builtins(asked)
             about |= {name: value for name, value in asked_for.items() if name in _TOLD}
+            about |= {name: public(asked_for[name]) for name in _LAYERS & asked_for.keys()}
             done = await self._act(actions, route, request, asked, dry_run=dry_run)
             if done.job_id:
                 about["job_id"] = done.job_id

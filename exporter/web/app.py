@@ -30,7 +30,7 @@ from exporter.web.routes import ROOT, ROUTES
 
 log = logging.getLogger(__name__)
 
-#: Every path but those of the metrics and of the landing page, which the metrics may stand on.
+#: Every path but those of the API, of the metrics, and of the landing page, which these may stand on.
 OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "/-/reload"})
 #: A client that has not taken its answer by then is cut off.
 _SEND_SECONDS = 30.0

@@ -104,7 +104,7 @@ class Reading:
         found = []
         for job in collected.snapshot.jobs:
             entry = entries.pop(job.job_id, None)
-            end = ends.get(job.job_id) or (entry.end if entry else None)
+            end = (entry.end if entry else None) or ends.get(job.job_id)
             found.append(view.job(vm, job, end))
         for entry in entries.values():
             end = ends.get(entry.job_id) if entry.outcome is None else None

@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from exporter import api, commands, effects, guards, overlay, view
 from exporter.commands import Command, Qemu
-from exporter.errors import Refused, Rejected
+from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.filename import public
 from exporter.ledger import Entry, Ledger
 from exporter.model import Device, Job, Snapshot
@@ -128,8 +128,11 @@ class Actions:
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
-            except (Refused, Rejected):
-                self._completing.pop((vm, job_id), None)
+            except ActionError as error:
+                # Whoever sees that it did not arrive must be able to ask again. To tell a commit
+                # twice is harmless; of a mirror with `replaces` QEMU may die. [mirror_complete]
+                if not isinstance(error, OutcomeUnknown) or job.job_type == "commit":
+                    self._completing.pop((vm, job_id), None)
                 raise
             return await _after(mine, done)
 

@@ -213,3 +213,55 @@ def test_a_commit_that_is_cut_at_any_byte_is_started_once_or_not_at_all(fleet: F
     assert_true(results)
     assert {at.vm.name: at.proxy.count("block-commit") for at in fleet.machines} == sent
     assert {job_id: at.started(job_id) for at, job_id in asked} == began
+
+
+def test_a_complete_that_is_cut_at_any_byte_pivots_or_can_be_asked_for_again(
+    fleet: Fleet,
+) -> None:
+    """What is called done is done, and what did not reach QEMU stands in no one's way."""
+
+    def probe(at: Machine, point: Point) -> tuple[str, bool]:
+        job_id, before = ready(at), at.proxy.count("job-complete")
+        plan = at.proxy.arm(COMPLETE, **{point[0]: point[1]})
+        answer = at.change(job_id, "complete")
+        assert plan.reached.is_set(), answer
+        if verdict(answer) == "done":
+            wait_until(lambda: at.active() == at.files[1], "the pivot")
+        # QEMU may drop a whole command, if the end of the connection comes right behind it.
+        pivoted = at.active() == at.files[1]
+        again = at.change(job_id, "complete")
+        assert again.status in ((404, 409) if pivoted else (202,)), again
+        wait_until(lambda: at.active() == at.files[1], "the pivot")
+        if pivoted:
+            assert at.proxy.count("job-complete") == before + 1
+        renew(at, job_id)
+        return verdict(answer), pivoted
+
+    first = fleet.machines[0]
+    job_id = ready(first)
+    plan = first.proxy.arm(COMPLETE)
+    assert first.change(job_id, "complete").status == 202
+    wait_until(lambda: first.active() == first.files[1], "the pivot")
+    renew(first, job_id)
+    results = fleet.each(every_byte(plan), probe)
+    print(Counter(results), len(plan.command), plan.answer_bytes)
+
+    assert len(plan.command) > 50, plan
+    assert plan.answer_bytes > 10, plan
+    assert_true(results)
+
+
+def ready(at: Machine) -> str:
+    """Start a commit, and wait until it can be completed."""
+    job_id = at.new_id()
+    answer = at.commit(job_id, speed=0)
+    assert answer.status == 202, answer
+    wait_until(lambda: at.state(job_id) == "ready", "the job is ready")
+    return job_id
+
+
+def renew(at: Machine, job_id: str) -> None:
+    """Put a layer on a disk that was committed into its base."""
+    at.end(job_id)
+    del at.files[0]
+    at.overlay()

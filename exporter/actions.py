@@ -7,6 +7,7 @@ command, and a look at what came of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from exporter.ledger import Entry, Ledger
 from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet, Member
 from exporter.turn import Turn, turn
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,7 @@ class Actions:
         if recorded:
             await asyncio.to_thread(self._ledger.put, entry)
         effect = effects.started(entry.job_id, mine.member.ends, entry.requested_timestamp_seconds)
+        about = {"vm": entry.vm, "job_id": entry.job_id}
         try:
             await mine.send(command, effect)
         except (Refused, Rejected):
@@ -216,7 +220,11 @@ class Actions:
             raise
         if recorded:
             started = msgspec.structs.replace(entry, started=True)
-            await asyncio.to_thread(self._ledger.put, started)
+            try:
+                await asyncio.to_thread(self._ledger.put, started)
+            except Refused as error:
+                # It was sent, and is on record as such; the next look at the job says the rest.
+                log.warning("not on record as started", extra={**about, "err": str(error)})
 
     async def _record_before_dismissal(self, member: Member, job: Job) -> None:
         entry = self._ledger.get(member.name, job.job_id)
@@ -224,7 +232,7 @@ class Actions:
             return
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
-        await asyncio.to_thread(self._ledger.put, entry.with_end(end, dismissed=True))
+        await asyncio.to_thread(self._ledger.put, entry.with_end(end))
 
     def _forget_completed(self, snapshot: Snapshot) -> None:
         listed = {job.job_id for job in snapshot.jobs}
@@ -305,7 +313,7 @@ async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run
     if entry.request != wanted:
         raise Refused("job-id-taken", f"{entry.job_id} is of another request", view.recorded(entry))
     snapshot = await mine.look_again()
-    job = mine.job(snapshot, entry.job_id) if snapshot else None
+    job = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
     return api.Done(
         vm=entry.vm,
         action="commit",

@@ -66,7 +66,7 @@ class Entry(Struct, kw_only=True, frozen=True):
     @property
     def end(self) -> End | None:
         """How the job ended, None where that is not known."""
-        if self.outcome is None or self.ended_timestamp_seconds is None:
+        if self.outcome in (None, "unknown") or self.ended_timestamp_seconds is None:
             return None
         at = self.ended_timestamp_seconds
         return End(self.job_type, self.device, self.outcome, at, self.error)

@@ -17,6 +17,7 @@ from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, TargetError
 from exporter.filename import public_text
 from exporter.model import Snapshot
+from exporter.outcomes import End
 from exporter.scrape import Member
 from exporter.vm import Vm
 
@@ -99,14 +100,18 @@ class Turn:
     def _down(self, error: TargetError) -> Refused:
         return Refused("vm-down", f"{self.member.name}: {error.reason}: {error}")
 
-    def job(self, snapshot: Snapshot, job_id: str | None) -> api.Job | None:
+    def job(
+        self, snapshot: Snapshot, job_id: str | None, recorded: End | None = None
+    ) -> api.Job | None:
         """Return a job of a snapshot, or how it ended; None where nothing is known of it."""
         if job_id is None:
             return None
-        end = self.member.ends.get(job_id)
+        end = recorded or self.member.ends.get(job_id)
         for each in snapshot.jobs:
             if each.job_id == job_id:
-                return view.job(self.member.name, each, end)
+                # Another job may have had the id before.
+                concluded = getattr(each.job, "status", None) == "concluded"
+                return view.job(self.member.name, each, end if concluded else None)
         return view.ended(self.member.name, job_id, end) if end else None
 
 

@@ -105,7 +105,7 @@ class Reading:
         for job in collected.snapshot.jobs:
             ended = getattr(job.job, "status", None) == "concluded"
             entry = entries.pop(job.job_id, None)
-            end = ends.get(job.job_id) or (entry.end if entry else None)
+            end = (entry.end if entry else None) or ends.get(job.job_id)
             found.append(view.job(vm, job, end if ended else None))
         for entry in entries.values():
             end = ends.get(entry.job_id) if entry.outcome is None else None

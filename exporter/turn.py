@@ -126,6 +126,8 @@ async def turn(member: Member) -> AsyncIterator[Turn]:
     try:
         async with asyncio.timeout(_WAIT_SECONDS):
             vm = await alone.__aenter__()
+    except TargetError as error:
+        raise Refused("vm-down", f"{member.name}: {error}") from None
     except TimeoutError:
         raise Refused(
             "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"

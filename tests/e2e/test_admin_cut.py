@@ -155,6 +155,7 @@ def renew(at: Machine, job_id: str) -> None:
 def held(at: Machine, *, paused: bool = False) -> str:
     """Start a commit that goes on for long, and hold it if need be."""
     job_id = at.new_id()
+    at.vm.hmp('qemu-io disk0 "write -q 0 1M"')
     answer = at.commit(job_id, speed=1)
     assert answer.status == 202, answer
     wait_until(lambda: at.state(job_id) == "running", "the job runs")

@@ -20,7 +20,7 @@ from msgspec import UNSET, UnsetType
 
 from exporter import api, commands, effects, guards, overlay, view
 from exporter.commands import Command, Qemu
-from exporter.errors import Refused, Rejected
+from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.filename import public
 from exporter.ledger import Entry, Ledger
 from exporter.model import Device, Job, Snapshot
@@ -143,8 +143,11 @@ class Actions:
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
-            except (Refused, Rejected):
-                if verb == "complete":
+            except ActionError as error:
+                # Whoever sees that it did not arrive must be able to ask again. To tell a commit
+                # twice is harmless; of a mirror with `replaces` QEMU may die. [mirror_complete]
+                arrived = isinstance(error, OutcomeUnknown) and job.job_type != "commit"
+                if verb == "complete" and not arrived:
                     del self._completing[vm, job_id]
                 raise
             return await _after(mine, done)
@@ -253,7 +256,7 @@ class Actions:
             return
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
-        await asyncio.to_thread(self._ledger.put, entry.with_end(end, dismissed=True))
+        await asyncio.to_thread(self._ledger.put, entry.with_end(end))
 
     def _forget_completed(self, snapshot: Snapshot) -> None:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
@@ -337,7 +340,8 @@ async def _after(mine: Turn, done: api.Done) -> api.Done:
 async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
     snapshot = await mine.look_again()
-    job = (mine.job(snapshot, entry.job_id) if snapshot else None) or view.recorded(entry)
+    told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
+    job = told or view.recorded(entry)
     if entry.request != wanted:
         raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
     return api.Done(

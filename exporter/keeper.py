@@ -121,6 +121,9 @@ class Keeper(Observer):
     def _seen(self, member: Member, entry: Entry, job: Job | None) -> Entry:
         """Return an entry with what is known of its job now; an outcome on record stays."""
         key = (entry.vm, entry.job_id)
+        if entry.outcome:
+            # A process, or a QEMU, that came later tells less of it than the record.
+            return msgspec.structs.replace(entry, dismissed=entry.dismissed or job is None)
         end = member.ends.get(entry.job_id)
         if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
             self._missing.pop(key, None)

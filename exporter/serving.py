@@ -74,6 +74,9 @@ def _run(flags: argparse.Namespace) -> int:
     options = _options(flags)
     config = load(flags.config_file, settings, sockets)
     live = Live(flags.web_config_file) if flags.web_config_file else None
+    if flags.command == "serve":
+        users = live.config.users if live else ()
+        hand.check(config, users, enabled=flags.web_enable_admin_api)
     if flags.config_check:
         print("configuration is valid")
         return 0

@@ -124,7 +124,6 @@ async def _serve(
     service.raise_file_limit()
     gate = Gate(live) if live else None
     enabled = flags.web_enable_admin_api
-    hand.check(config, gate.users if gate else (), enabled=enabled)
     reaching = hand.Hand(flags.admin_state_directory if enabled else None)
     fleet = Fleet(config, swept=garbage.Keeper().settle, observer=reaching.keeper)
 

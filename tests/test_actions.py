@@ -289,7 +289,7 @@ async def test_a_vm_that_has_just_come_is_found(
     """It need not have been scraped before."""
     reach.fleet.discover()
     async with FakeQmp(str(sockets / "new.sock")) as new:
-        run(new, 7, 2)
+        run(new, 7, 2, disk=Disk(nodes=("t", "b")))
         await reach.commit(vm="new")
 
     assert len(new.changes) == 1

@@ -269,7 +269,11 @@ def test_who_has_no_password_is_nobody(stage: Stage, verb: str, token: str) -> N
     encoded = base64.b64encode(token.encode()).decode()
     headers = {"Authorization": f"Basic {encoded}"} if token else {}
     nobody = Admin(stage.user.exporter, "")
-    path = {"commit": "block-jobs", "complete": "block-jobs/qbe-a/complete", "snapshot": "snapshots"}
+    path = {
+        "commit": "block-jobs",
+        "complete": "block-jobs/qbe-a/complete",
+        "snapshot": "snapshots",
+    }
 
     answer = nobody.send("POST", f"/api/v1/admin/vms/vm/{path[verb]}", {}, headers)
     assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Basic")
@@ -364,7 +368,7 @@ def test_an_id_that_a_job_of_another_client_has(stage: Stage) -> None:
     stage.vm.run("drive-backup", {**arguments, "target": str(target)})
     ask = stage.commit("disk0", job_id="qbe-theirs")
     stage.refused(ask, "commit", 409, "job-id-taken", job="qbe-theirs")
-    assert "qbe-theirs" not in records(stage.lab)
+    assert ("vm", "qbe-theirs") not in records(stage.lab)
     stage.end("qbe-theirs")
     target.unlink()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,70 @@ def stopped(user: Admin, how: str) -> None:
     else:
         user.exporter.signal(signal.SIGTERM)
         assert user.exporter.wait() == 0
+
+
+def reborn(place: Place, *chain: Path) -> None:
+    """Kill the VM in the middle of its job, and start it again on its socket."""
+    place.vm.kill()
+    for kind in ("sock", "own"):
+        (place.lab.folder / f"{place.vm.name}.{kind}").unlink()
+    place.vm = place_in(place.lab, place.user, "drive", *chain, name=place.vm.name).vm
+
+
+def test_a_job_of_a_vm_that_was_killed_has_vanished_and_is_not_started_again(
+    shared_lab: Lab, shared_user: Admin, name: str
+) -> None:
+    """The same request to the VM that has its socket now is told what became of the first."""
+    images = shared_lab.chain(name, 2)
+    place = place_in(shared_lab, shared_user, "drive", *images, name=name)
+    place.started(**SLOW)
+    reborn(place, *images)
+
+    job = place.until(outcome="vanished")
+    assert job["status"] is None
+    wait_until(lambda: place.record and place.record["outcome"], "that is on record")
+    again = place.commit(**SLOW)
+    assert (again.status, again.body["replayed"]) == (200, True)
+    assert again.body["job"]["outcome"] == "vanished"
+    assert place.vm.run("query-jobs") == []
+    assert value(place.probed, "qemu_block_jobs_vanished_total", job_type="commit") == 1
+
+
+def test_a_job_that_was_gone_before_the_exporter_was_back_has_an_outcome_that_nobody_knows(
+    lab: Lab,
+) -> None:
+    """It is not called a success, and not started again."""
+    images = lab.chain("disk", 2)
+    place = place_in(lab, admin(lab), "drive", *images)
+    place.started(**SLOW)
+    stopped(place.user, "crash")
+    reborn(place, *images)
+
+    place.user = admin(lab)
+    place.until(outcome="unknown")
+    again = place.commit(**SLOW)
+    assert (again.status, again.body["replayed"]) == (200, True)
+    assert again.body["job"]["outcome"] == "unknown"
+    assert place.vm.run("query-jobs") == []
+    assert value(place.probed, "qemu_block_jobs_completed_total", job_type="commit") is None
+
+
+@pytest.mark.parametrize("kind", ["blockdev"])
+@pytest.mark.parametrize("same_id", [True, False])
+def test_of_requests_at_the_same_time_one_is_done(place: Place, same_id: bool) -> None:
+    """The others are the same one again, or find a job on the disk."""
+    place.overlaid()
+    ids = [JOB if same_id else f"{JOB}-{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(ids)) as pool:
+        answers = list(pool.map(lambda job_id: place.commit(job_id=job_id, **SLOW), ids))
+
+    told = sorted((answer.status, answer.problem) for answer in answers)
+    others = (200, "") if same_id else (409, "device-busy")
+    assert told == sorted([(202, ""), *[others] * 7])
+    (job,) = place.vm.run("query-jobs")
+    done = next(answer for answer in answers if answer.status == 202)
+    assert job["id"] == done.body["job_id"]
+    assert [vm for vm, _ in records(place.lab)].count(place.vm.name) == 1
 
 
 @by_both

@@ -18,7 +18,7 @@ from tests.e2e.lab import Disk, Exporter, Lab, Qemu, tool
 from tests.e2e.reading import value
 
 #: What changes by itself while a job works.
-_MOVING = frozenset({"actual-size", "busy", "io-status", "len", "offset", "highest-alloc-offset"})
+_MOVING = frozenset({"actual-size", "busy", "count", "io-status", "len", "offset"})
 
 
 class Content:
@@ -81,10 +81,10 @@ def opened(vm: Qemu) -> set[str]:
     return found
 
 
-def records(lab: Lab) -> dict[str, Any]:
-    """Return what is on record in the state directory, by job id."""
+def records(lab: Lab) -> dict[tuple[str, str], Any]:
+    """Return what is on record in the state directory, by VM and job id."""
     entries = [json.loads(path.read_text()) for path in (lab.folder / "state").glob("*.json")]
-    return {entry["job_id"]: entry for entry in entries}
+    return {(entry["vm"], entry["job_id"]): entry for entry in entries}
 
 
 def audited(exporter: Exporter, **wanted: str) -> list[dict[str, str]]:

@@ -247,7 +247,9 @@ def _check_histograms(histograms: LatencyHistograms, where: str) -> None:
     if not 0 < len(histograms.boundaries_seconds) <= _BOUNDARIES_LIMIT:
         raise ConfigError(f"{where}: boundaries_seconds takes 1 to {_BOUNDARIES_LIMIT} numbers")
     # QEMU takes whole nanoseconds, each above the one before.
-    bounds = [round(b * NS) if 0 < b <= _LONGEST_SECONDS else 0 for b in histograms.boundaries_seconds]
+    bounds = [
+        round(b * NS) if 0 < b <= _LONGEST_SECONDS else 0 for b in histograms.boundaries_seconds
+    ]
     if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
         raise ConfigError(
             f"{where}: boundaries_seconds must rise from above 0 to {_LONGEST_SECONDS:g} at most"

@@ -121,11 +121,13 @@ class Keeper(Observer):
     def _seen(self, member: Member, entry: Entry, job: Job | None) -> Entry:
         """Return an entry with what is known of its job now; an outcome on record stays."""
         key = (entry.vm, entry.job_id)
+        if entry.outcome:
+            # A process, or a QEMU, that came later tells less of it than the record.
+            return msgspec.structs.replace(entry, dismissed=entry.dismissed or job is None)
         end = member.ends.get(entry.job_id)
         if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
             self._missing.pop(key, None)
-            known = entry.with_end(end) if entry.outcome is None else entry
-            return msgspec.structs.replace(known, dismissed=job is None)
+            return entry.with_end(end, dismissed=job is None)
         if job is not None:
             self._missing.pop(key, None)
             seen = entry.seen_timestamp_seconds
@@ -136,9 +138,6 @@ class Keeper(Observer):
         if misses < _MISSES:
             return entry
         del self._missing[key]
-        if entry.outcome is not None:
-            # Dismissed by somebody else, or by a process that ended before it could say so.
-            return msgspec.structs.replace(entry, dismissed=True)
         return msgspec.structs.replace(
             entry, outcome="unknown", ended_timestamp_seconds=time.time()
         )

@@ -16,7 +16,7 @@ from exporter import __version__
 from exporter.client import Tally
 from exporter.config import Config
 from exporter.discovery import Discovery, Target
-from exporter.errors import TargetError
+from exporter.errors import TargetError, Unreachable
 from exporter.graph import Place
 from exporter.model import Device, Exporter, Snapshot
 from exporter.outcomes import End
@@ -60,6 +60,7 @@ class Member:
         self.target = target
         self._observer = observer
         self.name = target.vm
+        self.storage = storage
         self._vm = Vm(target, tally, storage, pace)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
@@ -76,8 +77,14 @@ class Member:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Vm]:
-        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
+        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile.
+
+        Raises:
+            Unreachable: it is no target any more.
+        """
         async with self._talking:
+            if self._left:
+                raise Unreachable("no_socket", "is no target any more")
             try:
                 yield self._vm
             finally:
@@ -87,6 +94,11 @@ class Member:
     def ends(self) -> Mapping[str, End]:
         """The last jobs that ended, by id."""
         return self._vm.jobs.outcomes.ends
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it ever answered."""
+        return self._devices is not None
 
     @property
     def known_devices(self) -> tuple[Device, ...]:
@@ -127,14 +139,16 @@ class Member:
         if self._collecting is not None and not self._collecting.done():
             self._collecting.cancel()
             await asyncio.wait((self._collecting,))
-        await self._vm.close()
+        # Whoever is changing the VM needs an answer, and would connect again.
+        async with self._talking:
+            await self._vm.close()
 
     async def _collect(self) -> Collected:
         if self._left:
             return self.late(0.0)
         try:
-            async with self._talking:
-                snapshot = await self._vm.collect(self.target.settings.timeout_seconds)
+            if (snapshot := await self._look()) is None:
+                return self.late(self.target.settings.timeout_seconds)
             self._observer.collected(self, snapshot)
             if not snapshot.up:
                 return Collected(snapshot, self._plan.render(snapshot))
@@ -156,6 +170,20 @@ class Member:
             log.debug("the defect", exc_info=True)
             snapshot = self._vm.down("protocol", 0.0)
             return Collected(snapshot, self._plan.render(snapshot))
+
+    async def _look(self) -> Snapshot | None:
+        """Ask as soon as nobody else talks to the VM, and return None if that is not soon enough."""
+        deadline = time.monotonic() + self.target.settings.timeout_seconds
+        try:
+            # A sweep waits for all its VMs, and whoever changes this one may take longer.
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._talking.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._vm.collect(max(0.0, deadline - time.monotonic()))
+        finally:
+            self._talking.release()
 
 
 class Sweep:

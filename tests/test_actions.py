@@ -289,7 +289,7 @@ async def test_a_vm_that_has_just_come_is_found(
     """It need not have been scraped before."""
     reach.fleet.discover()
     async with FakeQmp(str(sockets / "new.sock")) as new:
-        run(new, 7, 2)
+        run(new, 7, 2, disk=Disk(nodes=("t", "b")))
         await reach.commit(vm="new")
 
     assert len(new.changes) == 1
@@ -1162,9 +1162,11 @@ async def test_requests_to_two_vms_do_not_wait_for_each_other(
     """One VM that does not answer costs the others nothing."""
     async with FakeQmp(str(sockets / "two.sock")) as two:
         run(two, 7, 2, disk=Disk(nodes=("t", "b")))
+        await reach.fleet.scrape(20.0)
+        asked = len(fake.received)
         fake.answering.clear()
         slow = asyncio.create_task(reach.commit())
-        await until(lambda: fake.received)
+        await until(lambda: len(fake.received) > asked)
         await reach.commit(vm="two")
         assert not slow.done()
         fake.answering.set()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "exporter"
 
 #: From the top down; a module imports only what stands below it.
 ORDER = (
-    "__main__", "cli", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
+    "__main__", "cli", "serving", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
     "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials",
     "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli import _parser
 from exporter.config import Settings, load
 from exporter.errors import REASONS
 from exporter.metrics import METRICS
+from exporter.serving import _parser
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
 from exporter.shell.options import parser
 from exporter.web.config import Tls, read

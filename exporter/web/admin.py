@@ -65,6 +65,10 @@ class Changing:
         except web.HTTPException as error:
             status = error.status
             raise
+        except BaseException:
+            # A defect, or the end of the process: what was asked for may have been sent.
+            about.setdefault("result", audit.UNKNOWN)
+            raise
         finally:
             self._record(request, about, status, time.monotonic() - began)
         return response

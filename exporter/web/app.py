@@ -18,7 +18,7 @@ from exporter import __version__, exposition
 from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
-from exporter.errors import ConfigError
+from exporter.errors import ConfigError, Refused
 from exporter.render import Blobs
 from exporter.scrape import Fleet
 from exporter.service import Formatter
@@ -86,7 +86,7 @@ class Endpoints:
         for route in ROUTES:
             read = getattr(self._reading, route.name, None)
             handler = read or self._changing.handler(route)
-            limited = self._limited(handler) if "too-many" in route.problems else handler
+            limited = self._limited(handler, api=True) if "too-many" in route.problems else handler
             # By itself aiohttp takes no braces, and a VM may be named with them.
             path = prefix + route.path.replace("}", ":[^/]+}")
             app.router.add_route(route.method, path, limited)
@@ -201,13 +201,15 @@ class Endpoints:
     async def _to_prefix(self, request: web.Request) -> web.Response:
         raise web.HTTPFound(self._options.route_prefix + "/")
 
-    def _limited(self, handler: Handler) -> Handler:
-        """Refuse more scrapes at once than the flags allow."""
+    def _limited(self, handler: Handler, *, api: bool = False) -> Handler:
+        """Refuse more scrapes at once than the flags allow; the `api` says so as a problem."""
         limit = self._options.max_requests
 
         async def limited(request: web.Request) -> web.StreamResponse:
             if limit and self._scrapes >= limit:
                 text = f"Limit of concurrent requests reached ({limit}), try again later."
+                if api:
+                    raise Refused("too-many", text)
                 return _plain(text, 503)
             self._scrapes += 1
             try:

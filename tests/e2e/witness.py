@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,10 @@ def audited(exporter: Exporter, **wanted: str) -> list[dict[str, str]]:
     """Return the audit lines that say this, the first one first."""
     lines = [line for line in exporter.said().splitlines() if " msg=action " in line]
     told = [dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)', line)) for line in lines]
-    plain = [{name: each.strip('"') for name, each in line.items()} for line in told]
+    plain = [
+        {name: json.loads(each) if each[:1] == '"' else each for name, each in line.items()}
+        for line in told
+    ]
     return [line for line in plain if wanted.items() <= line.items()]
 
 
@@ -104,24 +108,19 @@ def counted(exporter: Exporter, action: str, result: str) -> float | None:
 def scraped(exporter: Exporter) -> Iterator[list[str]]:
     """Scrape all the time, and yield what is read: a scrape that fails is raised in the end."""
     texts: list[str] = []
-    failures: list[BaseException] = []
     ended = threading.Event()
 
-    def run() -> None:
-        try:
-            while not ended.wait(0.01):
-                texts.append(exporter.get())
-        except OSError as error:
-            failures.append(error)
+    def scrape() -> None:
+        while not ended.wait(0.01):
+            texts.append(exporter.get())
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield texts
-    finally:
-        ended.set()
-        thread.join()
-    assert not failures, failures
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        try:
+            yield texts
+        finally:
+            ended.set()
+        scraping.result()
     assert texts, "nothing was scraped"
 
 

@@ -101,7 +101,9 @@ def make(path: str, directories: Sequence[str], active: Image, process: int) -> 
 
 def _split(path: str) -> tuple[str, str]:
     folder, name = os.path.split(path)
-    if os.path.normpath(path) != path or name in ("", ".", "..") or not path.isprintable():
+    plain = os.path.normpath(path) == path and path.startswith("/") and path.isprintable()
+    # POSIX lets two slashes at the beginning mean something else, and so they stay.
+    if not plain or path.startswith("//") or name in ("", ".", ".."):
         raise Refused("bad-file", f"{quote(path, safe='/')!r} is no plain absolute path")
     return folder, name
 

@@ -77,11 +77,7 @@ class Member:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Vm]:
-        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile.
-
-        Raises:
-            Unreachable: it is no target any more.
-        """
+        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
         async with self._talking:
             if self._left:
                 raise Unreachable("no_socket", "is no target any more")
@@ -172,11 +168,10 @@ class Member:
             return Collected(snapshot, self._plan.render(snapshot))
 
     async def _look(self) -> Snapshot | None:
-        """Ask as soon as nobody else talks to the VM, and return None if that is not soon enough."""
+        """Ask when nobody else talks to the VM; None if that is not soon: a sweep waits for all."""
         deadline = time.monotonic() + self.target.settings.timeout_seconds
         try:
-            # A sweep waits for all its VMs, and whoever changes this one may take longer.
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(self.target.settings.timeout_seconds):
                 await self._talking.acquire()
         except TimeoutError:
             return None

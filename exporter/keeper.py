@@ -167,12 +167,16 @@ class Keeper(Observer):
                 self._not_before[member.name, device] = time.monotonic() + _RETRY_SECONDS
 
     def _without_histograms(self, snapshot: Snapshot) -> Mapping[str, str]:
-        """Return the devices that have a medium and no histograms, with their QOM path or name."""
+        """Return the devices that have a medium and no histograms, with their QOM path.
+
+        QEMU takes nothing else: a drive that no device of the guest stands on has no I/O to measure.
+        """
         now = time.monotonic()
         return {
-            device.device: entry.qdev or entry.device
+            device.device: entry.qdev
             for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
             if device.nodes
+            and entry.qdev
             and entry.stats.rd_latency_histogram is None
             and self._not_before.get((snapshot.vm, device.device), now) <= now
         }

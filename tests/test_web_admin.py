@@ -16,7 +16,9 @@ import pytest
 from exporter import api
 from exporter.api import VERBS
 from exporter.audit import OWN, RESULTS
+from exporter.commands import Command
 from exporter.service import Formatter
+from exporter.vm import Vm
 from exporter.web import admin as module
 from exporter.web.routes import ROUTES, Route
 from tests.conftest import series
@@ -488,7 +490,7 @@ async def test_a_connection_that_is_lost_is_502(
 
 
 async def test_an_answer_that_does_not_come_is_504(
-    fake: FakeQmp, sockets: Path, tmp_path: Path, lines: Lines
+    site: Site, fake: FakeQmp, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may still be done."""
 
@@ -497,11 +499,14 @@ async def test_an_answer_that_does_not_come_is_504(
         return b""
 
     fake.replies["block-commit"] = hold
-    reach = Reach(sockets, tmp_path / "state", timeout_seconds=0.2)
-    async with serving(reach, tmp_path, "alice") as site:
-        answer = await site.commit()
-        fake.answering.set()
-    await reach.close()
+    execute = Vm.execute
+
+    async def hastily(self: Vm, command: Command, timeout_seconds: float) -> None:
+        await execute(self, command, 0.01)
+
+    monkeypatch.setattr(Vm, "execute", hastily)
+    answer = await site.commit()
+    fake.answering.set()
 
     assert (answer.status, answer.problem, answer.body["outcome"]) == (504, "no-answer", "unknown")
     assert lines.one()["result"] == "unknown"

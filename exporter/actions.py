@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
+#: Longest that a commit waits for other VMs that nobody has looked at yet.
+_OTHERS_SECONDS = 1.0
 #: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
 _CROSSING = frozenset({"complete", "cancel", "pause"})
 #: Where a job that was asked to complete waits to be finalized or dismissed.
@@ -209,7 +211,9 @@ class Actions:
         """Look at the other VMs that nobody has looked at yet; return which did not answer."""
         self._fleet.discover()
         others = [member for member in self._fleet.members.values() if member.name != vm]
-        await asyncio.gather(*(member.collect() for member in others if not member.is_known))
+        looking = [member.start() for member in others if not member.is_known]
+        if looking:
+            await asyncio.wait(looking, timeout=_OTHERS_SECONDS)
         unseen = sorted(member.name for member in others if not member.is_known)
         return [f"{name} was never seen: it may share a layer" for name in unseen]
 

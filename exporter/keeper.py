@@ -127,8 +127,7 @@ class Keeper(Observer):
         end = member.ends.get(entry.job_id)
         if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
             self._missing.pop(key, None)
-            known = entry.with_end(end) if entry.outcome is None else entry
-            return msgspec.structs.replace(known, dismissed=job is None)
+            return entry.with_end(end, dismissed=job is None)
         if job is not None:
             self._missing.pop(key, None)
             seen = entry.seen_timestamp_seconds
@@ -139,9 +138,6 @@ class Keeper(Observer):
         if misses < _MISSES:
             return entry
         del self._missing[key]
-        if entry.outcome is not None:
-            # Dismissed by somebody else, or by a process that ended before it could say so.
-            return msgspec.structs.replace(entry, dismissed=True)
         return msgspec.structs.replace(
             entry, outcome="unknown", ended_timestamp_seconds=time.time()
         )
@@ -171,12 +167,16 @@ class Keeper(Observer):
                 self._not_before[member.name, device] = time.monotonic() + _RETRY_SECONDS
 
     def _without_histograms(self, snapshot: Snapshot) -> Mapping[str, str]:
-        """Return the devices that have a medium and no histograms, with their QOM path or name."""
+        """Return the devices that have a medium and no histograms, with their QOM path.
+
+        QEMU takes nothing else: a drive that no device of the guest stands on has no I/O to measure.
+        """
         now = time.monotonic()
         return {
-            device.device: entry.qdev or entry.device
+            device.device: entry.qdev
             for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
             if device.nodes
+            and entry.qdev
             and entry.stats.rd_latency_histogram is None
             and self._not_before.get((snapshot.vm, device.device), now) <= now
         }

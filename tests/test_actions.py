@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from exporter.api import Commit
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.storage import Sight
 from tests.disks import Disk, plug
-from tests.fakeqmp import FakeQmp, until
+from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import USER, Reach, begin, end, gone, grant, run
 
 SECRET = "SECRETPW"
@@ -47,22 +47,6 @@ STATE: Mapping[api.Verb, dict[str, object]] = {
     "dismiss": {"status": "concluded"},
     "speed": {},
 }
-
-
-@pytest.fixture
-async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
-    """A QEMU 7.2 with a disk on two layers."""
-    async with FakeQmp(str(sockets / "vm.sock")) as server:
-        run(server, 7, 2)
-        yield server
-
-
-@pytest.fixture
-async def reach(sockets: Path, tmp_path: Path) -> AsyncIterator[Reach]:
-    """The fleet, with an account."""
-    made = Reach(sockets, tmp_path / "state")
-    yield made
-    await made.close()
 
 
 def commit(**more: Any) -> Commit:
@@ -1002,12 +986,7 @@ async def test_the_file_of_a_snapshot_that_nobody_knows_of_stays(
 ) -> None:
     """QEMU may be writing to it."""
     monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
-
-    def die(_: Mapping[str, Any]) -> bytes:
-        fake.hang_up()
-        return b""
-
-    fake.replies["blockdev-snapshot-sync"] = die
+    fake.replies["blockdev-snapshot-sync"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await snapshot(reach, granted / "new.qcow2")
 
@@ -1162,9 +1141,11 @@ async def test_requests_to_two_vms_do_not_wait_for_each_other(
     """One VM that does not answer costs the others nothing."""
     async with FakeQmp(str(sockets / "two.sock")) as two:
         run(two, 7, 2, disk=Disk(nodes=("t", "b")))
+        await reach.fleet.scrape(20.0)
+        asked = len(fake.received)
         fake.answering.clear()
         slow = asyncio.create_task(reach.commit())
-        await until(lambda: fake.received)
+        await until(lambda: len(fake.received) > asked)
         await reach.commit(vm="two")
         assert not slow.done()
         fake.answering.set()

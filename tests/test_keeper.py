@@ -19,19 +19,11 @@ from exporter.api import SetSpeed
 from exporter.errors import OutcomeUnknown
 from exporter.ledger import Ledger
 from tests.disks import Disk, block_job, plug, start
-from tests.fakeqmp import FakeQmp, until
+from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import HISTOGRAMS, USER, Reach, begin, end, gone, grant, run, said
 
 #: More looks than anything here needs.
 LOOKS = 4
-
-
-@pytest.fixture
-async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
-    """A QEMU 7.2 with a disk on two layers."""
-    async with FakeQmp(str(sockets / "vm.sock")) as server:
-        run(server, 7, 2)
-        yield server
 
 
 Make = Callable[..., Reach]
@@ -169,12 +161,7 @@ async def test_what_nobody_saw_is_unknown_after_three_looks(
 ) -> None:
     """The command left, and no job was ever seen."""
     monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
-
-    def die(_: Mapping[str, Any]) -> bytes:
-        fake.hang_up()
-        return b""
-
-    fake.replies["block-commit"] = die
+    fake.replies["block-commit"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await reach.commit()
     seen = []
@@ -244,13 +231,7 @@ async def test_a_dismissal_without_an_answer_is_unknown_and_looked_at_again(
     """The job may be gone or not."""
     await reach.commit()
     end(fake, "qbe-1", "base")
-
-    def die(_: Mapping[str, Any]) -> bytes:
-        gone(fake)
-        fake.hang_up()
-        return b""
-
-    fake.replies["job-dismiss"] = die
+    fake.replies["job-dismiss"] = dying(fake, first=lambda: gone(fake))
     await look(reach)
 
     assert (reach.entry("qbe-1").outcome, reach.entry("qbe-1").dismissed) == ("completed", True)
@@ -369,7 +350,7 @@ async def test_vms_with_jobs_of_ours_are_looked_at_without_any_scrape(
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
     async with FakeQmp(str(sockets / "two.sock")) as two:
         await reach.commit()
-        asked = list(two.commands)
+        before = list(two.commands)
         assert reach.hand.ledger is not None
         lost = msgspec.structs.replace(reach.entry("qbe-1"), vm="no target")
         reach.hand.ledger.put(lost)
@@ -378,7 +359,7 @@ async def test_vms_with_jobs_of_ours_are_looked_at_without_any_scrape(
             await until(lambda: not reach.entry("qbe-1").open)
 
     assert fake.changes[-1][0] == "job-dismiss"
-    assert two.commands == asked
+    assert two.commands == before
     assert reach.entry("qbe-1", "no target").open
 
 
@@ -476,20 +457,21 @@ def asked(fake: FakeQmp) -> list[str]:
     return [each["id"] for each in sent]
 
 
-PATH = "/machine/peripheral/vdb/virtio-backend"
+PATHS = tuple(f"/machine/peripheral/{name}/virtio-backend" for name in ("vda", "vdb"))
+#: A `-drive` that a device of the guest stands on.
+DRIVE = Disk(qdev=PATHS[0])
 
 
 @pytest.mark.parametrize("admin", [True, False])
 async def test_histograms_are_set_once_of_each_device(
     fake: FakeQmp, make: Make, admin: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By its path in QEMU's tree of objects where it has one, else by its name; no user is needed."""
-    two = Disk("", ("a", "b"), qdev=PATH)
-    keeps_histograms(fake, Disk(), two)
+    """By its path in QEMU's tree of objects, also where the drive has a name; no user is needed."""
+    keeps_histograms(fake, DRIVE, Disk("", ("a", "b"), qdev=PATHS[1]))
     reach = make(latency_histograms=HISTOGRAMS) if admin else make(None, latency_histograms=HISTOGRAMS)
     await look(reach)
 
-    assert asked(fake) == ["disk0", PATH]
+    assert asked(fake) == [*PATHS]
     assert reach.counts == {("latency_histogram", "done"): 2}
     assert said(caplog.records) == [
         {
@@ -505,15 +487,15 @@ async def test_a_device_that_is_plugged_in_later_gets_its_own(
 ) -> None:
     """And so does one that was away and has lost them, though not at once."""
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
-    keeps_histograms(fake, Disk())
+    keeps_histograms(fake, DRIVE)
     reach = make(latency_histograms=HISTOGRAMS)
     await look(reach)
     plug(fake)
     await look(reach, 1)
-    plug(fake, Disk())
+    plug(fake, DRIVE)
     await look(reach)
 
-    assert asked(fake) == ["disk0", "disk0"]
+    assert asked(fake) == [PATHS[0]] * 2
 
 
 async def test_histograms_are_not_set_unless_the_configuration_asks(
@@ -525,10 +507,13 @@ async def test_histograms_are_not_set_unless_the_configuration_asks(
     assert fake.changes == []
 
 
-async def test_a_drive_without_a_medium_gets_no_histograms(fake: FakeQmp, make: Make) -> None:
-    """There is nothing to measure."""
-    plug(fake)
-    fake.replies["query-blockstats"] = {"return": [{"device": "cd0", "stats": {}}]}
+async def test_a_drive_without_a_medium_or_a_guest_gets_no_histograms(
+    fake: FakeQmp, make: Make
+) -> None:
+    """There is nothing to measure; of the name of a drive QEMU knows nothing."""
+    plug(fake, Disk())
+    entries = [{"device": "cd0", "qdev": PATHS[0], "stats": {}}, Disk().stats()]
+    fake.replies["query-blockstats"] = {"return": entries}
     await look(make(latency_histograms=HISTOGRAMS))
 
     assert asked(fake) == []
@@ -544,12 +529,13 @@ async def test_who_refuses_histograms_is_asked_again_much_later(
 ) -> None:
     """A lost connection is no reason, an hour is: the QEMU may be another one by then."""
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
+    plug(fake, DRIVE)
     fake.replies["block-latency-histogram-set"] = {"error": {"class": kind, "desc": "no"}}
     reach = make(latency_histograms=HISTOGRAMS)
     await look(reach)
     fake.hang_up()
     await look(reach)
-    assert asked(fake) == ["disk0"]
+    assert asked(fake) == [PATHS[0]]
     assert reach.counts == {("latency_histogram", "rejected"): 1}
     assert [line["answer"] for line in said(caplog.records)] == ["no"]
     await reach.close()
@@ -557,10 +543,10 @@ async def test_who_refuses_histograms_is_asked_again_much_later(
     reach = make(latency_histograms=HISTOGRAMS)
     await look(reach, 2)
 
-    assert asked(fake) == ["disk0"] * 3
+    assert asked(fake) == [PATHS[0]] * 3
 
 
-MANAGED = Disk(nodes=("libvirt-2-format", "libvirt-1-format"))
+MANAGED = Disk(nodes=("libvirt-2-format", "libvirt-1-format"), qdev=PATHS[0])
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -572,7 +558,7 @@ async def test_a_managed_vm_gets_histograms_only_where_that_is_allowed(
     wanted = msgspec.structs.replace(HISTOGRAMS, allow_managed=allowed)
     await look(make(latency_histograms=wanted))
 
-    assert asked(fake) == (["disk0"] if allowed else [])
+    assert asked(fake) == ([PATHS[0]] if allowed else [])
 
 
 async def test_a_vm_that_is_left_alone_gets_its_histograms_later(
@@ -580,7 +566,7 @@ async def test_a_vm_that_is_left_alone_gets_its_histograms_later(
 ) -> None:
     """While it comes from another host nothing is changed."""
     monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
-    keeps_histograms(fake, Disk())
+    keeps_histograms(fake, DRIVE)
     fake.replies["query-status"] = {"return": {"running": False, "status": "inmigrate"}}
     reach = make(latency_histograms=HISTOGRAMS)
     await look(reach)
@@ -588,14 +574,14 @@ async def test_a_vm_that_is_left_alone_gets_its_histograms_later(
     fake.replies["query-status"] = {"return": {"running": True, "status": "running"}}
     await look(reach)
 
-    assert asked(fake) == ["disk0"]
+    assert asked(fake) == [PATHS[0]]
 
 
 async def test_what_users_ask_for_and_what_is_done_unasked_take_turns(
     fake: FakeQmp, make: Make
 ) -> None:
     """One VM, one command at a time: each is answered before the next one leaves."""
-    keeps_histograms(fake, Disk())
+    keeps_histograms(fake, DRIVE)
     reach = make(latency_histograms=HISTOGRAMS)
     reach.grant(grant())
     start(fake, block_job("j"))
@@ -606,7 +592,7 @@ async def test_what_users_ask_for_and_what_is_done_unasked_take_turns(
     ]
     await asyncio.gather(*requests, look(reach))
 
-    assert asked(fake) == ["disk0"]
+    assert asked(fake) == [PATHS[0]]
     assert [each["speed"] for name, each in fake.changes if name == "block-job-set-speed"] == [
         1, 2, 3, 4, 5,
     ]  # fmt: skip

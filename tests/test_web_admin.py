@@ -16,13 +16,15 @@ import pytest
 from exporter import api
 from exporter.api import VERBS
 from exporter.audit import OWN, RESULTS
+from exporter.commands import Command
 from exporter.service import Formatter
+from exporter.vm import Vm
 from exporter.web import admin as module
 from exporter.web.routes import ROUTES, Route
 from tests.conftest import series
 from tests.disks import Disk, block_job, plug, start
-from tests.fakeqmp import FakeQmp
-from tests.reach import Answer, Reach, Site, begin, grant, run, serving
+from tests.fakeqmp import FakeQmp, dying
+from tests.reach import Answer, Reach, Site, begin, grant, serving
 
 SECRET = "SECRETPW"
 POSTS = [route for route in ROUTES if route.body is not None]
@@ -30,20 +32,10 @@ JSON = "application/json"
 
 
 @pytest.fixture
-async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
-    """A QEMU 7.2 with a disk on two layers."""
-    async with FakeQmp(str(sockets / "vm.sock")) as server:
-        run(server, 7, 2)
-        yield server
-
-
-@pytest.fixture
-async def reach(sockets: Path, tmp_path: Path) -> AsyncIterator[Reach]:
-    """The fleet, with an account and a directory for snapshots."""
-    made = Reach(sockets, tmp_path / "state")
-    made.grant(grant(directories=(str(tmp_path),)))
-    yield made
-    await made.close()
+async def reach(reach: Reach, tmp_path: Path) -> Reach:
+    """The fleet, with a directory for snapshots."""
+    reach.grant(grant(directories=(str(tmp_path),)))
+    return reach
 
 
 @pytest.fixture
@@ -489,12 +481,7 @@ async def test_a_connection_that_is_lost_is_502(
 ) -> None:
     """Nobody knows the outcome, and that is said in a member of its own."""
     monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
-
-    def die(_: Mapping[str, Any]) -> bytes:
-        fake.hang_up()
-        return b""
-
-    fake.replies["block-commit"] = die
+    fake.replies["block-commit"] = dying(fake)
     answer = await site.commit()
 
     assert (answer.status, answer.problem) == (502, "unknown-outcome")
@@ -503,7 +490,7 @@ async def test_a_connection_that_is_lost_is_502(
 
 
 async def test_an_answer_that_does_not_come_is_504(
-    fake: FakeQmp, sockets: Path, tmp_path: Path, lines: Lines
+    site: Site, fake: FakeQmp, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may still be done."""
 
@@ -512,11 +499,14 @@ async def test_an_answer_that_does_not_come_is_504(
         return b""
 
     fake.replies["block-commit"] = hold
-    reach = Reach(sockets, tmp_path / "state", timeout_seconds=0.2)
-    async with serving(reach, tmp_path, "alice") as site:
-        answer = await site.commit()
-        fake.answering.set()
-    await reach.close()
+    execute = Vm.execute
+
+    async def hastily(self: Vm, command: Command, timeout_seconds: float) -> None:
+        await execute(self, command, 0.01)
+
+    monkeypatch.setattr(Vm, "execute", hastily)
+    answer = await site.commit()
+    fake.answering.set()
 
     assert (answer.status, answer.problem, answer.body["outcome"]) == (504, "no-answer", "unknown")
     assert lines.one()["result"] == "unknown"

@@ -23,22 +23,6 @@ GETS = [route for route in ROUTES if route.body is None]
 
 
 @pytest.fixture
-async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
-    """A QEMU 7.2 with a disk on two layers."""
-    async with FakeQmp(str(sockets / "vm.sock")) as server:
-        run(server, 7, 2)
-        yield server
-
-
-@pytest.fixture
-async def reach(sockets: Path, tmp_path: Path) -> AsyncIterator[Reach]:
-    """The fleet, with an account."""
-    made = Reach(sockets, tmp_path / "state")
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 async def site(fake: FakeQmp, reach: Reach, tmp_path: Path) -> AsyncIterator[Site]:
     """The API, for whoever asks."""
     async with serving(reach, tmp_path) as served:

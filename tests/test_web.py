@@ -27,6 +27,7 @@ from exporter.scrape import Fleet
 from exporter.storage import Sight, Storage
 from exporter.web import server
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
+from exporter.web.routes import ROUTES
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
@@ -216,7 +217,7 @@ async def test_an_unknown_page_is_404(serve: Serve) -> None:
     """Whatever it is called."""
     web = await serve()
 
-    for path in ("/metric", "/metrics/", "/-/reload/", "/api/v1/vms", "/%00", "/..%2fetc/passwd"):
+    for path in ("/metric", "/metrics/", "/-/reload/", "/api/v1", "/%00", "/..%2fetc/passwd"):
         assert (await web.get(path)).status == 404
 
 
@@ -524,7 +525,7 @@ async def test_the_other_pages_are_known(serve: Serve) -> None:
     app = Endpoints(None, Options(), lambda: None).application()  # type: ignore[arg-type]
     paths = {resource.canonical for resource in app.router.resources()}
 
-    assert paths == OTHER_PATHS | {"/metrics", "/"}
+    assert paths == OTHER_PATHS | {"/metrics", "/"} | {route.path for route in ROUTES}
 
 
 # Sockets.

@@ -171,6 +171,7 @@ CALLS = {
     ("service", "sock.sendto"): "systemd",
     ("turn", "self._vm.execute"): "QEMU, by way of Session.execute",
     ("vm", "self._session.execute"): "QEMU, by way of Session.execute",
+    ("web.answers", "request.writer.write"): "the client of the HTTP API",
     ("web.tls", "os.write"): "a file in memory",
 }
 

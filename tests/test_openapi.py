@@ -152,10 +152,11 @@ def test_each_answer_that_is_no_success_is_a_problem_or_the_gates(operation: dic
         for status, answer in operation["responses"].items()
         if int(status) >= 400
     }
-    assert {"401", "429"} <= kinds.keys()
+    gate = {"401", "417", "429"}
+    assert gate <= kinds.keys()
 
     for status, kind in kinds.items():
-        assert kind == (["text/plain"] if status in ("401", "429") else ["application/problem+json"])
+        assert kind == (["text/plain"] if status in gate else ["application/problem+json"])
 
 
 # It is of the routes that there are.

@@ -18,7 +18,7 @@ from exporter.actions import Actions
 from exporter.audit import Audit
 from exporter.errors import Refused
 from exporter.filename import public
-from exporter.web.answers import AUDIT, answer
+from exporter.web.answers import AUDIT, answer, ask_for_body
 from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
 
 #: Largest body, and longest that it may take.
@@ -176,6 +176,7 @@ async def _body(request: web.Request) -> bytes:
     too_large = Refused("too-large", f"the body is larger than {BODY_LIMIT_BYTES} bytes")
     if (request.content_length or 0) > BODY_LIMIT_BYTES:
         raise too_large
+    await ask_for_body(request)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -23,7 +23,7 @@ from exporter.render import Blobs
 from exporter.scrape import Fleet
 from exporter.service import Formatter
 from exporter.web.admin import Changing
-from exporter.web.answers import problems
+from exporter.web.answers import expect, problems
 from exporter.web.auth import Gate
 from exporter.web.reading import GRACE_SECONDS, Reading
 from exporter.web.routes import ROOT, ROUTES
@@ -79,17 +79,17 @@ class Endpoints:
             ("/-/healthy", self.healthy),
             ("/-/ready", self.ready),
         ):
-            app.router.add_get(prefix + path, handler)
+            app.router.add_get(prefix + path, handler, expect_handler=expect)
         if self._options.telemetry_path != "/":
-            app.router.add_get(prefix + "/", self.landing_page)
-        app.router.add_route("*", prefix + "/-/reload", self.reload)
+            app.router.add_get(prefix + "/", self.landing_page, expect_handler=expect)
+        app.router.add_route("*", prefix + "/-/reload", self.reload, expect_handler=expect)
         for route in ROUTES:
             read = getattr(self._reading, route.name, None)
             handler = read or self._changing.handler(route)
             limited = self._limited(handler, api=True) if "too-many" in route.problems else handler
             # By itself aiohttp takes no braces, and a VM may be named with them.
             path = prefix + route.path.replace("}", ":[^/]+}")
-            app.router.add_route(route.method, path, limited)
+            app.router.add_route(route.method, path, limited, expect_handler=expect)
         if prefix:
             app.router.add_get("/", self._to_prefix)
         if gate is not None:

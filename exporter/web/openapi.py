@@ -116,6 +116,10 @@ _GATE: Mapping[str, dict[str, Any]] = {
         "headers": _CHALLENGE,
         "content": {_TEXT: {"schema": {"type": "string"}, "example": "Unauthorized\n"}},
     },
+    "417": {
+        "description": "Expect is something else than 100-continue",
+        "content": {_TEXT: {"schema": {"type": "string"}, "example": "Expectation Failed\n"}},
+    },
     "429": {
         "description": "Too many requests, by the rate limit of the web config file, or too many"
         " passwords that wait to be checked",

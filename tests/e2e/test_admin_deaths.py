@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,7 @@ OTHER_SPEED = 4 << 20
 @pytest.fixture
 def fleet(lab: Lab) -> Fleet:
     """An exporter with one VM behind a proxy."""
-    return Fleet(lab, 1)
+    return Fleet(lab, 1, "--qmp.timeout=30")
 
 
 @pytest.fixture
@@ -276,3 +277,32 @@ def test_a_dismissal_that_did_not_arrive_is_made_up_for(one: Machine) -> None:
 
     assert plan.reached.is_set()
     assert one.user.job(one.vm.name, job_id)["outcome"] == "cancelled"
+
+
+def test_an_exporter_that_is_ended_in_the_middle_of_a_request_leaves_it_on_record(
+    fleet: Fleet, one: Machine
+) -> None:
+    """SIGTERM waits a moment for the answer, and then nobody knows: nor does the audit line."""
+    job_id = one.new_id()
+    exporter = fleet.user.exporter
+    gone = threading.Event()
+
+    def end() -> None:
+        exporter.signal(signal.SIGTERM)
+        gone.wait()
+
+    one.proxy.arm(COMMIT, answered=0, then=end)
+    with pytest.raises(OSError):
+        one.commit(job_id)
+    code = exporter.wait()
+    gone.set()
+    lines = [line for line in exporter.said().splitlines() if "msg=action" in line]
+    fleet.restart()
+    assert_replayed(one, job_id)
+
+    assert code == 0
+    assert [("result=unknown" in line, f"job_id={job_id}" in line) for line in lines] == [
+        (True, True)
+    ]
+    assert one.user.job(one.vm.name, job_id)["status"]
+    assert (one.started(job_id), one.proxy.count("block-commit")) == (1, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from exporter.filename import public
 from exporter.ledger import Entry, Ledger
 from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet, Member
+from exporter.storage import StorageBusy, StorageHangs
+from exporter.topology import CANARY_SECONDS
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)
@@ -161,6 +164,7 @@ class Actions:
             command = commands.snapshot(found.disk, request.file, request.format, node_name)
             done = _done(mine, snapshot, "snapshot", command, request.device, None, warnings)
             directories = permission.directories
+            await self._answers(os.path.dirname(request.file))
             await asyncio.to_thread(overlay.check, request.file, directories)
             if dry_run:
                 return done
@@ -173,6 +177,15 @@ class Actions:
                 await asyncio.to_thread(made.remove)
                 raise
             return await _after(mine, done)
+
+    async def _answers(self, folder: str) -> None:
+        """See that a directory's storage answers: a thread that hangs there is lost to all."""
+        try:
+            await self._fleet.storage.see((folder,), CANARY_SECONDS)
+        except StorageHangs as error:
+            raise Refused("storage-hangs", str(error)) from None
+        except StorageBusy:
+            pass  # it answered others just now
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
         every = self._fleet.discovery.config.admin.grants

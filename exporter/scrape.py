@@ -250,7 +250,7 @@ class Fleet:
         self.members: dict[str, Member] = {}
         self._tally = Tally()
         self._pace = Pace()
-        self._storage = storage or Storage(pace=self._pace)
+        self.storage = storage or Storage(pace=self._pace)
         self._swept = swept
         self._observer = observer or Observer()
         #: (action, result) -> how many; none where nothing may be changed.
@@ -291,7 +291,7 @@ class Fleet:
                 self._leave(member)
         for name, target in targets.items():
             if name not in self.members:
-                member = Member(target, self._tally, self._storage, self._pace, self._observer)
+                member = Member(target, self._tally, self.storage, self._pace, self._observer)
                 self.members[name] = member
                 self._observer.joined(member)
 

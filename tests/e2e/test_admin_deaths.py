@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.e2e.api import admin
 from tests.e2e.cutting import Fleet, Machine
-from tests.e2e.lab import Lab, Memory, tool, wait_until
+from tests.e2e.lab import Lab, Memory, Mount, drive, tool, wait_until
+from tests.e2e.reading import value
 
 COMMIT = b'{"execute":"block-commit"'
 DISMISS = b'{"execute":"job-dismiss"'
@@ -306,3 +308,22 @@ def test_an_exporter_that_is_ended_in_the_middle_of_a_request_leaves_it_on_recor
     ]
     assert one.user.job(one.vm.name, job_id)["status"]
     assert (one.started(job_id), one.proxy.count("block-commit")) == (1, 1)
+
+
+def test_a_directory_that_hangs_is_refused_and_in_nobodys_way(lab: Lab) -> None:
+    """Nobody waits in it: neither the request nor a thread that others need."""
+    vm = lab.qemu("vm", *drive("disk0", lab.image("disk0")))
+    mount = lab.keep(Mount(lab.folder))
+    user = admin(lab)
+    file = mount.folder / "new.qcow2"
+    with mount.stopped():
+        answers = [user.snapshot("vm", "disk0", file, dry_run=each) for each in (True, False)]
+        text = user.exporter.metrics()
+    after = wait_until(
+        lambda: (answer := user.snapshot("vm", "disk0", file)).status == 201 and answer, "it works"
+    )
+
+    assert [(each.status, each.problem) for each in answers] == [(503, "storage-hangs")] * 2
+    assert value(text, "qemu_vm_up", vm="vm") == 1
+    assert after.body["device"] == "disk0"
+    assert vm.run("query-block")[0]["inserted"]["file"] == str(file)

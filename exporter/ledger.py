@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -99,6 +100,7 @@ class Ledger:
             ConfigError: the directory cannot be read or written.
         """
         self._folder = folder
+        self._writing = threading.Lock()
         self._entries: dict[tuple[str, str], Entry] = {}
         where = "--admin.state-directory"
         try:
@@ -128,8 +130,15 @@ class Ledger:
         Raises:
             Refused: it could not be written.
         """
+        with self._writing:
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
         key = (entry.vm, entry.job_id)
-        if key not in self._entries:
+        known = self._entries.get(key)
+        if known is not None and known.outcome and not entry.outcome:
+            return  # what was seen before it ended, and comes late
+        if known is None:
             self._forget_old()
             if len(self._entries) >= ENTRIES_LIMIT:
                 raise Refused(
@@ -138,7 +147,7 @@ class Ledger:
         try:
             self._write(entry)
         except OSError as error:
-            if key not in self._entries:
+            if known is None:
                 # It may be there all the same; the next process must not take it for sent.
                 with contextlib.suppress(OSError):
                     os.unlink(self._path(*key))

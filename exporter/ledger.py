@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from hashlib import sha256
 from typing import Any
@@ -106,6 +107,7 @@ class Ledger:
             ConfigError: the directory cannot be read or written.
         """
         self._folder = folder
+        self._writing = threading.Lock()
         #: VM -> job id -> entry.
         self._entries: dict[str, dict[str, Entry]] = {}
         where = "--admin.state-directory"
@@ -140,7 +142,14 @@ class Ledger:
         Raises:
             Refused: it could not be written.
         """
-        if self.get(entry.vm, entry.job_id) is None:
+        with self._writing:
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        known = self.get(entry.vm, entry.job_id)
+        if known is not None and known.outcome and not entry.outcome:
+            return  # what was seen before it ended, and comes late
+        if known is None:
             self._forget_old()
             if sum(map(len, self._entries.values())) >= ENTRIES_LIMIT:
                 raise Refused(
@@ -149,7 +158,7 @@ class Ledger:
         try:
             self._write(entry)
         except OSError as error:
-            if self.get(entry.vm, entry.job_id) is None:
+            if known is None:
                 # It may be there all the same; the next process must not take it for sent.
                 with contextlib.suppress(OSError):
                     os.unlink(self._path(entry.vm, entry.job_id))

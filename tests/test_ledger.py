@@ -69,6 +69,18 @@ def test_an_entry_that_was_replaced_is_read_as_it_was_last(folder: Path) -> None
     assert account.get("vm", "qbe-a") == ended
 
 
+def test_an_outcome_is_not_lost_to_what_was_seen_before_it(folder: Path) -> None:
+    """A look that was made while the job ran may be recorded after the job's end is."""
+    account = Ledger(str(folder))
+    account.put(entry())
+    ended = entry().with_end(End("commit", "disk0", "failed", time.time(), "e"))
+    account.put(ended)
+    account.put(entry(started=True))
+
+    assert account.get("vm", "qbe-a") == ended
+    assert reopened(folder) == {("vm", "qbe-a"): ended}
+
+
 def test_an_entry_that_was_removed_is_gone(folder: Path) -> None:
     """QEMU refused: the id is free."""
     account = Ledger(str(folder))

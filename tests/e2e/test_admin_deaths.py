@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from tests.e2e.api import admin
 from tests.e2e.cutting import Fleet, Machine
-from tests.e2e.lab import Lab, Memory, tool, wait_until
+from tests.e2e.lab import Lab, Memory, Mount, drive, tool, wait_until
+from tests.e2e.reading import value
 
 COMMIT = b'{"execute":"block-commit"'
 DISMISS = b'{"execute":"job-dismiss"'
@@ -20,7 +23,7 @@ OTHER_SPEED = 4 << 20
 @pytest.fixture
 def fleet(lab: Lab) -> Fleet:
     """An exporter with one VM behind a proxy."""
-    return Fleet(lab, 1)
+    return Fleet(lab, 1, "--qmp.timeout=30")
 
 
 @pytest.fixture
@@ -276,3 +279,51 @@ def test_a_dismissal_that_did_not_arrive_is_made_up_for(one: Machine) -> None:
 
     assert plan.reached.is_set()
     assert one.user.job(one.vm.name, job_id)["outcome"] == "cancelled"
+
+
+def test_an_exporter_that_is_ended_in_the_middle_of_a_request_leaves_it_on_record(
+    fleet: Fleet, one: Machine
+) -> None:
+    """SIGTERM waits a moment for the answer, and then nobody knows: nor does the audit line."""
+    job_id = one.new_id()
+    exporter = fleet.user.exporter
+    gone = threading.Event()
+
+    def end() -> None:
+        exporter.signal(signal.SIGTERM)
+        gone.wait()
+
+    one.proxy.arm(COMMIT, answered=0, then=end)
+    with pytest.raises(OSError):
+        one.commit(job_id)
+    code = exporter.wait()
+    gone.set()
+    lines = [line for line in exporter.said().splitlines() if "msg=action" in line]
+    fleet.restart()
+    assert_replayed(one, job_id)
+
+    assert code == 0
+    assert [("result=unknown" in line, f"job_id={job_id}" in line) for line in lines] == [
+        (True, True)
+    ]
+    assert one.user.job(one.vm.name, job_id)["status"]
+    assert (one.started(job_id), one.proxy.count("block-commit")) == (1, 1)
+
+
+def test_a_directory_that_hangs_is_refused_and_in_nobodys_way(lab: Lab) -> None:
+    """Nobody waits in it: neither the request nor a thread that others need."""
+    vm = lab.qemu("vm", *drive("disk0", lab.image("disk0")))
+    mount = lab.keep(Mount(lab.folder))
+    user = admin(lab)
+    file = mount.folder / "new.qcow2"
+    with mount.stopped():
+        answers = [user.snapshot("vm", "disk0", file, dry_run=each) for each in (True, False)]
+        text = user.exporter.metrics()
+    after = wait_until(
+        lambda: (answer := user.snapshot("vm", "disk0", file)).status == 201 and answer, "it works"
+    )
+
+    assert [(each.status, each.problem) for each in answers] == [(503, "storage-hangs")] * 2
+    assert value(text, "qemu_vm_up", vm="vm") == 1
+    assert after.body["device"] == "disk0"
+    assert vm.run("query-block")[0]["inserted"]["file"] == str(file)

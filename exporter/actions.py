@@ -23,8 +23,9 @@ from exporter.commands import Command, Qemu
 from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.filename import public
 from exporter.ledger import Entry, Ledger
+from exporter.member import Member
 from exporter.model import Device, Job, Snapshot
-from exporter.scrape import Fleet, Member
+from exporter.scrape import Fleet
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,9 @@ from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
 from exporter.graph import Place
 from exporter.ledger import Entry, Ledger
+from exporter.member import Member, Observer
 from exporter.model import Job, Snapshot
-from exporter.scrape import Fleet, Member, Observer
+from exporter.scrape import Fleet
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from exporter.commands import Command, Qemu
 from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, TargetError
 from exporter.filename import public_text
+from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.outcomes import End
-from exporter.scrape import Member
 from exporter.storage import StorageBusy, StorageHangs
 from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm

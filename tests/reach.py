@@ -19,7 +19,8 @@ from exporter.api import VERBS, Commit
 from exporter.config import Admin, Config, Grant, Group, LatencyHistograms, Settings, Target
 from exporter.hand import Hand
 from exporter.ledger import Entry
-from exporter.scrape import Collected, Fleet, Member
+from exporter.member import Collected, Member
+from exporter.scrape import Fleet
 from exporter.storage import Sight, Storage
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options

@@ -15,9 +15,10 @@ from exporter.commands import set_speed
 from exporter.config import Config, Group, Settings
 from exporter.discovery import Target
 from exporter.errors import OutcomeUnknown, Refused, Rejected
+from exporter.member import Member, Observer
 from exporter.model import Snapshot
 from exporter.pace import Pace
-from exporter.scrape import Fleet, Member, Observer
+from exporter.scrape import Fleet
 from exporter.storage import Sight, Storage
 from exporter.turn import Turn, turn
 from tests.disks import Disk, block_job, plug

@@ -9,9 +9,10 @@ from aiohttp import web
 from exporter import api, view
 from exporter.errors import Refused
 from exporter.ledger import Ledger
+from exporter.member import Collected
 from exporter.outcomes import End
 from exporter.problems import PROBLEMS
-from exporter.scrape import Collected, Fleet
+from exporter.scrape import Fleet
 from exporter.web import openapi
 from exporter.web.answers import answer
 

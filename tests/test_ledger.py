@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,11 @@ def folder(tmp_path: Path) -> Path:
 def reopened(folder: Path) -> dict[tuple[str, str], Entry]:
     """What another process reads there."""
     return {(each.vm, each.job_id): each for each in Ledger(str(folder)).all()}
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    """Fail as a broken disk does."""
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def mode(path: Path) -> int:
@@ -101,11 +105,8 @@ def test_nobody_else_can_read_it(folder: Path) -> None:
 # The process ends in the middle of a write.
 
 
-@dataclass
 class Killed(BaseException):
     """The process ends."""
-
-    at: str
 
 
 @pytest.mark.parametrize("at", ["open", "fsync", "replace"])
@@ -176,10 +177,6 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
 ) -> None:
     """The request may be made again, also of the next process."""
     account = Ledger(str(folder))
-
-    def failing(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.EIO, "Input/output error")
-
     with monkeypatch.context() as patch:
         patch.setattr(ledger.os, at, failing)
         with pytest.raises(Refused) as refusal:
@@ -196,10 +193,6 @@ def test_a_first_write_whose_directory_cannot_be_synced_leaves_nothing(
 ) -> None:
     """Else the next process would take a request that was refused for one that was sent."""
     account = Ledger(str(folder))
-
-    def failing(_: Ledger) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "_sync", failing)
         with pytest.raises(Refused):
@@ -214,10 +207,6 @@ def test_a_later_write_that_fails_keeps_the_entry(
     """What may have been sent stays on record."""
     account = Ledger(str(folder))
     account.put(entry())
-
-    def failing(_: Ledger) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "_sync", failing)
         with pytest.raises(Refused):

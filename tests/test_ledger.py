@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from exporter import ledger
@@ -362,15 +361,6 @@ def test_a_name_that_looks_like_a_shortened_one_is_another(folder: Path) -> None
     account.put(entry(vm=short.replace("=", "~")))
 
     assert len(reopened(folder)) == len(list(folder.iterdir())) == 3
-
-
-def test_an_entry_with_more_than_is_known_is_read(folder: Path) -> None:
-    """A later version may have written it."""
-    Ledger(str(folder)).put(entry())
-    path = next(folder.iterdir())
-    path.write_bytes(msgspec.json.encode({**msgspec.json.decode(path.read_bytes()), "later": 1}))
-
-    assert list(reopened(folder)) == [("vm", "qbe-a")]
 
 
 # What is to be done about an entry.

@@ -34,7 +34,7 @@ def job(**more: object) -> Job:
 
 def test_a_vm_that_is_down_has_its_name_and_why() -> None:
     """And nothing else: no 0 that an alert would take for a number."""
-    down = msgspec.to_builtins(view.vm(Snapshot(vm="vm", up=False, reason="busy")))
+    down = msgspec.to_builtins(view.vm(Snapshot(vm="vm", up=False, reason="busy"), []))
     known = {name: value for name, value in down.items() if value is not None}
 
     assert known == {"vm": "vm", "up": False, "reason": "busy", "devices": [], "jobs": []}

@@ -53,7 +53,10 @@ class Reading:
 
     async def vm(self, request: web.Request) -> web.Response:
         """One VM."""
-        return answer(view.vm((await self._probe(request)).snapshot))
+        collected = await self._probe(request)
+        live = {job.job_id for job in collected.snapshot.jobs}
+        jobs = [job for job in self._jobs(collected) if job.job_id in live]
+        return answer(view.vm(collected.snapshot, jobs))
 
     async def all_jobs(self, request: web.Request) -> web.Response:
         """The jobs of all VMs."""

@@ -7,6 +7,8 @@ may have been sent. It is kept for 7 days after the last change.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import re
@@ -33,6 +35,7 @@ OPEN_SECONDS = 90 * 24 * 3600.0
 #: Most entries: each is a request that a user was granted.
 ENTRIES_LIMIT = 10_000
 _SUFFIX = ".json"
+_LOCK = ".lock"
 _NAME_LIMIT_BYTES = 200
 #: A file that was not replaced whole, as this program or its host ended.
 _UNFINISHED = re.compile(r"@qbe-[^@]*\.json\.[0-9a-f]{8}$")
@@ -113,6 +116,7 @@ class Ledger:
         where = "--admin.state-directory"
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
+            self._lock()
             self._read()
             probe = os.path.join(folder, f".{secrets.token_hex(8)}")
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -176,6 +180,19 @@ class Ledger:
             self._sync()
         except OSError as error:
             log.warning("record not removed", extra={"job_id": entry.job_id, "err": error.strerror})
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends: each would know only its own entries."""
+        descriptor = os.open(os.path.join(self._folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise ConfigError(
+                f"--admin.state-directory: {self._folder}: another process uses it"
+            ) from error
 
     def _read(self) -> None:
         for name in sorted(os.listdir(self._folder)):

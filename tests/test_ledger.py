@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,11 @@ def reopened(folder: Path) -> dict[tuple[str, str], Entry]:
 def failing(*_: Any, **__: Any) -> Any:
     """Fail as a broken disk does."""
     raise OSError(errno.EIO, "Input/output error")
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the files of a directory but for the one that keeps others out."""
+    return [path for path in folder.iterdir() if path.name != ".lock"]
 
 
 def mode(path: Path) -> int:
@@ -103,7 +110,7 @@ def test_nobody_else_can_read_it(folder: Path) -> None:
         os.umask(before)
 
     assert mode(folder) == 0o700
-    assert [mode(path) for path in folder.iterdir()] == [0o600]
+    assert [mode(path) for path in folder.iterdir()] == [0o600] * 2
 
 
 # The process ends in the middle of a write.
@@ -131,12 +138,12 @@ def test_a_write_that_does_not_end_leaves_the_entry_as_it_was(
         patch.setattr(ledger.os, at, killed)
         with pytest.raises(Killed):
             account.put(entry(started=True))
-    left = len(list(folder.iterdir()))
+    left = len(files(folder))
     found = reopened(folder)[("vm", "qbe-a")]
 
     assert left == 2
     assert found.started is False
-    assert len(list(folder.iterdir())) == 1
+    assert len(files(folder)) == 1
 
 
 def test_a_write_that_is_not_synced_to_its_end_has_happened(
@@ -189,7 +196,7 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
     assert refusal.value.problem == "not-recorded"
     assert "Input/output error" in str(refusal.value)
     assert account.get("vm", "qbe-a") is None
-    assert list(folder.iterdir()) == []
+    assert files(folder) == []
 
 
 def test_a_first_write_whose_directory_cannot_be_synced_leaves_nothing(
@@ -270,7 +277,7 @@ def test_files_of_others_are_left_alone(folder: Path) -> None:
     found = reopened(folder)
 
     assert found == {}
-    assert {path.name for path in folder.iterdir()} == others
+    assert {path.name for path in files(folder)} == others
 
 
 # How long it is kept.
@@ -350,10 +357,10 @@ def test_every_name_of_a_vm_has_a_file_of_its_own_in_the_directory(folder: Path)
     for name in NAMES:
         account.put(entry(job_id, vm=name))
     found = reopened(folder)
-    inside = sorted(path.name for path in folder.parent.rglob("*") if path.is_file())
+    inside = sorted(path.name for path in folder.parent.rglob("*") if path.is_file() and path.name != ".lock")
 
     assert found.keys() == {(name, job_id) for name in NAMES}
-    assert len(inside) == len(NAMES) == len(list(folder.iterdir()))
+    assert len(inside) == len(NAMES) == len(files(folder))
     assert max(len(os.fsencode(name)) for name in inside) <= 255
 
 
@@ -361,11 +368,11 @@ def test_a_name_that_looks_like_a_shortened_one_is_another(folder: Path) -> None
     """A digest that a name itself ends with is no digest of a longer one."""
     account = Ledger(str(folder))
     account.put(entry(vm=LONG))
-    short = next(folder.iterdir()).name.rpartition("@")[0]
+    short = next(iter(files(folder))).name.rpartition("@")[0]
     account.put(entry(vm=short))
     account.put(entry(vm=short.replace("=", "~")))
 
-    assert len(reopened(folder)) == len(list(folder.iterdir())) == 3
+    assert len(reopened(folder)) == len(files(folder)) == 3
 
 
 # What is to be done about an entry.
@@ -402,3 +409,18 @@ def test_an_outcome_that_is_unknown_is_no_end() -> None:
     assert entry(outcome="failed", error="e", ended_timestamp_seconds=ended).end == End(
         "commit", "disk0", "failed", ended, "e"
     )
+
+
+def test_a_directory_that_another_process_uses_is_refused(folder: Path) -> None:
+    """Each would know only its own entries; it is free again when the other one has ended."""
+    code = "import sys; from exporter.ledger import Ledger; Ledger(sys.argv[1]); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="^--admin.state-directory: .*: another process"):
+            Ledger(str(folder))
+        other.communicate(b"\n")
+
+    assert entries(Ledger(str(folder))) == []

@@ -35,7 +35,7 @@ _COMPLETING_SECONDS = 5.0
 #: Longest that a commit waits for other VMs that nobody has looked at yet.
 _OTHERS_SECONDS = 1.0
 #: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
-_CROSSING = frozenset({"complete", "cancel", "pause"})
+_CROSSING = frozenset({"cancel", "pause"})
 #: Where a job that was asked to complete waits to be finalized or dismissed.
 _AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
@@ -54,8 +54,9 @@ class Actions:
     def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
         self._fleet = fleet
         self._ledger = ledger
-        #: Jobs that a complete was sent for: (VM, id) -> when, by the monotonic clock.
-        self._completing: dict[tuple[str, str], float] = {}
+        #: Jobs that a complete was sent for: (VM, id) -> when it was first seen, and when that was
+        #: sent, by the monotonic clock.
+        self._completing: dict[tuple[str, str], tuple[float | None, float]] = {}
 
     async def commit(
         self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
@@ -129,8 +130,9 @@ class Actions:
             self._forget_completed(snapshot)
             job = guards.job(snapshot, job_id)
             known = view.job(vm, job)
-            crosses = (vm, job_id) in self._completing and verb in _CROSSING
-            if crosses and known.status not in _AFTER_COMPLETE:
+            waits = known.status in _AFTER_COMPLETE
+            crosses = verb == "complete" or (verb in _CROSSING and not waits)
+            if crosses and (vm, job_id) in self._completing:
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
             command = _command(snapshot, qemu, job, verb, request)
             # These let QEMU wait for the storage.
@@ -142,7 +144,7 @@ class Actions:
             if verb == "dismiss":
                 await self._record_before_dismissal(mine.member, job)
             if verb == "complete":
-                self._completing[vm, job_id] = time.monotonic()
+                self._completing[vm, job_id] = (job.first_seen_timestamp_seconds, time.monotonic())
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
@@ -267,10 +269,13 @@ class Actions:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
         listed = {job.job_id: job for job in snapshot.jobs}
         since = time.monotonic() - _COMPLETING_SECONDS
-        for vm, job_id in [key for key in self._completing if key[0] == snapshot.vm]:
-            job = listed.get(job_id)
-            if job is None or (self._completing[vm, job_id] < since and guards.rests(job)):
-                del self._completing[vm, job_id]
+        for key, (first_seen, sent) in list(self._completing.items()):
+            if key[0] != snapshot.vm:
+                continue
+            job = listed.get(key[1])
+            same = job is not None and job.first_seen_timestamp_seconds == first_seen
+            if job is None or not same or (sent < since and guards.rests(job)):
+                del self._completing[key]
 
 
 def _new_id(device: str) -> str:
@@ -346,7 +351,8 @@ async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run
     """Return what is said of a request that was made before: the state, or the outcome."""
     snapshot = await mine.look_again()
     told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
-    job = told or view.recorded(entry)
+    known = told is not None and (told.status is not None or entry.outcome is None)
+    job = told if told is not None and known else view.recorded(entry)
     if entry.request != wanted:
         raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
     return api.Done(

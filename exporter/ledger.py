@@ -7,7 +7,6 @@ may have been sent. It is kept for 7 days after the last change.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -35,7 +34,8 @@ OPEN_SECONDS = 90 * 24 * 3600.0
 #: Most entries: each is a request that a user was granted.
 ENTRIES_LIMIT = 10_000
 _SUFFIX = ".json"
-_LOCK = ".lock"
+#: The directories that this process has to itself, (device, inode) -> descriptor.
+_held: dict[tuple[int, int], int] = {}
 _NAME_LIMIT_BYTES = 200
 #: A file that was not replaced whole, as this program or its host ended.
 _UNFINISHED = re.compile(r"@qbe-[^@]*\.json\.[0-9a-f]{8}$")
@@ -183,16 +183,24 @@ class Ledger:
 
     def _lock(self) -> None:
         """Keep other processes out until this one ends: each would know only its own entries."""
-        descriptor = os.open(os.path.join(self._folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        found = os.fstat(descriptor)
+        if (found.st_dev, found.st_ino) in _held:
             os.close(descriptor)
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
             raise ConfigError(
                 f"--admin.state-directory: {self._folder}: another process uses it"
             ) from error
+        except OSError as error:
+            # Some network file systems lock no directories.
+            log.warning(
+                "state directory not locked", extra={"folder": self._folder, "err": error.strerror}
+            )
+        _held[found.st_dev, found.st_ino] = descriptor
 
     def _read(self) -> None:
         for name in sorted(os.listdir(self._folder)):

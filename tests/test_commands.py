@@ -130,7 +130,7 @@ async def test_a_query_is_never_one_that_changes_something(
     assert fake.commands == ["query-name"]
 
 
-@pytest.mark.parametrize("name", [*qapi.COMMANDS, "quit", "human-monitor-command", ""])
+@pytest.mark.parametrize("name", [*sorted(qapi.COMMANDS), "quit", "human-monitor-command", ""])
 async def test_what_is_executed_is_never_anything_else(
     fake: FakeQmp, session: Session, name: str
 ) -> None:

@@ -51,11 +51,6 @@ def failing(*_: Any, **__: Any) -> Any:
     raise OSError(errno.EIO, "Input/output error")
 
 
-def files(folder: Path) -> list[Path]:
-    """Return the files of a directory but for the one that keeps others out."""
-    return [path for path in folder.iterdir() if path.name != ".lock"]
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -110,7 +105,7 @@ def test_nobody_else_can_read_it(folder: Path) -> None:
         os.umask(before)
 
     assert mode(folder) == 0o700
-    assert [mode(path) for path in folder.iterdir()] == [0o600] * 2
+    assert [mode(path) for path in folder.iterdir()] == [0o600]
 
 
 # The process ends in the middle of a write.
@@ -138,12 +133,12 @@ def test_a_write_that_does_not_end_leaves_the_entry_as_it_was(
         patch.setattr(ledger.os, at, killed)
         with pytest.raises(Killed):
             account.put(entry(started=True))
-    left = len(files(folder))
+    left = len(list(folder.iterdir()))
     found = reopened(folder)[("vm", "qbe-a")]
 
     assert left == 2
     assert found.started is False
-    assert len(files(folder)) == 1
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_write_that_is_not_synced_to_its_end_has_happened(
@@ -196,7 +191,7 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
     assert refusal.value.problem == "not-recorded"
     assert "Input/output error" in str(refusal.value)
     assert account.get("vm", "qbe-a") is None
-    assert files(folder) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_a_first_write_whose_directory_cannot_be_synced_leaves_nothing(
@@ -277,7 +272,7 @@ def test_files_of_others_are_left_alone(folder: Path) -> None:
     found = reopened(folder)
 
     assert found == {}
-    assert {path.name for path in files(folder)} == others
+    assert {path.name for path in folder.iterdir()} == others
 
 
 # How long it is kept.
@@ -357,10 +352,10 @@ def test_every_name_of_a_vm_has_a_file_of_its_own_in_the_directory(folder: Path)
     for name in NAMES:
         account.put(entry(job_id, vm=name))
     found = reopened(folder)
-    inside = sorted(path.name for path in folder.parent.rglob("*") if path.is_file() and path.name != ".lock")
+    inside = sorted(path.name for path in folder.parent.rglob("*") if path.is_file())
 
     assert found.keys() == {(name, job_id) for name in NAMES}
-    assert len(inside) == len(NAMES) == len(files(folder))
+    assert len(inside) == len(NAMES) == len(list(folder.iterdir()))
     assert max(len(os.fsencode(name)) for name in inside) <= 255
 
 
@@ -368,11 +363,11 @@ def test_a_name_that_looks_like_a_shortened_one_is_another(folder: Path) -> None
     """A digest that a name itself ends with is no digest of a longer one."""
     account = Ledger(str(folder))
     account.put(entry(vm=LONG))
-    short = next(iter(files(folder))).name.rpartition("@")[0]
+    short = next(folder.iterdir()).name.rpartition("@")[0]
     account.put(entry(vm=short))
     account.put(entry(vm=short.replace("=", "~")))
 
-    assert len(reopened(folder)) == len(files(folder)) == 3
+    assert len(reopened(folder)) == len(list(folder.iterdir())) == 3
 
 
 # What is to be done about an entry.

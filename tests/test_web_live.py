@@ -55,6 +55,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
         ),
         (CLIENTS + SANS, CLIENTS, "client_allowed_sans is turned off by a restart only"),
     ],
+    ids=["tls", "tls-beside-users", "tls-new", "users", "clients", "clients-if-given", "sans"],
 )
 def test_what_protects_is_turned_off_by_a_restart_only(
     tmp_path: Path, pki: Pki, said: Callable[[], list[str]], before: str, after: str, said_of_it: str
@@ -72,7 +73,9 @@ def test_what_protects_is_turned_off_by_a_restart_only(
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [("", USERS), (CERT, CLIENTS), (CLIENTS, CLIENTS + SANS)]
+    ("before", "after"),
+    [("", USERS), (CERT, CLIENTS), (CLIENTS, CLIENTS + SANS)],
+    ids=["users", "clients", "sans"],
 )
 def test_what_protects_is_turned_on_at_once(
     tmp_path: Path, pki: Pki, before: str, after: str

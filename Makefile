@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test lint golden bench bench-peers clean
 
@@ -22,8 +22,9 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
-	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py
-	git diff --stat -- METRICS.md tests/golden
+	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py \
+	    tests/test_command_line.py tests/test_released.py
+	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions
 
 bench: $(VENV)/bench  ## measure, write bench/RESULTS.md, and fail where a bar is missed
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils

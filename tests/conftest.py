@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.fakeapi import FakeApi, fake_api
+from tests.packages import Packages, build
 from tests.shell import Shell
 
 # A machine may be busy: no example fails for being slow.
@@ -77,3 +78,11 @@ def series(exposition: str, name: str, **labels: str) -> dict[str, str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the flag that writes the golden expositions anew."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Wheel, sdist and SBOM, and the Debian package for whoever asks."""
+    folder = tmp_path_factory.mktemp("dist")
+    build("deploy/dist", folder)
+    return Packages(folder)

@@ -15,7 +15,17 @@ from pathlib import Path
 from tests.e2e.lab import PATIENCE_SECONDS, Process, tool, wait_until
 
 #: Asks for a page in the host, where nothing but Python need be installed.
-_GET = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=30).read().decode())"
+_ASK = """
+import base64, sys, urllib.error, urllib.request as u
+url, user, body = sys.argv[1:]
+head = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if user else {}
+head |= {"Content-Type": "application/json"} if body else {}
+try:
+    answer = u.urlopen(u.Request(url, body.encode() or None, head), timeout=30)
+except urllib.error.HTTPError as error:
+    answer = error
+sys.stdout.write(answer.read().decode())
+"""
 
 
 class Host:
@@ -46,12 +56,12 @@ class Host:
         """Return what systemd knows of a unit."""
         return self.run("systemctl", "show", "--value", "-p", name, unit).strip()
 
-    def get(self, url: str) -> str:
-        """Return the page at a URL of this host."""
-        return self.run("/usr/bin/python3", "-c", _GET, url)
+    def ask(self, url: str, user: str = "", body: str = "") -> str:
+        """Return the page at a URL of this host; a `body` is posted."""
+        return self.run("/usr/bin/python3", "-c", _ASK, url, user, body)
 
     def write(self, path: str, text: str) -> None:
-        """Write a file."""
+        """Write a file; not below what is mounted over: /run, /tmp and /dev."""
         inside = self.root / path.lstrip("/")
         inside.parent.mkdir(parents=True, exist_ok=True)
         inside.write_text(text)

@@ -1,14 +1,19 @@
-"""Metric names are API: what a release had, the next one has. deploy/UPGRADING.md says what if not."""
+"""What users rest on: a release's metric names, and its records of what was asked for.
+
+deploy/UPGRADING.md tells them what to expect, and us what to do where something has to go.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from exporter import __version__
 from exporter.family import Metric
+from exporter.ledger import Ledger
 from exporter.metrics import COLLECTORS, METRICS
 
 RELEASED = Path(__file__).parent / "data" / "released"
@@ -63,3 +68,27 @@ def test_no_name_type_label_or_state_of_a_release_is_gone(version: str) -> None:
 def test_every_collector_of_a_family_can_be_turned_off() -> None:
     """Its flag is API too."""
     assert {str(each["collector"]) for each in table().values()} - {""} <= {*COLLECTORS}
+
+
+# The state directory.
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_records_of_a_release_can_be_read(version: str, tmp_path: Path) -> None:
+    """After an upgrade the same job id is still known: it never starts a second job."""
+    record = json.loads((RELEASED / "ledger" / f"{version}.json").read_text())
+    record["ended_timestamp_seconds"] = time.time()
+    (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
+    entry = Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly")
+
+    assert entry is not None
+    assert (entry.outcome, entry.request) == ("completed", {"action": "commit", "device": "disk0"})
+
+
+def test_a_record_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
+    """Whoever goes back loses what the newer one knew more, and nothing else."""
+    record = json.loads((RELEASED / "ledger" / f"{VERSIONS[-1]}.json").read_text())
+    record |= {"ended_timestamp_seconds": time.time(), "of_the_future": [1, {"x": None}]}
+    (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
+
+    assert Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly") is not None

@@ -119,7 +119,7 @@ def booted(folder: Path) -> Iterator[Host]:
         for path in ("usr/sbin/policy-rc.d", "var/lib/man-db/auto-update"):
             (root / path).unlink(missing_ok=True)
         command = ["systemd-nspawn", "--register=no", "--keep-unit", "--quiet", f"--directory={root}"]
-        command += ["--private-network", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
+        command += ["--private-network", "--bind=/dev/fuse", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
         host = Host(root, Process(command, folder / "nspawn.log"))
         stack.callback(host.close)
         yield host

@@ -175,6 +175,26 @@ def test_what_each_setting_of_the_sandbox_takes_away(
     assert setting.partition("=")[0] in (ROOT / "deploy/systemd/README.md").read_text()
 
 
+def test_storage_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(service: Service) -> None:
+    """A mount that comes later is seen in the sandbox; a dead one is not touched when it is set up."""
+    host = service.host
+    with service.configured(arguments="--collector.topology.max-age=1"):
+        host.run("mkdir", "/srv/behind", "/srv/share")
+        uncached = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
+        host.start("share", "bindfs", "-f", "-o", uncached, "/srv/behind", "/srv/share")
+        wait_until(lambda: "/srv/share" in host.run("cat", f"/proc/{service.pid}/mountinfo"), "the mount is there")
+        host.systemctl("kill", "--signal=STOP", "share")
+        try:
+            wait_until(lambda: not service.storage(), "it is seen to hang")
+            host.systemctl("restart", SERVICE)
+            wait_until(lambda: service.metrics().get('qemu_vm_storage_responding{vm="plain"}') == "0", "it is seen")
+            assert service.metrics()['qemu_vm_up{vm="plain"}'] == "1"
+        finally:
+            host.systemctl("kill", "--signal=CONT", "share")
+        wait_until(lambda: "plain" in service.storage(), "it answers again")
+        host.systemctl("stop", "share")
+
+
 def test_a_reload_reads_the_configuration_again_in_the_same_process(service: Service) -> None:
     """One that is wrong is logged and said in a metric; systemd sees a service that is well."""
     host = service.host
@@ -293,6 +313,17 @@ def test_the_service_of_one_user_collects_that_users_vms(service: Service) -> No
     assert host.run(*user, "show", "--value", "-p", "StatusText", NAME).startswith("version ")
     host.run(*user, "stop", NAME)
     host.systemctl("stop", "vm-joe", "joe")
+
+
+def test_an_upgrade_restarts_the_service_with_the_flags_that_it_had(service: Service) -> None:
+    """What the administrator wrote stays, without a question."""
+    host = service.host
+    before = service.pid
+    host.write(f"/etc/default/{NAME}", 'ARGS="--web.disable-exporter-metrics"\n')
+    host.run("dpkg", "--force-unsafe-io", "--install", "/root/package.deb")
+
+    assert service.pid not in {before, "0"}
+    assert "qemu_exporter_targets" not in service.metrics()
 
 
 def test_a_package_that_is_purged_leaves_nothing_but_its_user(service: Service, tmp_path: Path) -> None:

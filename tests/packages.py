@@ -41,7 +41,7 @@ class Packages:
     @property
     def python(self) -> Path:
         """The interpreter of an environment that has the wheel and what it needs, and nothing else."""
-        return self.folder / "environment/bin/python"
+        return self.folder / ".environment/bin/python"
 
     def _only(self, pattern: str) -> Path:
         (found,) = self.folder.glob(pattern)

@@ -94,7 +94,7 @@ async def test_the_wheel_runs_in_an_empty_environment(packages: Packages) -> Non
 def test_the_sdist_can_be_installed(packages: Packages, tmp_path: Path) -> None:
     """pip builds it by what pyproject.toml asks for, on a machine that has none of it."""
     python = install(sys.executable, packages.sdist, tmp_path / "environment", "--no-deps")
-    (libraries,) = packages.folder.glob("environment/lib/python3.*/site-packages")
+    (libraries,) = packages.folder.glob(".environment/lib/python3.*/site-packages")
     # What else it needs is what the wheel needs; only the build is another.
     environment = os.environ | {"PYTHONPATH": str(libraries)}
 

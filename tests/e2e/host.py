@@ -14,6 +14,10 @@ from pathlib import Path
 
 from tests.e2e.lab import PATIENCE_SECONDS, Process, tool, wait_until
 
+#: Where systemd keeps its units' control groups: with version 1 beside 2, both; else the last.
+_HIERARCHIES = [Path(f"/sys/fs/cgroup/{name}") for name in ("systemd", "unified")]
+if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+    _HIERARCHIES = [Path("/sys/fs/cgroup")]
 #: Asks for a page in the host, where nothing but Python need be installed.
 _ASK = """
 import base64, sys, urllib.error, urllib.request as u
@@ -120,7 +124,11 @@ def booted(folder: Path) -> Iterator[Host]:
             (root / path).unlink(missing_ok=True)
         command = ["systemd-nspawn", "--register=no", "--keep-unit", "--quiet", f"--directory={root}"]
         command += ["--private-network", "--bind=/dev/fuse", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
-        host = Host(root, Process(command, folder / "nspawn.log"))
+        # systemd-nspawn makes groups below the one that it is in.
+        groups = [stack.enter_context(_control_group(each, folder)) for each in _HIERARCHIES if each.is_dir()]
+        join = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
+        nspawn = Process(["sh", "-ec", f'{join}exec "$@"', "sh", *command], folder / "nspawn.log")
+        host = Host(root, nspawn)
         stack.callback(host.close)
         yield host
 
@@ -128,3 +136,15 @@ def booted(folder: Path) -> Iterator[Host]:
 def _mount(stack: ExitStack, folder: Path, *arguments: str) -> None:
     subprocess.run([tool("mount"), *arguments, str(folder)], check=True)
     stack.callback(subprocess.run, [tool("umount"), "-l", str(folder)], check=True)
+
+
+@contextmanager
+def _control_group(hierarchy: Path, folder: Path) -> Iterator[Path]:
+    """Make a control group of the host's own, and remove it with all below it."""
+    group = hierarchy / f"qbe-{os.getpid()}-{folder.name}"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        for below, _, _ in os.walk(group, topdown=False):
+            os.rmdir(below)

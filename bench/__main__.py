@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench import parts, peers, plots
+from bench.hostile import hostile
 from bench.measure import Costs
 from bench.parts import Size
 from bench.rendering import rendering
@@ -81,6 +82,7 @@ def _parts(flags: argparse.Namespace) -> Mapping[str, Callable[[Results], object
             results, (50, 200) if quick else (50, 200, 1000), 8 if quick else 16
         ),
         "peers": lambda results: peers.libvirt(results, 10 if quick else 50, flags.peer),
+        "hostile": hostile,
         "endurance": lambda results: parts.endurance(results, 1000 if quick else 10_000),
     }
 

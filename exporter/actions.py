@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -19,17 +20,20 @@ from msgspec import UNSET, UnsetType
 
 from exporter import api, commands, effects, guards, overlay, view
 from exporter.commands import Command, Qemu
-from exporter.errors import Refused, Rejected
+from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.filename import public
 from exporter.ledger import Entry, Ledger
+from exporter.member import Member
 from exporter.model import Device, Job, Snapshot
-from exporter.scrape import Fleet, Member
+from exporter.scrape import Fleet
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
+#: Longest that a commit waits for other VMs that nobody has looked at yet.
+_OTHERS_SECONDS = 1.0
 #: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
 _CROSSING = frozenset({"complete", "cancel", "pause"})
 #: Where a job that was asked to complete waits to be finalized or dismissed.
@@ -64,12 +68,13 @@ class Actions:
         permission = self._permission(user, "commit", vm)
         job_id = request.job_id or _new_id(request.device)
         wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
+        unseen = await self._see_others(vm)
         async with turn(self._member(vm)) as mine:
             if entry := self._ledger.get(vm, job_id):
                 return await _replayed(mine, entry, wanted, dry_run=dry_run)
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found, layers = self._commit_checked(snapshot, request)
-            warnings = guards.storage(snapshot)
+            warnings = [*guards.storage(snapshot), *unseen]
             job_id = _usable_id(snapshot, qemu, request, job_id)
             command = commands.commit(
                 qemu,
@@ -141,8 +146,11 @@ class Actions:
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
-            except (Refused, Rejected):
-                if verb == "complete":
+            except ActionError as error:
+                # Whoever sees that it did not arrive must be able to ask again. To tell a commit
+                # twice is harmless; of a mirror with `replaces` QEMU may die. [mirror_complete]
+                arrived = isinstance(error, OutcomeUnknown) and job.job_type != "commit"
+                if verb == "complete" and not arrived:
                     del self._completing[vm, job_id]
                 raise
             return await _after(mine, done)
@@ -169,7 +177,8 @@ class Actions:
             command = commands.snapshot(found.disk, request.file, request.format, node_name)
             done = _done(mine, snapshot, "snapshot", command, request.device, None, warnings)
             directories = permission.directories
-            await asyncio.to_thread(overlay.check, request.file, directories)
+            await mine.reach(os.path.dirname(request.file))
+            await asyncio.to_thread(overlay.check, request.file, directories, qemu.pid)
             if dry_run:
                 return done
             made = await asyncio.to_thread(
@@ -198,6 +207,16 @@ class Actions:
         if (member := self._fleet.members.get(vm)) is None:
             raise Refused("unknown-vm", f"there is no VM {vm!r}")
         return member
+
+    async def _see_others(self, vm: str) -> list[str]:
+        """Look at the other VMs that nobody has looked at yet; return which did not answer."""
+        self._fleet.discover()
+        others = [member for member in self._fleet.members.values() if member.name != vm]
+        looking = [member.start() for member in others if not member.is_known]
+        if looking:
+            await asyncio.wait(looking, timeout=_OTHERS_SECONDS)
+        unseen = sorted(member.name for member in others if not member.is_known)
+        return [f"{name} was never seen: it may share a layer" for name in unseen]
 
     def _commit_checked(
         self, snapshot: Snapshot, request: api.Commit
@@ -242,7 +261,7 @@ class Actions:
             return
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
-        await asyncio.to_thread(self._ledger.put, entry.with_end(end, dismissed=True))
+        await asyncio.to_thread(self._ledger.put, entry.with_end(end))
 
     def _forget_completed(self, snapshot: Snapshot) -> None:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
@@ -264,8 +283,10 @@ def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str)
         if request.job_id:
             raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
         return request.device
-    if any(job.job_id == job_id for job in snapshot.jobs):
-        raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already")
+    for job in snapshot.jobs:
+        if job.job_id == job_id:
+            known = view.job(snapshot.vm, job)
+            raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already", known)
     return job_id
 
 
@@ -324,7 +345,8 @@ async def _after(mine: Turn, done: api.Done) -> api.Done:
 async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
     snapshot = await mine.look_again()
-    job = (mine.job(snapshot, entry.job_id) if snapshot else None) or view.recorded(entry)
+    told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
+    job = told or view.recorded(entry)
     if entry.request != wanted:
         raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
     return api.Done(

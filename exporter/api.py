@@ -34,7 +34,8 @@ JobId = Annotated[
     Meta(
         pattern=r"^qbe-[A-Za-z0-9._-]{1,59}$(?!\n)",
         description="The id of the job, which is the idempotency key too: for 7 days the same id"
-        " with the same request never starts a second job.",
+        " with the same request never starts a second job. Where it is left out the exporter chooses"
+        " one, and a retry is not safe.",
     ),
 ]
 DeviceName = Annotated[
@@ -54,6 +55,10 @@ Speed = Annotated[
 ]
 
 
+def _told(text: str) -> Meta:
+    return Meta(description=text)
+
+
 class Request(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of a request that changes something."""
 
@@ -64,9 +69,8 @@ class Commit(Request, frozen=True):
     Without them the whole chain goes into the lowest layer, and the job waits to be completed.
     """
 
-    action: Literal["commit"]
+    action: Annotated[Literal["commit"], _told("What is to be started.")]
     device: DeviceName
-    #: Chosen by the exporter where it is left out; then a retry is not safe.
     job_id: JobId | UnsetType = UNSET
     #: The active layer where it is left out.
     top: LayerName | UnsetType = UNSET
@@ -82,9 +86,12 @@ class Complete(Request, frozen=True):
 class Cancel(Request, frozen=True):
     """End a job before its time. [block-job-cancel]"""
 
-    #: Must be said of a job that is ready: false lets it end consistently without a pivot, true
-    #: ends it at once.
-    force: bool | UnsetType = UNSET
+    force: Annotated[
+        bool | UnsetType,
+        _told(
+            "Must be said of a job that is ready: false lets it end consistently without a pivot, true ends it at once."
+        ),
+    ] = UNSET
 
 
 class Pause(Request, frozen=True):
@@ -116,141 +123,148 @@ class Snapshot(Request, frozen=True):
     """
 
     device: DeviceName
-    #: An absolute path.
-    file: Annotated[str, Meta(min_length=2, max_length=1023, pattern="^/")]
-    format: Literal["qcow2"] = "qcow2"
+    file: Annotated[
+        str, Meta(min_length=2, max_length=1023, pattern="^/", description="An absolute path.")
+    ]
+    format: Annotated[Literal["qcow2"], _told("The format of the new layer.")] = "qcow2"
 
 
 class Layer(Struct, frozen=True, kw_only=True):
     """A layer of a backing chain."""
 
-    #: `0` the active one.
-    layer: int
-    node_name: str | None
-    driver: str | None
-    #: Without credentials.
-    file: str | None
-    virtual_size_bytes: int | None
-    allocated_bytes: int | None
+    layer: Annotated[int, _told("Its depth; 0 is the active one.")]
+    node_name: Annotated[str | None, _told("QEMU's name for it, which a commit can be told.")]
+    driver: Annotated[str | None, _told("Its format, such as qcow2.")]
+    file: Annotated[str | None, _told("Its file, without credentials.")]
+    virtual_size_bytes: Annotated[int | None, _told("The size that the guest sees.")]
+    allocated_bytes: Annotated[int | None, _told("What it takes on the storage.")]
 
 
 class Device(Struct, frozen=True, kw_only=True):
     """A disk or drive of a VM, with its backing chain from the active layer down."""
 
-    device: str
-    inserted: bool | None
-    read_only: bool | None
-    #: ok, failed, nospace.
-    io_status: str | None
-    backing_depth: int | None
-    expected_backing_depth: int | None
-    layers: list[Layer]
+    device: Annotated[str, _told("The label `device` of the metrics.")]
+    inserted: Annotated[bool | None, _told("Whether it has a medium.")]
+    read_only: Annotated[bool | None, _told("Whether the guest cannot write to it.")]
+    io_status: Annotated[
+        str | None, _told("ok, failed or nospace: whether an I/O error stopped the guest.")
+    ]
+    backing_depth: Annotated[int | None, _told("How many layers are below the active one.")]
+    expected_backing_depth: Annotated[
+        int | None, _told("How many of them the configuration says are there by right.")
+    ]
+    layers: Annotated[list[Layer], _told("From the active layer down.")]
 
 
 class Job(Struct, frozen=True, kw_only=True):
     """A block job that QEMU has, or the record of one that was started here and has ended."""
 
-    vm: str
-    job_id: str
-    job_type: str
-    device: str | None
-    #: JobStatus; null when QEMU has it no more.
-    status: str | None = None
-    ready: bool | None = None
-    paused: bool | None = None
-    busy: bool | None = None
-    offset_bytes: int | None = None
-    length_bytes: int | None = None
-    speed_limit_bytes_per_second: int | None = None
-    io_status: str | None = None
-    auto_finalize: bool | None = None
-    auto_dismiss: bool | None = None
-    #: Layers, 0 the active one.
-    top: int | None = None
-    base: int | None = None
-    error: str | None = None
-    first_seen_timestamp_seconds: float | None = None
-    last_progress_timestamp_seconds: float | None = None
-    ready_timestamp_seconds: float | None = None
-    #: Null while it has not ended.
-    outcome: Outcome | None = None
-    ended_timestamp_seconds: float | None = None
+    vm: Annotated[str, _told("The label `vm` of the metrics.")]
+    job_id: Annotated[str, _told("The label `job_id` of the metrics.")]
+    job_type: Annotated[str, _told("commit, mirror, stream, backup and so on.")]
+    device: Annotated[str | None, _told("The device that it works on.")]
+    status: Annotated[str | None, _told("JobStatus; null when QEMU has it no more.")] = None
+    ready: Annotated[bool | None, _told("Whether QEMU says that it can be completed.")] = None
+    paused: Annotated[bool | None, _told("Whether it rests.")] = None
+    busy: Annotated[bool | None, _told("Whether it works at this instant.")] = None
+    offset_bytes: Annotated[
+        int | None, _told("Work done so far, of length_bytes. All of it is not ready.")
+    ] = None
+    length_bytes: Annotated[int | None, _told("All work, as far as it is known: it can grow.")] = (
+        None
+    )
+    speed_limit_bytes_per_second: Annotated[int | None, _told("0 is no limit.")] = None
+    io_status: Annotated[
+        str | None, _told("ok, failed or nospace: whether an I/O error stopped it.")
+    ] = None
+    auto_finalize: Annotated[
+        bool | None, _told("Whether it makes its changes without waiting in `pending`.")
+    ] = None
+    auto_dismiss: Annotated[
+        bool | None, _told("Whether it is gone from QEMU as soon as it has ended.")
+    ] = None
+    top: Annotated[int | None, _told("The layer that it merges, 0 the active one.")] = None
+    base: Annotated[int | None, _told("The layer that it merges into.")] = None
+    error: Annotated[str | None, _told("Why it failed, without credentials.")] = None
+    first_seen_timestamp_seconds: Annotated[
+        float | None, _told("When this process first saw it.")
+    ] = None
+    last_progress_timestamp_seconds: Annotated[
+        float | None, _told("When its progress was last seen to change.")
+    ] = None
+    ready_timestamp_seconds: Annotated[float | None, _told("When it was first seen ready.")] = None
+    outcome: Annotated[Outcome | None, _told("How it ended; null while it has not.")] = None
+    ended_timestamp_seconds: Annotated[
+        float | None, _told("When it ended; null while it has not.")
+    ] = None
 
 
 class VmSummary(Struct, frozen=True, kw_only=True):
     """A VM in one line."""
 
-    vm: str
-    up: bool
-    #: Why it is not up: a `reason` of qemu_vm_scrape_error.
-    reason: str | None
-    #: RunState.
-    status: str | None
-    running: bool | None
-    name: str | None
-    qemu_version: str | None
-    #: libvirt, proxmox, incus; null where none is known.
-    manager: str | None
-    socket: str | None
-    storage_responding: bool | None
-    device_count: int | None
-    job_count: int | None
-    #: The deepest backing chain.
-    backing_depth_max: int | None
+    vm: Annotated[str, _told("The label `vm` of the metrics.")]
+    up: Annotated[bool, _told("Whether it answers.")]
+    reason: Annotated[str | None, _told("Why it does not: a `reason` of qemu_vm_scrape_error.")]
+    status: Annotated[str | None, _told("RunState, such as running or paused.")]
+    running: Annotated[bool | None, _told("Whether the guest runs.")]
+    name: Annotated[str | None, _told("What QEMU was told that it is called.")]
+    qemu_version: Annotated[str | None, _told("Such as 7.2.22.")]
+    manager: Annotated[str | None, _told("libvirt, proxmox, incus; null where none is known.")]
+    socket: Annotated[str | None, _told("Where its monitor is.")]
+    storage_responding: Annotated[bool | None, _told("Whether the storage of its images answers.")]
+    device_count: Annotated[int | None, _told("How many disks and drives it has.")]
+    job_count: Annotated[int | None, _told("How many block jobs it has.")]
+    backing_depth_max: Annotated[int | None, _told("The depth of its deepest backing chain.")]
 
 
 class Vm(VmSummary, frozen=True, kw_only=True):
     """A VM with its disks and jobs."""
 
-    devices: list[Device]
-    jobs: list[Job]
+    devices: Annotated[list[Device], _told("Its disks and drives.")]
+    jobs: Annotated[list[Job], _told("Its jobs.")]
 
 
 class VmList(Struct, frozen=True):
     """Every target."""
 
-    vms: list[VmSummary]
+    vms: Annotated[list[VmSummary], _told("By name.")]
 
 
 class JobList(Struct, frozen=True):
     """Block jobs, those that QEMU has and those started here of which a record is kept."""
 
-    jobs: list[Job]
+    jobs: Annotated[list[Job], _told("By VM.")]
 
 
 class Done(Struct, frozen=True, kw_only=True):
     """What became of a request that was accepted."""
 
-    vm: str
-    action: Verb
-    device: str | None
-    job_id: str | None
-    #: All was checked, and nothing sent.
-    dry_run: bool
-    #: The same request was accepted before: nothing was sent now.
-    replayed: bool
-    #: The QMP command, with its arguments as far as they are public; null where `replayed`.
-    command: str | None
-    arguments: dict[str, Any]
-    #: What could not be checked.
-    warnings: list[str]
-    #: The job right afterwards.
-    job: Job | None
+    vm: Annotated[str, _told("The VM that was asked for.")]
+    action: Annotated[Verb, _told("What was asked for.")]
+    device: Annotated[str | None, _told("The device that it is about.")]
+    job_id: Annotated[str | None, _told("The job that it is about.")]
+    dry_run: Annotated[bool, _told("All was checked, and nothing sent.")]
+    replayed: Annotated[bool, _told("The same request was accepted before: nothing was sent now.")]
+    command: Annotated[str | None, _told("The QMP command; null where `replayed`.")]
+    arguments: Annotated[dict[str, Any], _told("Its arguments, without credentials.")]
+    warnings: Annotated[list[str], _told("What could not be checked.")]
+    job: Annotated[Job | None, _told("The job right afterwards.")]
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request was not accepted. [RFC 9457]"""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    #: The path that was asked for.
-    instance: str
-    vm: str | UnsetType = UNSET
-    #: `unknown`: the command left, and no answer came: look the job up, do not retry blindly.
-    outcome: Literal["unknown"] | UnsetType = UNSET
-    #: The job that stands in the way.
-    job: Job | UnsetType = UNSET
-    #: Who runs the VM: libvirt, proxmox, incus.
-    manager: str | UnsetType = UNSET
+    type: Annotated[
+        str, _told("A path below this host, with the text of what it means and what to do.")
+    ]
+    title: Annotated[str, _told("What it is.")]
+    status: Annotated[int, _told("The HTTP status.")]
+    detail: Annotated[str, _told("What it was this time.")]
+    instance: Annotated[str, _told("The path that was asked for.")]
+    vm: Annotated[str | UnsetType, _told("The VM that was asked for.")] = UNSET
+    outcome: Annotated[
+        Literal["unknown"] | UnsetType,
+        _told("The command left, and no answer came: look the job up, do not retry blindly."),
+    ] = UNSET
+    job: Annotated[Job | UnsetType, _told("The job that stands in the way.")] = UNSET
+    manager: Annotated[str | UnsetType, _told("Who runs the VM: libvirt, proxmox, incus.")] = UNSET

@@ -137,7 +137,7 @@ def snapshot(disk: Disk, file: str, format: str, node_name: str) -> Command:
 
 
 def latency_histogram(device: str, boundaries_seconds: Sequence[float]) -> Command:
-    """Have QEMU keep latency histograms of a device, all of them; `device` is a name or QOM path."""
+    """Have QEMU keep latency histograms of a device of the guest, all of them, by its QOM path."""
     boundaries = [round(seconds * NS) for seconds in boundaries_seconds]
     return _command("block-latency-histogram-set", {"id": device, "boundaries": boundaries})
 

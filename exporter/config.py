@@ -25,7 +25,7 @@ DEFAULT_PORT = 9709
 
 #: Most buckets of a histogram: each is a series of each device and operation.
 _BOUNDARIES_LIMIT = 64
-_LONGEST = 1e6
+_LONGEST_SECONDS = 1e6
 
 Connection = Literal["persistent", "per-scrape"]
 Topology = Literal["auto", "always", "never"]
@@ -247,10 +247,12 @@ def _check_histograms(histograms: LatencyHistograms, where: str) -> None:
     if not 0 < len(histograms.boundaries_seconds) <= _BOUNDARIES_LIMIT:
         raise ConfigError(f"{where}: boundaries_seconds takes 1 to {_BOUNDARIES_LIMIT} numbers")
     # QEMU takes whole nanoseconds, each above the one before.
-    bounds = [round(b * NS) if 0 < b < _LONGEST else 0 for b in histograms.boundaries_seconds]
+    bounds = [
+        round(b * NS) if 0 < b <= _LONGEST_SECONDS else 0 for b in histograms.boundaries_seconds
+    ]
     if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
         raise ConfigError(
-            f"{where}: boundaries_seconds must rise from above 0 to {_LONGEST:g} at most"
+            f"{where}: boundaries_seconds must rise from above 0 to {_LONGEST_SECONDS:g} at most"
         )
 
 

@@ -30,8 +30,9 @@ _UNTOUCHABLE = frozenset(
         "save-vm",
     }
 )
-#: JobStatus of a job that runs. [JobVerbTable, pause]
+#: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
 _PAUSABLE = frozenset({"running", "ready", "created"})
+_RESUMABLE = _PAUSABLE | {"paused", "standby"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +195,8 @@ def may_pause(snapshot: Snapshot, each: Job) -> None:
 
 
 def may_resume(snapshot: Snapshot, each: Job) -> None:
-    """It is paused."""
-    if not _is(each, "paused"):
+    """It is paused; QEMU itself holds one that it has just completed, and says the same of it."""
+    if not _is(each, "paused") or _status(each) not in ("", *_RESUMABLE):
         raise _refused("wrong-job-state", snapshot, each, "is not paused")
 
 

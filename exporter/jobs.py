@@ -345,6 +345,7 @@ class Jobs:
     def _new(self, job_id: str, now: float) -> Known | None:
         if len(self._known) >= JOBS_LIMIT:
             return None
+        self.outcomes.ends.pop(job_id, None)  # of another job, which had the id before
         job = self._known[job_id] = Known(now, now, unbroken=self._listed)
         return job
 

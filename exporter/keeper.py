@@ -21,8 +21,9 @@ from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
 from exporter.graph import Place
 from exporter.ledger import Entry, Ledger
+from exporter.member import Member, Observer
 from exporter.model import Job, Snapshot
-from exporter.scrape import Fleet, Member, Observer
+from exporter.scrape import Fleet
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)
@@ -48,13 +49,13 @@ class Keeper(Observer):
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: (VM, job id) -> how often it was missing.
         self._missing: dict[tuple[str, str], int] = {}
-        #: (VM, device) whose QEMU would not keep histograms -> when it is asked again.
-        self._refused: dict[tuple[str, str], float] = {}
+        #: (VM, device) -> when its QEMU may be asked to keep histograms again.
+        self._not_before: dict[tuple[str, str], float] = {}
 
     def joined(self, member: Member) -> None:
         """Have a new target know of the jobs that an earlier process started there."""
         for entry in self._ledger.open(member.name) if self._ledger else ():
-            if entry.outcome is None and entry.chain and entry.top is not None:
+            if entry.chain and entry.top is not None:
                 place = Place(entry.device, str(entry.top), str(entry.base))
                 member.adopt(entry.job_id, place, entry.chain)
 
@@ -99,7 +100,7 @@ class Keeper(Observer):
                 await self._settle(member, snapshot, entry)
             if wanted is not None:
                 for device, qom in without.items():
-                    self._refused[member.name, device] = time.monotonic() + _PAUSE_SECONDS
+                    self._not_before[member.name, device] = time.monotonic() + _PAUSE_SECONDS
                     await self._set_histograms(member, device, qom, wanted)
         except Refused as error:
             log.warning("not done", extra={"vm": member.name, "err": str(error)})
@@ -119,7 +120,11 @@ class Keeper(Observer):
             await self._dismiss(member, changed)
 
     def _seen(self, member: Member, entry: Entry, job: Job | None) -> Entry:
+        """Return an entry with what is known of its job now; an outcome on record stays."""
         key = (entry.vm, entry.job_id)
+        if entry.outcome:
+            # A process, or a QEMU, that came later tells less of it than the record.
+            return msgspec.structs.replace(entry, dismissed=entry.dismissed or job is None)
         end = member.ends.get(entry.job_id)
         if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
             self._missing.pop(key, None)
@@ -160,17 +165,21 @@ class Keeper(Observer):
             command = commands.latency_histogram(qom, wanted.boundaries_seconds)
             about = {"vm": member.name, "device": device}
             if not await self._send(mine, "latency_histogram", command, about):
-                self._refused[member.name, device] = time.monotonic() + _RETRY_SECONDS
+                self._not_before[member.name, device] = time.monotonic() + _RETRY_SECONDS
 
     def _without_histograms(self, snapshot: Snapshot) -> Mapping[str, str]:
-        """Return the devices that have a medium and no histograms, with their QOM path or name."""
+        """Return the devices that have a medium and no histograms, with their QOM path.
+
+        QEMU takes nothing else: a drive that no device of the guest stands on has no I/O to measure.
+        """
         now = time.monotonic()
         return {
-            device.device: entry.qdev or entry.device
+            device.device: entry.qdev
             for device, entry in zip(snapshot.devices, snapshot.counters.devices, strict=True)
             if device.nodes
+            and entry.qdev
             and entry.stats.rd_latency_histogram is None
-            and self._refused.get((snapshot.vm, device.device), now) <= now
+            and self._not_before.get((snapshot.vm, device.device), now) <= now
         }
 
     async def _send(

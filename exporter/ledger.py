@@ -6,9 +6,14 @@ may have been sent. It is kept for 7 days after the last change.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import logging
 import os
+import re
 import secrets
+import threading
 import time
 from hashlib import sha256
 from typing import Any
@@ -25,10 +30,15 @@ log = logging.getLogger(__name__)
 
 #: How long the same id with the same request is known as such.
 KEPT_SECONDS = 7 * 24 * 3600.0
+#: How long a job is waited for that has not ended, or is in QEMU yet: its VM may be gone for good.
+OPEN_SECONDS = 90 * 24 * 3600.0
 #: Most entries: each is a request that a user was granted.
 ENTRIES_LIMIT = 10_000
 _SUFFIX = ".json"
+_LOCK = ".lock"
 _NAME_LIMIT_BYTES = 200
+#: A file that was not replaced whole, as this program or its host ended.
+_UNFINISHED = re.compile(r"@qbe-[^@]*\.json\.[0-9a-f]{8}$")
 
 
 class Entry(Struct, kw_only=True, frozen=True):
@@ -73,7 +83,7 @@ class Entry(Struct, kw_only=True, frozen=True):
     @property
     def end(self) -> End | None:
         """How the job ended, None where that is not known."""
-        if self.outcome is None or self.ended_timestamp_seconds is None:
+        if self.outcome in (None, "unknown") or self.ended_timestamp_seconds is None:
             return None
         at = self.ended_timestamp_seconds
         return End(self.job_type, self.device, self.outcome, at, self.error)
@@ -100,17 +110,19 @@ class Ledger:
             ConfigError: the directory cannot be read or written.
         """
         self._folder = folder
+        self._writing = threading.Lock()
         #: VM -> job id -> entry.
         self._entries: dict[str, dict[str, Entry]] = {}
         where = "--admin.state-directory"
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
+            self._lock()
             self._read()
             probe = os.path.join(folder, f".{secrets.token_hex(8)}")
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             os.unlink(probe)
         except OSError as error:
-            raise ConfigError(f"{where}: {folder}: {error.strerror}") from error
+            raise ConfigError(f"{where}: {error.filename or folder}: {error.strerror}") from error
 
     def get(self, vm: str, job_id: str) -> Entry | None:
         """Return the entry of a job."""
@@ -134,7 +146,14 @@ class Ledger:
         Raises:
             Refused: it could not be written.
         """
-        if self.get(entry.vm, entry.job_id) is None:
+        with self._writing:
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        known = self.get(entry.vm, entry.job_id)
+        if known is not None and known.outcome and not entry.outcome:
+            return  # what was seen before it ended, and comes late
+        if known is None:
             self._forget_old()
             if sum(map(len, self._entries.values())) >= ENTRIES_LIMIT:
                 raise Refused(
@@ -143,6 +162,10 @@ class Ledger:
         try:
             self._write(entry)
         except OSError as error:
+            if known is None:
+                # It may be there all the same; the next process must not take it for sent.
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path(entry.vm, entry.job_id))
             raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
         self._keep(entry)
 
@@ -158,11 +181,26 @@ class Ledger:
         except OSError as error:
             log.warning("record not removed", extra={"job_id": entry.job_id, "err": error.strerror})
 
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends: each would know only its own entries."""
+        descriptor = os.open(os.path.join(self._folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise ConfigError(
+                f"--admin.state-directory: {self._folder}: another process uses it"
+            ) from error
+
     def _read(self) -> None:
         for name in sorted(os.listdir(self._folder)):
+            path = os.path.join(self._folder, name)
+            if _UNFINISHED.search(name):
+                os.unlink(path)
             if not name.endswith(_SUFFIX):
                 continue
-            path = os.path.join(self._folder, name)
             with open(path, "rb") as file:
                 text = file.read()
             try:
@@ -177,9 +215,10 @@ class Ledger:
         self._entries.setdefault(entry.vm, {})[entry.job_id] = entry
 
     def _forget_old(self) -> None:
-        since = time.time() - KEPT_SECONDS
+        now = time.time()
         for entry in [entry for vm in self.vms() for entry in self.of(vm)]:
-            if entry.changed_timestamp_seconds < since:
+            kept = OPEN_SECONDS if entry.open else KEPT_SECONDS
+            if entry.changed_timestamp_seconds < now - kept:
                 self.remove(entry)
 
     def _write(self, entry: Entry) -> None:
@@ -214,4 +253,4 @@ def _short(name: str) -> str:
     """Return a name that is no longer than a file's may be; a long one ends with its digest."""
     if len(name) <= _NAME_LIMIT_BYTES - 64:
         return name
-    return name[: _NAME_LIMIT_BYTES - 129] + "~" + sha256(name.encode()).hexdigest()
+    return name[: _NAME_LIMIT_BYTES - 129] + "=" + sha256(name.encode()).hexdigest()

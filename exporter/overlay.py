@@ -35,15 +35,17 @@ class Made:
                 os.unlink(self.path)
 
 
-def check(path: str, directories: Sequence[str]) -> None:
-    """See whether a file may be made, without making it.
+def check(path: str, directories: Sequence[str], process: int = 0) -> None:
+    """See whether a file may be made for the QEMU `process` to open, without making it.
 
     Raises:
-        Refused: the directory is not granted, or cannot be seen, or the file exists.
+        Refused: the directory is not granted, or cannot be seen from here or there, or the file
+            exists.
     """
     folder, name = _split(path)
     with _opened(folder) as descriptor:
         _within(descriptor, folder, directories)
+        _seen_by(process, folder, os.stat(descriptor), follow_symlinks=True)
         try:
             os.stat(name, dir_fd=descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -87,7 +89,7 @@ def make(path: str, directories: Sequence[str], active: Image, process: int) -> 
             opened.truncate(length)
             opened.flush()
             os.fsync(file)
-        _seen_by(process, made)
+        _seen_by(process, path, found, follow_symlinks=False)
     except OSError as error:
         made.remove()
         raise Refused("bad-file", f"{path}: {_why(error)}") from error
@@ -99,7 +101,9 @@ def make(path: str, directories: Sequence[str], active: Image, process: int) -> 
 
 def _split(path: str) -> tuple[str, str]:
     folder, name = os.path.split(path)
-    if os.path.normpath(path) != path or name in ("", ".", "..") or not path.isprintable():
+    plain = os.path.normpath(path) == path and path.startswith("/") and path.isprintable()
+    # POSIX lets two slashes at the beginning mean something else, and so they stay.
+    if not plain or path.startswith("//") or name in ("", ".", ".."):
         raise Refused("bad-file", f"{quote(path, safe='/')!r} is no plain absolute path")
     return folder, name
 
@@ -161,18 +165,18 @@ def _own_as(file: int, active: Image, process: int) -> None:
     os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o666)
 
 
-def _seen_by(process: int, made: Made) -> None:
-    """Refuse a file that is another one, or none, where QEMU is."""
+def _seen_by(process: int, path: str, here: os.stat_result, *, follow_symlinks: bool) -> None:
+    """Refuse what is another file or directory, or none, where QEMU is."""
     try:
-        found = os.stat(f"/proc/{process}/root{made.path}", follow_symlinks=False)
+        there = os.stat(f"/proc/{process}/root{path}", follow_symlinks=follow_symlinks)
     except PermissionError:
         return  # nobody can tell from here; QEMU fails if it is none
     except FileNotFoundError as error:
         if not os.path.exists(f"/proc/{process}/root"):
             return
-        raise Refused("bad-file", f"{made.path} cannot be seen where QEMU is") from error
-    if (found.st_dev, found.st_ino) != (made.device, made.inode):
-        raise Refused("bad-file", f"{made.path} is another file where QEMU is")
+        raise Refused("bad-file", f"{path} cannot be seen where QEMU is") from error
+    if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+        raise Refused("bad-file", f"{path} is another one where QEMU is")
 
 
 def _why(error: Exception) -> str:

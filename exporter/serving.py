@@ -74,6 +74,9 @@ def _run(flags: argparse.Namespace) -> int:
     options = _options(flags)
     config = load(flags.config_file, settings, sockets)
     live = Live(flags.web_config_file) if flags.web_config_file else None
+    if flags.command == "serve":
+        users = live.config.users if live else ()
+        hand.check(config, users, enabled=flags.web_enable_admin_api)
     if flags.config_check:
         print("configuration is valid")
         return 0
@@ -121,7 +124,6 @@ async def _serve(
     service.raise_file_limit()
     gate = Gate(live) if live else None
     enabled = flags.web_enable_admin_api
-    hand.check(config, gate.users if gate else (), enabled=enabled)
     reaching = hand.Hand(flags.admin_state_directory if enabled else None)
     fleet = Fleet(config, swept=garbage.Keeper().settle, observer=reaching.keeper)
 

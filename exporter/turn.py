@@ -16,8 +16,11 @@ from exporter.commands import Command, Qemu
 from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, TargetError
 from exporter.filename import public_text
+from exporter.member import Member
 from exporter.model import Snapshot
-from exporter.scrape import Member
+from exporter.outcomes import End
+from exporter.storage import StorageBusy, StorageHangs
+from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm
 
 #: Longest that a request waits for the VM: a scrape, or another request, is talking to it.
@@ -58,6 +61,17 @@ class Turn:
         except TargetError:
             return None
 
+    async def reach(self, path: str) -> None:
+        """See that the storage of a path answers, before anything is done there.
+
+        Raises:
+            Refused: it does not.
+        """
+        try:
+            await self.member.storage.see([path], CANARY_SECONDS)
+        except (StorageHangs, StorageBusy) as error:
+            raise Refused("storage-hangs", str(error)) from None
+
     async def send(self, command: Command, effect: Effect | None = None) -> None:
         """Send a command; `effect` tells a snapshot in which it was done.
 
@@ -94,14 +108,18 @@ class Turn:
     def _down(self, error: TargetError) -> Refused:
         return Refused("vm-down", f"{self.member.name}: {error.reason}: {error}")
 
-    def job(self, snapshot: Snapshot, job_id: str | None) -> api.Job | None:
+    def job(
+        self, snapshot: Snapshot, job_id: str | None, recorded: End | None = None
+    ) -> api.Job | None:
         """Return a job of a snapshot, or how it ended; None where nothing is known of it."""
         if job_id is None:
             return None
-        end = self.member.ends.get(job_id)
+        end = recorded or self.member.ends.get(job_id)
         for each in snapshot.jobs:
             if each.job_id == job_id:
-                return view.job(self.member.name, each, end)
+                # Another job may have had the id before.
+                concluded = getattr(each.job, "status", None) == "concluded"
+                return view.job(self.member.name, each, end if concluded else None)
         return view.ended(self.member.name, job_id, end) if end else None
 
 
@@ -116,6 +134,8 @@ async def turn(member: Member) -> AsyncIterator[Turn]:
     try:
         async with asyncio.timeout(_WAIT_SECONDS):
             vm = await alone.__aenter__()
+    except TargetError as error:
+        raise Refused("vm-down", f"{member.name}: {error}") from None
     except TimeoutError:
         raise Refused(
             "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"

@@ -15,12 +15,12 @@ def summary(snapshot: Snapshot) -> api.VmSummary:
     return api.VmSummary(**_summary(snapshot))
 
 
-def vm(snapshot: Snapshot) -> api.Vm:
-    """Return a VM with its disks and jobs."""
+def vm(snapshot: Snapshot, jobs: list[api.Job]) -> api.Vm:
+    """Return a VM with its disks, and the jobs that QEMU has."""
     return api.Vm(
         **_summary(snapshot),
         devices=[device(each) for each in snapshot.devices],
-        jobs=[job(snapshot.vm, each) for each in snapshot.jobs],
+        jobs=jobs,
     )
 
 

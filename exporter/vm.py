@@ -108,7 +108,7 @@ class Vm:
         if self.target.settings.topology == "never":
             # Nothing was asked of the storage, and a command waits for it as query-block does.
             await self._topology.may_ask((), self._session.peer_pid, _left(deadline))
-        elif (self._topology.timestamp or 0.0) < began:
+        elif snapshot.devices and (self._topology.timestamp or 0.0) < began:
             # Storage that had no time for us has none for QEMU either.
             return msgspec.structs.replace(snapshot, storage_responding=False)
         return msgspec.structs.replace(snapshot, storage_responding=self._topology.responding)

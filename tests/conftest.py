@@ -12,7 +12,9 @@ import pytest
 from hypothesis import settings
 
 from tests.fakeapi import FakeApi, fake_api
+from tests.fakeqmp import FakeQmp
 from tests.packages import Packages, build
+from tests.reach import Reach, run
 from tests.shell import Shell
 
 # A machine may be busy: no example fails for being slow.
@@ -25,6 +27,22 @@ def sockets() -> Iterator[Path]:
     """A folder whose path is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="qbe-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
+    """A QEMU 7.2 with a disk on two layers, on which a commit starts when it is asked for."""
+    async with FakeQmp(str(sockets / "vm.sock")) as server:
+        run(server, 7, 2)
+        yield server
+
+
+@pytest.fixture
+async def reach(sockets: Path, tmp_path: Path) -> AsyncIterator[Reach]:
+    """The fleet of the VMs in the folder of sockets, with an account."""
+    made = Reach(sockets, tmp_path / "state")
+    yield made
+    await made.close()
 
 
 @pytest.fixture

@@ -39,6 +39,17 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+def dying(fake: FakeQmp, *, first: Callable[[], object] = lambda: None) -> Reply:
+    """Return what a VM that hangs up answers: nothing. `first` is done before."""
+
+    def die(_: Mapping[str, Any]) -> bytes:
+        first()
+        fake.hang_up()
+        return b""
+
+    return die
+
+
 def speak(fake: FakeQmp, *version: int) -> None:
     """Have a VM greet as this QEMU, and take the commands that it has to change something."""
     verbs = ["cancel", "set-speed"]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
 from exporter.actions import Actions
 from exporter.api import VERBS, Commit
-from exporter.config import Admin, Config, Grant, Group, LatencyHistograms, Settings
+from exporter.config import Admin, Config, Grant, Group, LatencyHistograms, Settings, Target
 from exporter.hand import Hand
 from exporter.ledger import Entry
-from exporter.scrape import Collected, Fleet, Member
+from exporter.member import Collected, Member
+from exporter.scrape import Fleet
 from exporter.storage import Sight, Storage
+from exporter.web.admin import Changing
+from exporter.web.app import Endpoints, Options
+from exporter.web.auth import Gate, user_of
+from exporter.web.live import Live
+from exporter.web.reading import Reading
 from tests.disks import Disk, block_job, graph, plug, start
 from tests.fakeqmp import FakeQmp, speak
+from tests.pki import hashed
 
 USER = "alice"
 
@@ -52,6 +64,13 @@ class Reach:
     def grant(self, *grants: Grant) -> None:
         """Have these be the grants from now on."""
         self.fleet.reconfigure(Config(groups=(self._group,), admin=Admin(grants=grants)))
+
+    def rename(self, vm: str, socket: str) -> None:
+        """Have one VM, of this name, whatever the file of its socket is called."""
+        self._group = Group(
+            name="g", settings=self._group.settings, targets=(Target(vm=vm, socket=socket),)
+        )
+        self.grant(grant())
 
     @property
     def counts(self) -> dict[tuple[str, str], int]:
@@ -90,6 +109,83 @@ class Reach:
         """Leave the VMs."""
         await self.hand.keeper.close()
         await self.fleet.close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    kind: str
+    headers: Mapping[str, str]
+    body: Any
+
+    @property
+    def problem(self) -> str:
+        """The name of a problem, empty where it is none."""
+        is_one = self.kind == "application/problem+json"
+        return str(self.body["type"]).rpartition("/")[2] if is_one else ""
+
+
+class Site:
+    """The HTTP API over a fleet; each user's password is the name, doubled."""
+
+    def __init__(self, reach: Reach, client: TestClient[Any, Any], prefix: str) -> None:
+        self.reach = reach
+        self.prefix = prefix
+        self._client = client
+
+    async def get(self, path: str, **more: Any) -> Answer:
+        """Ask for what is below /api/v1."""
+        return await self.send("GET", "/api/v1" + path, **more)
+
+    async def post(self, path: str, body: object = None, **more: Any) -> Answer:
+        """Ask for a change."""
+        data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+        return await self.send("POST", "/api/v1/admin" + path, data=data, **more)
+
+    async def commit(self, vm: str = "vm", **more: Any) -> Answer:
+        """Start a commit."""
+        body = {"action": "commit", "device": "disk0", "job_id": "qbe-1"}
+        return await self.post(f"/vms/{vm}/block-jobs", body, **more)
+
+    async def send(
+        self, method: str, path: str, *, user: str = USER, password: str = "", **more: Any
+    ) -> Answer:
+        """Ask for anything; paths are sent as they are written."""
+        headers = {"Content-Type": "application/json", **more.pop("headers", {})}
+        if user:
+            token = f"{user}:{password or user * 2}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(token).decode()}"
+        url = URL(self.prefix + path, encoded=True)
+        async with self._client.request(method, url, headers=headers, **more) as response:
+            text = await response.text()
+            kind = response.content_type
+            body = json.loads(text) if kind.endswith("json") else text
+            return Answer(response.status, kind, response.headers, body)
+
+
+@asynccontextmanager
+async def serving(
+    reach: Reach, folder: Path, *users: str, prefix: str = "", origins: Sequence[str] = (),
+    **options: object,
+) -> AsyncIterator[Site]:
+    """Serve the API as the program does, with users if there are any."""
+    async with reach.hand.over(reach.fleet) as actions:
+        changing = Changing(
+            actions, reach.hand.trail, prefix=prefix, origins=origins, user_of=user_of
+        )
+        reading = Reading(reach.fleet, reach.hand.ledger, prefix)
+        chosen = msgspec.convert({"route_prefix": prefix, **options}, Options)
+        gate = None
+        if users:
+            file = folder / "web.json"
+            hashes = {user: hashed(user * 2) for user in users}
+            file.write_text(json.dumps({"basic_auth_users": hashes}))
+            gate = Gate(Live(str(file)))
+        endpoints = Endpoints(reach.fleet, chosen, lambda: None, reading, changing)
+        async with TestClient(TestServer(endpoints.application(gate))) as client:
+            yield Site(reach, client, prefix)
 
 
 HISTOGRAMS = LatencyHistograms(boundaries_seconds=(0.001, 0.01))

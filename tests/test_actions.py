@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from exporter.api import Commit
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.storage import Sight
 from tests.disks import Disk, plug
-from tests.fakeqmp import FakeQmp, until
+from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import USER, Reach, begin, end, gone, grant, run
 
 SECRET = "SECRETPW"
@@ -47,22 +47,6 @@ STATE: Mapping[api.Verb, dict[str, object]] = {
     "dismiss": {"status": "concluded"},
     "speed": {},
 }
-
-
-@pytest.fixture
-async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
-    """A QEMU 7.2 with a disk on two layers."""
-    async with FakeQmp(str(sockets / "vm.sock")) as server:
-        run(server, 7, 2)
-        yield server
-
-
-@pytest.fixture
-async def reach(sockets: Path, tmp_path: Path) -> AsyncIterator[Reach]:
-    """The fleet, with an account."""
-    made = Reach(sockets, tmp_path / "state")
-    yield made
-    await made.close()
 
 
 def commit(**more: Any) -> Commit:
@@ -131,6 +115,7 @@ async def test_a_request_is_on_record_before_the_command_leaves(
         "request": {"action": "commit", "device": "disk0", "base": "base"},
         "kept_by_qemu": True, "chain": ["top", "base"], "top": 0, "base": 1,
         "outcome": None, "error": "", "ended_timestamp_seconds": None, "dismissed": False,
+        "seen_timestamp_seconds": 0.0,
     }  # fmt: skip
 
     assert was.pop("requested_timestamp_seconds") == now.pop("requested_timestamp_seconds")
@@ -217,16 +202,19 @@ async def test_layers_of_an_old_qemu_are_told_apart_by_their_files(
     assert fake.changes == [("block-commit", {"device": "disk0", "top": "/m", "base": "/b"})]
 
 
-async def test_layers_that_no_name_tells_apart_are_not_sent(fake: FakeQmp, reach: Reach) -> None:
+async def test_layers_that_no_name_tells_apart_are_not_sent(
+    fake: FakeQmp, sockets: Path, tmp_path: Path
+) -> None:
     """Without node names and without query-block nobody knows what would be committed."""
     run(fake, 2, 0, disk=Disk(nodes=("", "")))
-    fake.replies["query-block"] = {"error": {"class": "GenericError", "desc": "no"}}
+    reach = Reach(sockets, tmp_path / "state", topology="never")
 
     assert await refused(reach.actions.commit(USER, "vm", commit())) == (
         "wrong-device-state",
         "the images of disk0 are not known",
     )
     assert fake.changes == []
+    await reach.close()
 
 
 async def test_an_old_qemu_takes_no_id(fake: FakeQmp, reach: Reach) -> None:
@@ -285,7 +273,7 @@ async def test_a_vm_that_has_just_come_is_found(
     """It need not have been scraped before."""
     reach.fleet.discover()
     async with FakeQmp(str(sockets / "new.sock")) as new:
-        run(new, 7, 2)
+        run(new, 7, 2, disk=Disk(nodes=("t", "b")))
         await reach.commit(vm="new")
 
     assert len(new.changes) == 1
@@ -531,8 +519,8 @@ async def test_an_id_is_of_one_request(
         "job-id-taken",
         "qbe-1 is of another request",
     )
-    assert isinstance(caught.value.job, api.Job)
-    assert caught.value.job.job_id == "qbe-1"
+    assert isinstance(caught.value.more["job"], api.Job)
+    assert caught.value.more["job"].job_id == "qbe-1"
     assert len(fake.changes) == 1
 
 
@@ -766,6 +754,18 @@ async def test_only_what_makes_qemu_wait_for_the_storage_minds_it(
     assert (await asked).command == SENT[verb][0]
 
 
+async def test_a_job_of_a_vm_without_devices_is_completed(fake: FakeQmp, reach: Reach) -> None:
+    """As in the storage daemon, whose jobs work on nodes: there are no files to look at."""
+    plug(fake)
+    begin(fake, "j", **STATE["complete"])
+    done = await reach.actions.change(USER, "vm", "j", "complete", api.Complete())
+
+    assert fake.changes == [("job-complete", {"id": "j"})]
+    assert done.warnings == [
+        "image files cannot be seen from here: nobody knows whether their storage answers"
+    ]
+
+
 async def test_the_end_of_an_earlier_job_is_not_said_of_the_one_that_has_its_id(
     fake: FakeQmp, reach: Reach
 ) -> None:
@@ -809,7 +809,7 @@ async def test_what_would_cross_a_complete_that_was_sent_is_refused(
         "already-asked",
         "qbe-1 was asked to complete",
     )
-    assert isinstance(caught.value.job, api.Job)
+    assert isinstance(caught.value.more["job"], api.Job)
     assert [name for name, _ in fake.changes] == ["job-complete"]
 
 
@@ -986,16 +986,26 @@ async def test_the_file_of_a_snapshot_that_nobody_knows_of_stays(
 ) -> None:
     """QEMU may be writing to it."""
     monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
-
-    def die(_: Mapping[str, Any]) -> bytes:
-        fake.hang_up()
-        return b""
-
-    fake.replies["blockdev-snapshot-sync"] = die
+    fake.replies["blockdev-snapshot-sync"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await snapshot(reach, granted / "new.qcow2")
 
     assert files(granted) == ["new.qcow2"]
+
+
+async def test_a_snapshot_needs_the_image_that_it_is_put_on(
+    fake: FakeQmp, sockets: Path, granted: Path
+) -> None:
+    """The new one is as large, and says what is below it."""
+    reach = Reach(sockets, granted / "state", topology="never")
+    reach.grant(grant(directories=(str(granted),)))
+
+    assert await refused(snapshot(reach, granted / "new.qcow2")) == (
+        "wrong-device-state",
+        "the image of disk0 is not known",
+    )
+    assert (fake.changes, files(granted)) == ([], ["state"])
+    await reach.close()
 
 
 async def test_a_snapshot_needs_a_device_that_is_idle_and_known(
@@ -1022,7 +1032,7 @@ async def test_a_snapshot_needs_a_device_that_is_idle_and_known(
     await step()
 
     assert problems == [
-        "wrong-device-state", "unknown-device", "device-busy", "managed-vm", "not-granted",
+        "storage-hangs", "unknown-device", "device-busy", "managed-vm", "not-granted",
     ]  # fmt: skip
     assert (fake.changes, files(granted)) == ([], [])
 
@@ -1131,9 +1141,11 @@ async def test_requests_to_two_vms_do_not_wait_for_each_other(
     """One VM that does not answer costs the others nothing."""
     async with FakeQmp(str(sockets / "two.sock")) as two:
         run(two, 7, 2, disk=Disk(nodes=("t", "b")))
+        await reach.fleet.scrape(20.0)
+        asked = len(fake.received)
         fake.answering.clear()
         slow = asyncio.create_task(reach.commit())
-        await until(lambda: fake.received)
+        await until(lambda: len(fake.received) > asked)
         await reach.commit(vm="two")
         assert not slow.done()
         fake.answering.set()

@@ -17,7 +17,7 @@ ORDER = (
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
     "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
     "web.tls", "web.config", "hand", "keeper", "actions", "turn", "overlay", "qcow2", "guards", "effects",
-    "audit", "view", "ledger", "scrape", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
+    "audit", "view", "ledger", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
     "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
     "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
     "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",

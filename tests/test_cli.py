@@ -79,6 +79,14 @@ def test_a_wrong_file_is_one_line_and_exit_code_1(name: str) -> None:
         (["--web.telemetry-path=m"], "--web.telemetry-path: 'm' must begin with /"),
         (["--web.telemetry-path=/sd"], "--web.telemetry-path: '/sd' is another page"),
         (
+            ["--web.telemetry-path=/api/v1/vms"],
+            "--web.telemetry-path: '/api/v1/vms' is another page",
+        ),
+        (
+            ["--web.enable-admin-api"],
+            "--web.enable-admin-api: needs users, in --web.config.file",
+        ),
+        (
             ["--web.telemetry-path=/{a"],
             "--web.telemetry-path: '/{a' is no path such as /metrics",
         ),
@@ -186,6 +194,120 @@ def test_a_wrong_flag_ends_the_process_with_code_2() -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{BEGIN}unrecognized arguments: --nonsense; --help lists all flags\n"
+
+
+# The admin API.
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> list[str]:
+    """The flags of an exporter with one user, who may pause jobs."""
+    (tmp_path / "web.yml").write_text(f"basic_auth_users: {{a: {hashed('secret')}}}\n")
+    grant = "{users: [a], verbs: [pause], vms: ['*']}"
+    (tmp_path / "config.yml").write_text(f"admin: {{grants: [{grant}]}}\n")
+    return [
+        "--web.enable-admin-api",
+        f"--web.config.file={tmp_path / 'web.yml'}",
+        f"--config.file={tmp_path / 'config.yml'}",
+        f"--admin.state-directory={tmp_path / 'state'}",
+    ]
+
+
+def test_the_admin_api_is_refused_without_users(
+    admin: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A web config file of nothing but headers has none; without the flag nobody needs any."""
+    assert cli.main([*admin, "--config.check"]) == 0
+    (tmp_path / "web.yml").write_text("http_server_config: {http2: true}\n")
+    codes = [cli.main([*admin, "--config.check"]), cli.main(admin)]
+    said = capsys.readouterr().err
+    assert cli.main([*admin[1:], "--config.check"]) == 0
+
+    assert codes == [1, 1]
+    assert said == f"{BEGIN}--web.enable-admin-api: needs users, in --web.config.file\n" * 2
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_grant_for_nobody_is_refused(
+    admin: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is most likely misspelt; --config.check finds it too."""
+    grants = "[{users: [a], verbs: [pause], vms: ['*']}, {users: [b, a], verbs: [pause], vms: [x]}]"
+    (tmp_path / "config.yml").write_text(f"admin: {{grants: {grants}}}\n")
+
+    assert cli.main([*admin, "--config.check"]) == 1
+    assert capsys.readouterr().err == (
+        f"{BEGIN}admin.grants[1]: there is no user 'b' in --web.config.file\n"
+    )
+
+
+def test_the_state_directory_is_where_systemd_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one, if there are several; a flag beats it."""
+
+    def chosen(*flags: str) -> str:
+        return str(serving._parser().parse_args(flags).admin_state_directory)
+
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert chosen() == "/var/lib/qemu-block-exporter"
+    monkeypatch.setenv("STATE_DIRECTORY", "")
+    assert chosen() == "/var/lib/qemu-block-exporter"
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/one:/var/lib/two")
+    assert chosen() == "/var/lib/one"
+    assert chosen("--admin.state-directory=/x:y") == "/x:y"
+
+
+def test_a_state_directory_that_cannot_be_used_is_one_line_and_exit_code_1(
+    admin: list[str], tmp_path: Path
+) -> None:
+    """It is none, or what is in it is no account: to go on without could start a job twice."""
+    folder = tmp_path / "state"
+    folder.touch()
+    none = run(*admin)
+    folder.unlink()
+    folder.mkdir()
+    (folder / "vm@qbe-1.json").write_text("{}")
+    odd = run(*admin)
+    begin = f"{BEGIN}--admin.state-directory: {folder}"
+
+    assert (none.returncode, none.stderr) == (1, f"{begin}: File exists\n")
+    assert odd.returncode == 1
+    assert odd.stderr.startswith(f"{begin}/vm@qbe-1.json: Object missing required field")
+    assert odd.stderr.count("\n") == 1
+
+
+async def test_a_reload_takes_grants_and_refuses_those_for_nobody(
+    admin: list[str], sockets: Path, tmp_path: Path
+) -> None:
+    """Those before stay."""
+    config = tmp_path / "config.yml"
+    async with exporter(*admin, f"--qmp.sockets={sockets}/*.sock") as running:
+        user = {"Authorization": aiohttp.encode_basic_auth("a", "secret")}
+        async with aiohttp.ClientSession(f"http://{running.address}", headers=user) as client:
+
+            async def problem(verb: str) -> str:
+                path = f"/api/v1/admin/vms/vm/block-jobs/j/{verb}"
+                async with client.post(path, json={}) as answer:
+                    return str((await answer.json(content_type=None))["type"]).rpartition("/")[2]
+
+            async def reloaded(text: str, said: str) -> list[str]:
+                before = len(running.log)
+                config.write_text(text)
+                running.process.send_signal(signal.SIGHUP)
+                await until(lambda: any(said in line for line in running.log[before:]))
+                return [await problem(verb) for verb in ("pause", "resume")]
+
+            text = "admin: {grants: [{users: [USER], verbs: [resume], vms: ['*']}]}\n"
+            seen = [
+                [await problem(verb) for verb in ("pause", "resume")],
+                await reloaded(text.replace("USER", "b"), "configuration not reloaded"),
+                await reloaded(text.replace("USER", "a"), "configuration reloaded"),
+            ]
+
+    assert seen == [
+        ["unknown-vm", "not-granted"],
+        ["unknown-vm", "not-granted"],
+        ["not-granted", "unknown-vm"],
+    ]
 
 
 # What is asked is told.

@@ -156,7 +156,6 @@ WRITERS = {
 #: Where each is called -> what it writes to.
 CALLS = {
     ("actions", "mine.send"): "QEMU, by way of Session.execute",
-    ("cli", "sys.stdout.buffer.write"): "the terminal",
     ("client", "self._do_send"): "QEMU: queries, or one command; both against their lists",
     ("demo.disks", "monitor.execute"): "QEMU of the demo's own",
     ("demo.simulated_vm", "self._chain.write"): "a simulated disk",
@@ -169,8 +168,11 @@ CALLS = {
     ("ledger", "file.write"): "a file",
     ("overlay", "opened.write"): "a file",
     ("service", "sock.sendto"): "systemd",
+    ("serving", "sys.stdout.buffer.write"): "the terminal",
+    ("shell.screen", "stream.write"): "the terminal",
     ("turn", "self._vm.execute"): "QEMU, by way of Session.execute",
     ("vm", "self._session.execute"): "QEMU, by way of Session.execute",
+    ("web.answers", "request.writer.write"): "the client of the HTTP API",
     ("web.tls", "os.write"): "a file in memory",
 }
 

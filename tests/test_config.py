@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +12,10 @@ from msgspec.structs import asdict
 
 from exporter.config import (
     DEFAULT_SOCKETS,
+    Admin,
     ExpectedDepth,
+    Grant,
+    LatencyHistograms,
     Settings,
     Target,
     check_glob,
@@ -50,9 +54,9 @@ def test_each_mistake_has_one_message_that_names_the_place(path: Path) -> None:
 
 def test_a_file_can_say_everything_per_group() -> None:
     """What is said for a group beats what is said for all."""
-    libvirt, web = load(str(DATA / "good.yml"), Settings(), ()).groups
+    libvirt, web, db = load(str(DATA / "good.yml"), Settings(), ()).groups
 
-    assert (libvirt.name, web.name) == ("libvirt", "group 1")
+    assert (libvirt.name, web.name, db.name) == ("libvirt", "group 1", "group 2")
     assert libvirt.sockets == ("/run/qemu/*/qmp.sock",)
     assert libvirt.pattern is not None
     assert libvirt.pattern.search("/run/qemu/domain-7-db/qmp.sock")
@@ -64,6 +68,10 @@ def test_a_file_can_say_everything_per_group() -> None:
         topology="always",
         topology_max_age_seconds=120.5,
         expected_backing_depth=(ExpectedDepth("virtio-disk?", 2), ExpectedDepth("*", 1)),
+        latency_histograms=LatencyHistograms(boundaries_seconds=(0.001, 0.01)),
+    )
+    assert db.settings.latency_histograms == LatencyHistograms(
+        boundaries_seconds=(1.0,), allow_managed=True
     )
     assert web.targets == (Target(vm="web", socket="/run/web.sock"),)
     assert web.settings == Settings(
@@ -107,7 +115,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path, text: str) -> None:
 
 def test_sockets_of_the_flags_come_before_the_groups_of_the_file() -> None:
     """With the settings that the file has for all."""
-    flags, libvirt, _ = load(str(DATA / "good.yml"), Settings(), ("/a/*", "/b/*")).groups
+    flags, libvirt, *_ = load(str(DATA / "good.yml"), Settings(), ("/a/*", "/b/*")).groups
 
     assert (flags.sockets, flags.settings.topology) == (("/a/*", "/b/*"), "always")
     assert libvirt.name == "libvirt"
@@ -128,10 +136,66 @@ def test_the_first_rule_that_matches_a_device_counts() -> None:
     assert [settings.expected_depth(d) for d in ("disk0", "disk9", "DISK0", "vda")] == [2, 1, 0, 0]
 
 
+def test_nothing_is_granted_unless_the_file_says_so() -> None:
+    """Neither by flags nor by an empty file."""
+    assert load(None, Settings(), ()).admin == Admin(grants=())
+
+
+def test_grants_are_as_they_are_written() -> None:
+    """In their order; what is not said is not allowed."""
+    assert load(str(DATA / "good.yml"), Settings(), ()).admin.grants == (
+        Grant(
+            users=("alice", "bob"),
+            verbs=("commit", "complete", "snapshot"),
+            vms=("web-*", "db[12]"),
+            allow_managed=True,
+            directories=("/images",),
+        ),
+        Grant(users=("carol",), verbs=("pause",), vms=("*",)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("user", "verb", "vm", "allowed"),
+    [
+        ("alice", "commit", "web-1", True),
+        ("bob", "snapshot", "db2", True),
+        ("bob", "snapshot", "db3", False),
+        ("alice", "commit", "web", False),
+        ("alice", "commit", "WEB-1", False),
+        ("alice", "cancel", "web-1", False),
+        ("Alice", "commit", "web-1", False),
+        ("", "commit", "web-1", False),
+        ("carol", "commit", "web-1", False),
+    ],
+)
+def test_a_grant_permits_what_it_names(user: str, verb: Any, vm: str, allowed: bool) -> None:
+    """A user, a verb and a VM; VMs by shell patterns."""
+    grant = load(str(DATA / "good.yml"), Settings(), ()).admin.grants[0]
+
+    assert grant.permits(user, verb, vm) is allowed
+
+
+@pytest.mark.parametrize(
+    "bounds", [[1e-9], [0.001, 1e6], [*range(1, 65)], [1e-9, 2e-9]], ids=["ns", "long", "64", "near"]
+)
+def test_boundaries_may_be_as_short_and_as_long_as_it_says(
+    tmp_path: Path, bounds: list[float]
+) -> None:
+    """The other side of each limit is among the mistakes."""
+    text = yaml.safe_dump({"latency_histograms": {"boundaries_seconds": bounds}})
+    path = written(tmp_path, text)
+    [group] = load(path, Settings(), ()).groups
+
+    assert group.settings.latency_histograms is not None
+    assert group.settings.latency_histograms.boundaries_seconds == tuple(map(float, bounds))
+
+
 def test_the_configuration_is_described_as_yaml() -> None:
     """And what is described can be read again."""
     config = load(str(DATA / "good.yml"), Settings(), ())
-    libvirt, web = yaml.safe_load(describe(config))["groups"]
+    told = yaml.safe_load(describe(config))
+    libvirt, web, _ = told["groups"]
 
     assert libvirt["name"] == "libvirt"
     assert libvirt["pattern"] == "/domain-[0-9]+-(?P<vm>[^/]+)/"
@@ -142,8 +206,26 @@ def test_the_configuration_is_described_as_yaml() -> None:
             {"device": "virtio-disk?", "depth": 2},
             {"device": "*", "depth": 1},
         ],
+        "latency_histograms": {"boundaries_seconds": [0.001, 0.01], "allow_managed": False},
     }
+    assert web["settings"]["latency_histograms"] is None
     assert web["targets"] == [{"vm": "web", "socket": "/run/web.sock"}]
+    assert told["admin"]["grants"] == [
+        {
+            "users": ["alice", "bob"],
+            "verbs": ["commit", "complete", "snapshot"],
+            "vms": ["web-*", "db[12]"],
+            "allow_managed": True,
+            "directories": ["/images"],
+        },
+        {
+            "users": ["carol"],
+            "verbs": ["pause"],
+            "vms": ["*"],
+            "allow_managed": False,
+            "directories": [],
+        },
+    ]
 
 
 def test_a_glob_of_any_bytes_can_be_described() -> None:

@@ -216,8 +216,8 @@ def test_a_device_is_busy_until_its_job_has_ended(status: str) -> None:
         guards.idle(snapshot, "disk0")
 
     assert (caught.value.problem, str(caught.value)) == ("device-busy", "commit j1 works on disk0")
-    assert isinstance(caught.value.job, api.Job)
-    assert (caught.value.job.vm, caught.value.job.job_id) == ("vm", "j1")
+    assert isinstance(caught.value.more["job"], api.Job)
+    assert (caught.value.more["job"].vm, caught.value.more["job"].job_id) == ("vm", "j1")
 
 
 def test_a_job_on_another_device_is_in_nobodys_way() -> None:
@@ -535,8 +535,8 @@ def test_a_refusal_has_the_job_that_it_is_about() -> None:
     with pytest.raises(Refused) as caught:
         guards.may_complete(vm(), job("j", offset=25))
 
-    assert isinstance(caught.value.job, api.Job)
-    assert (caught.value.job.offset_bytes, caught.value.job.length_bytes) == (25, 100)
+    assert isinstance(caught.value.more["job"], api.Job)
+    assert (caught.value.more["job"].offset_bytes, caught.value.more["job"].length_bytes) == (25, 100)
 
 
 def test_every_verb_has_a_guard() -> None:

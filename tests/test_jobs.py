@@ -17,8 +17,9 @@ from exporter import qapi
 from exporter.family import Scope
 from exporter.graph import Place
 from exporter.jobs import Jobs
+from exporter.known import LIVE, Known
 from exporter.model import Device, Job, Node, Process
-from exporter.outcomes import KEYS_LIMIT, RESULTS
+from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, RESULTS, End, Outcomes
 from tests.disks import block_job
 from tests.replay import RECORDINGS
 
@@ -695,3 +696,147 @@ def test_no_job_is_completed_that_nobody_said_to_be(steps: list[tuple[Any, ...]]
 
 def _said_to_be_done(job: qapi.BlockJob) -> bool:
     return job.status == "concluded" and not job.error  # type: ignore[attr-defined]
+
+
+# Jobs that were started before this process.
+
+
+@pytest.mark.parametrize(
+    ("place", "after", "error", "result"),
+    [
+        (ACTIVE, ("mid", "base"), "", "completed"),
+        (ACTIVE, CHAIN, "", "cancelled"),
+        (ACTIVE, CHAIN, "Operation canceled", "cancelled"),
+        (ACTIVE, CHAIN, "No space left on device", "failed"),
+        (ACTIVE, ("mid", "base"), "No space left on device", "failed"),
+        (MIDDLE, ("top", "base"), "", "completed"),
+    ],
+)
+def test_a_commit_that_ended_unseen_is_judged_by_the_chain_of_when_it_was_started(
+    vm: Watched, place: Place, after: tuple[str, ...], error: str, result: str
+) -> None:
+    """It is found concluded; the chain of that very answer may be of before its end."""
+    vm.jobs.adopted["qbe-1"] = (place, CHAIN)
+    vm.chain(*after)
+    for _ in range(2):
+        vm.poll(listed("qbe-1", status="concluded", error=error), place=Place())
+
+    assert vm.counts == {("commit", result): 1}
+    assert vm.jobs.outcomes.ends["qbe-1"].result == result
+    assert vm.jobs.adopted == {}
+
+
+def test_a_commit_that_nobody_knows_of_stays_unverified(vm: Watched) -> None:
+    """What is known of another one says nothing about it."""
+    vm.jobs.adopted["qbe-2"] = (ACTIVE, CHAIN)
+    vm.chain("mid", "base")
+    for _ in range(2):
+        vm.poll(listed("qbe-1", status="concluded"), place=Place())
+
+    assert vm.counts == {("commit", "unverified"): 1}
+
+
+def test_a_commit_whose_chain_cannot_be_read_is_unverified_though_it_was_known_before(
+    vm: Watched,
+) -> None:
+    """Its device is gone, or names no nodes."""
+    vm.jobs.adopted["qbe-1"] = (ACTIVE, CHAIN)
+    vm.devices = ()
+    for _ in range(2):
+        vm.poll(listed("qbe-1", status="concluded"), place=Place())
+
+    assert vm.counts == {("commit", "unverified"): 1}
+
+
+def test_a_commit_that_still_runs_is_followed_as_if_it_had_begun_now(vm: Watched) -> None:
+    """By the chain that it has now, where QEMU tells where it works."""
+    vm.jobs.adopted["qbe-1"] = (MIDDLE, ("old", "older", "oldest"))
+    vm.poll(listed("qbe-1", status="ready", ready=True))
+    vm.chain("mid", "base")
+    for _ in range(2):
+        vm.poll(listed("qbe-1", status="concluded"), place=Place())
+
+    assert vm.counts == {("commit", "completed"): 1}
+
+
+def test_a_qemu_that_does_not_tell_where_a_job_works_is_helped_by_what_is_on_record(
+    vm: Watched,
+) -> None:
+    """Before 4.0 there is no graph."""
+    vm.jobs.adopted["qbe-1"] = (ACTIVE, CHAIN)
+    vm.poll(listed("qbe-1", status="ready", ready=True), place=None)
+    vm.chain("mid", "base")
+    for _ in range(2):
+        vm.poll(listed("qbe-1", status="concluded"), place=None)
+
+    assert vm.counts == {("commit", "completed"): 1}
+    assert vm.jobs.outcomes.ends["qbe-1"].device == "disk0"
+
+
+# Ends, by id.
+
+
+def test_an_end_is_remembered_by_the_id_of_the_job(vm: Watched) -> None:
+    """With when it was learnt of; its error without credentials."""
+    vm.poll(listed("j", "mirror"))
+    vm.ended("mirror", "j", error="Could not read http://u:SECRETPW@h/x")
+
+    assert vm.jobs.outcomes.ends == {
+        "j": End("mirror", "disk0", "failed", vm.now, "Could not read http://h/x")
+    }
+
+
+def test_the_last_ends_are_remembered() -> None:
+    """An id that ended again is as new as its last end."""
+    outcomes = Outcomes()
+    for number in range(ENDS_LIMIT):
+        outcomes.count(f"j{number}", "", "mirror", "completed", float(number))
+    outcomes.count("j0", "", "commit", "failed", 100.0, "no")
+    outcomes.count("new", "", "mirror", "cancelled", 101.0)
+
+    assert len(outcomes.ends) == ENDS_LIMIT
+    assert [*outcomes.ends][:1] == ["j2"]
+    assert [*outcomes.ends][-2:] == ["j0", "new"]
+    assert outcomes.ends["j0"] == End("commit", "", "failed", 100.0, "no")
+
+
+# What is known of one job.
+
+
+@pytest.mark.parametrize(
+    ("known", "may"),
+    [
+        ({"ready_at": 1.0, "place": MIDDLE, "unbroken": True}, True),
+        ({"place": ACTIVE, "unbroken": True}, True),
+        ({"place": MIDDLE}, False),
+        ({"place": Place("disk0"), "unbroken": True}, False),
+        ({"place": Place("disk0")}, True),
+        ({"unbroken": True}, False),
+        ({}, True),
+    ],
+)
+def test_a_commit_may_have_been_ready_unless_it_is_known_that_it_was_not(
+    known: dict[str, Any], may: bool
+) -> None:
+    """Only one of the active layer ever is; where neither is known, what was missed counts."""
+    assert Known(0.0, 0.0, **known).may_have_been_ready is may
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "another"),
+    [
+        ({"type": "commit"}, ("mirror", "running", 5), True),
+        ({"type": "commit"}, ("commit", "running", 5), False),
+        ({}, ("mirror", "running", 5), False),
+        ({"ended": True}, ("", "concluded", 5), False),
+        ({"stale": True, "progress": 6}, ("", "running", 5), True),
+        ({"stale": True, "progress": 5}, ("", "running", 5), False),
+        ({"progress": 6}, ("", "running", 5), False),
+        *(({"ended": True}, ("", status, 5), True) for status in sorted(LIVE)),
+    ],
+)
+def test_a_job_is_another_one_where_it_cannot_be_the_same(
+    known: dict[str, Any], told: tuple[str, str, int], another: bool
+) -> None:
+    """Another type, alive after its end, or further back than before nobody looked."""
+    assert Known(0.0, 0.0, **known).is_not(*told) is another

@@ -13,8 +13,9 @@ import pytest
 
 from exporter import scrape
 from exporter.config import Config, Group, Settings, Target
+from exporter.member import Collected
 from exporter.render import join
-from exporter.scrape import Collected, Fleet
+from exporter.scrape import Fleet
 from exporter.storage import Sight, Storage
 from tests.conftest import series
 from tests.disks import Disk, plug

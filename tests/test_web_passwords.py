@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -351,3 +352,20 @@ async def test_who_waits_at_the_end_gets_no_verdict(slow: Bcrypt) -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await asked
+
+
+async def test_the_thread_that_checks_gives_way_to_the_event_loop() -> None:
+    """It is nicer than the rest of the process, which stays as it was."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    seen: list[int] = []
+
+    def check(password: bytes, hashed: bytes) -> bool:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return True
+
+    passwords = Passwords(check)
+    await passwords.right({"a": "$2b$04$"}, "a", b"x", "here")
+    await passwords.close()
+
+    assert seen == [min(before + 10, 19)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

@@ -17,14 +17,17 @@ from exporter import api, audit
 from exporter.actions import Actions
 from exporter.audit import Audit
 from exporter.errors import Refused
-from exporter.web.answers import AUDIT, answer
+from exporter.filename import public
+from exporter.web.answers import AUDIT, answer, ask_for_body
 from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
 
 #: Largest body, and longest that it may take.
 BODY_LIMIT_BYTES = 16 * 1024
 BODY_SECONDS = 10.0
 #: What of a request stands in its audit line.
-_TOLD = frozenset({"device", "job_id", "file", "force", "top", "base", "speed_bytes_per_second"})
+_TOLD = frozenset({"device", "job_id", "file", "force", "speed_bytes_per_second"})
+#: And of this, which may be a file name as QEMU has it, what is public.
+_LAYERS = frozenset({"top", "base"})
 
 
 class Changing:
@@ -62,6 +65,10 @@ class Changing:
         except web.HTTPException as error:
             status = error.status
             raise
+        except BaseException:
+            # A defect, or the end of the process: what was asked for may have been sent.
+            about.setdefault("result", audit.UNKNOWN)
+            raise
         finally:
             self._record(request, about, status, time.monotonic() - began)
         return response
@@ -88,6 +95,7 @@ class Changing:
             asked = _decoded(await _body(request), route)
             asked_for = msgspec.to_builtins(asked)
             about |= {name: value for name, value in asked_for.items() if name in _TOLD}
+            about |= {name: public(asked_for[name]) for name in _LAYERS & asked_for.keys()}
             done = await self._act(actions, route, request, asked, dry_run=dry_run)
             if done.job_id:
                 about["job_id"] = done.job_id
@@ -168,6 +176,7 @@ async def _body(request: web.Request) -> bytes:
     too_large = Refused("too-large", f"the body is larger than {BODY_LIMIT_BYTES} bytes")
     if (request.content_length or 0) > BODY_LIMIT_BYTES:
         raise too_large
+    await ask_for_body(request)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

@@ -58,6 +58,22 @@ def failed(request: web.Request, error: ActionError) -> web.Response:
     return problem(request, error.problem, str(error), **error.more)
 
 
+async def expect(request: web.Request) -> None:
+    """Refuse what a client expects but that its body is asked for, which is done when it is read.
+
+    aiohttp's own asks for it before anybody looked who that is, and fails where it is no text.
+    """
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="Expectation Failed\n")
+
+
+async def ask_for_body(request: web.Request) -> None:
+    """Let a client go on that waits for this before it sends its body."""
+    if hdrs.EXPECT in request.headers:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, nothing was sent
+
+
 def problems(root: str) -> Middleware:
     """Return the middleware that answers below `root` as the API does, whatever was raised."""
 

@@ -18,19 +18,19 @@ from exporter import __version__, exposition
 from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
-from exporter.errors import ConfigError
+from exporter.errors import ConfigError, Refused
 from exporter.render import Blobs
 from exporter.scrape import Fleet
 from exporter.service import Formatter
 from exporter.web.admin import Changing
-from exporter.web.answers import problems
+from exporter.web.answers import expect, problems
 from exporter.web.auth import Gate
 from exporter.web.reading import GRACE_SECONDS, Reading
 from exporter.web.routes import ROOT, ROUTES
 
 log = logging.getLogger(__name__)
 
-#: Every path but those of the metrics and of the landing page, which the metrics may stand on.
+#: Every path but those of the API, of the metrics, and of the landing page, which these may stand on.
 OTHER_PATHS = frozenset({"/probe", "/sd", "/config", "/-/healthy", "/-/ready", "/-/reload"})
 #: A client that has not taken its answer by then is cut off.
 _SEND_SECONDS = 30.0
@@ -79,17 +79,17 @@ class Endpoints:
             ("/-/healthy", self.healthy),
             ("/-/ready", self.ready),
         ):
-            app.router.add_get(prefix + path, handler)
+            app.router.add_get(prefix + path, handler, expect_handler=expect)
         if self._options.telemetry_path != "/":
-            app.router.add_get(prefix + "/", self.landing_page)
-        app.router.add_route("*", prefix + "/-/reload", self.reload)
+            app.router.add_get(prefix + "/", self.landing_page, expect_handler=expect)
+        app.router.add_route("*", prefix + "/-/reload", self.reload, expect_handler=expect)
         for route in ROUTES:
             read = getattr(self._reading, route.name, None)
             handler = read or self._changing.handler(route)
-            limited = self._limited(handler) if "too-many" in route.problems else handler
+            limited = self._limited(handler, api=True) if "too-many" in route.problems else handler
             # By itself aiohttp takes no braces, and a VM may be named with them.
             path = prefix + route.path.replace("}", ":[^/]+}")
-            app.router.add_route(route.method, path, limited)
+            app.router.add_route(route.method, path, limited, expect_handler=expect)
         if prefix:
             app.router.add_get("/", self._to_prefix)
         if gate is not None:
@@ -201,13 +201,15 @@ class Endpoints:
     async def _to_prefix(self, request: web.Request) -> web.Response:
         raise web.HTTPFound(self._options.route_prefix + "/")
 
-    def _limited(self, handler: Handler) -> Handler:
-        """Refuse more scrapes at once than the flags allow."""
+    def _limited(self, handler: Handler, *, api: bool = False) -> Handler:
+        """Refuse more scrapes at once than the flags allow; the `api` says so as a problem."""
         limit = self._options.max_requests
 
         async def limited(request: web.Request) -> web.StreamResponse:
             if limit and self._scrapes >= limit:
                 text = f"Limit of concurrent requests reached ({limit}), try again later."
+                if api:
+                    raise Refused("too-many", text)
                 return _plain(text, 503)
             self._scrapes += 1
             try:

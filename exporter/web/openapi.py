@@ -2,36 +2,135 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from exporter import __version__, api
-from exporter.problems import PROBLEMS
+from exporter.problems import PATH, PROBLEMS
 from exporter.web.routes import ROUTES, Route
 
 _PARAMETERS: Mapping[str, dict[str, Any]] = {
-    "vm": {"description": "The `vm` label of the metrics.", "schema": {"type": "string"}},
-    "job_id": {"description": "The `job_id` label of the metrics.", "schema": {"type": "string"}},
-    "name": {"description": "The last part of a problem's type.", "schema": {"enum": [*PROBLEMS]}},
+    "vm": {
+        "description": "The `vm` label of the metrics.",
+        "schema": {"type": "string"},
+        "example": "web1",
+    },
+    "job_id": {
+        "description": "The `job_id` label of the metrics.",
+        "schema": {"type": "string"},
+        "example": "qbe-nightly",
+    },
+    "name": {
+        "description": "The last part of a problem's type.",
+        "schema": {"enum": [*PROBLEMS]},
+        "example": "not-ready",
+    },
 }
 _DRY_RUN = {
     "name": "dry_run",
     "in": "query",
     "description": "Make every check, and change nothing.",
     "schema": {"type": "boolean", "default": False},
+    "example": True,
 }
 _REF = "#/components/schemas/{name}"
-_JSON, _PROBLEM = "application/json", "application/problem+json"
+_JSON, _PROBLEM, _TEXT = "application/json", "application/problem+json", "text/plain"
+#: The end of the path of a problem's text.
+_NOT_READY = "not-ready"
+
+_DEVICE = api.Device(
+    device="virtio-disk0", inserted=True, read_only=False, io_status="ok", backing_depth=1,
+    expected_backing_depth=0,
+    layers=[
+        api.Layer(
+            layer=number, node_name=f"disk0-{number}", driver="qcow2", file=f"/images/{file}.qcow2",
+            virtual_size_bytes=10 << 30, allocated_bytes=allocated,
+        )
+        for number, (file, allocated) in enumerate([("monday", 3 << 20), ("base", 4 << 30)])
+    ],
+)  # fmt: skip
+_JOB = api.Job(
+    vm="web1", job_id="qbe-nightly", job_type="commit", device="virtio-disk0", status="running",
+    ready=False, paused=False, busy=True, offset_bytes=1 << 20, length_bytes=3 << 20,
+    speed_limit_bytes_per_second=0, io_status="ok", auto_finalize=True, auto_dismiss=False, top=0,
+    base=1, first_seen_timestamp_seconds=1790000000.25,
+    last_progress_timestamp_seconds=1790000003.5,
+)  # fmt: skip
+_SUMMARY: dict[str, Any] = {
+    "vm": "web1", "up": True, "reason": None, "status": "running", "running": True, "name": "web1",
+    "qemu_version": "7.2.22", "manager": None, "socket": "/run/qemu-block-exporter/web1.sock",
+    "storage_responding": True, "device_count": 1, "job_count": 1, "backing_depth_max": 1,
+}  # fmt: skip
+#: One of each type that is asked for or answered.
+EXAMPLES: Mapping[type, msgspec.Struct] = {
+    type(each): each
+    for each in (
+        api.Commit(action="commit", device="virtio-disk0", job_id="qbe-nightly"),
+        api.Complete(),
+        api.Cancel(force=False),
+        api.Pause(),
+        api.Resume(),
+        api.Finalize(),
+        api.Dismiss(),
+        api.SetSpeed(speed_bytes_per_second=100 << 20),
+        api.Snapshot(device="virtio-disk0", file="/images/tuesday.qcow2"),
+        api.VmList([api.VmSummary(**_SUMMARY)]),
+        api.Vm(**_SUMMARY, devices=[_DEVICE], jobs=[_JOB]),
+        api.JobList([_JOB]),
+        _JOB,
+        api.Done(
+            vm="web1", action="commit", device="virtio-disk0", job_id="qbe-nightly", dry_run=False,
+            replayed=False, command="block-commit",
+            arguments={"device": "disk0-0", "job-id": "qbe-nightly"}, warnings=[], job=_JOB,
+        ),
+        api.Problem(
+            type=PATH + _NOT_READY, title=PROBLEMS[_NOT_READY].title,
+            status=PROBLEMS[_NOT_READY].status, detail="commit qbe-nightly is not ready: it is running",
+            instance="/api/v1/admin/vms/web1/block-jobs/qbe-nightly/complete", vm="web1", job=_JOB,
+        ),
+    )
+}  # fmt: skip
+
+_CHALLENGE = {"WWW-Authenticate": {"description": "Basic", "schema": {"const": "Basic"}}}
+_RETRY = {
+    "Retry-After": {
+        "description": "Seconds after which to try again.",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+}
+_LOCATION = {
+    "Location": {
+        "description": "The path of the job.",
+        "schema": {"type": "string", "format": "uri-reference"},
+        "required": True,
+    }
+}
+#: What stands before every page, and answers in plain text as it does there.
+_GATE: Mapping[str, dict[str, Any]] = {
+    "401": {
+        "description": "Send a user and password that exist (unauthorized)",
+        "headers": _CHALLENGE,
+        "content": {_TEXT: {"schema": {"type": "string"}, "example": "Unauthorized\n"}},
+    },
+    "417": {
+        "description": "Expect is something else than 100-continue",
+        "content": {_TEXT: {"schema": {"type": "string"}, "example": "Expectation Failed\n"}},
+    },
+    "429": {
+        "description": "Too many requests, by the rate limit of the web config file, or too many"
+        " passwords that wait to be checked",
+        "headers": _RETRY,
+        "content": {_TEXT: {"schema": {"type": "string"}, "example": "Too Many Requests\n"}},
+    },
+}
 
 
 def description(prefix: str) -> dict[str, Any]:
     """Return the description, for an exporter whose paths begin with `prefix`."""
-    types = {route.body for route in ROUTES} | {route.answer for route in ROUTES}
-    shown = sorted((each for each in types if each), key=lambda each: each.__name__)
-    _, schemas = msgspec.json.schema_components([*shown, api.Problem], ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -44,14 +143,34 @@ def description(prefix: str) -> dict[str, Any]:
             " --web.enable-admin-api is given, the jobs' start and end.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": prefix or "/"}],
-        "security": [{"basic": []}],
+        "servers": [{"url": prefix or "/", "description": "This exporter."}],
+        # Users are those of --web.config.file, and there may be none.
+        "security": [{"basic": []}, {}],
+        "tags": [
+            {"name": "reading", "description": "What is; it changes nothing."},
+            {"name": "changing", "description": "What grants let a user do to a VM."},
+        ],
         "paths": paths,
         "components": {
-            "schemas": schemas,
-            "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
+            "schemas": _schemas(),
+            "securitySchemes": {
+                "basic": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "A user of --web.config.file.",
+                }
+            },
         },
     }
+
+
+def _schemas() -> dict[str, Any]:
+    shown = sorted(EXAMPLES, key=lambda each: each.__name__)
+    _, schemas = msgspec.json.schema_components(shown, ref_template=_REF)
+    for schema in schemas.values():
+        if "description" in schema:
+            schema["description"] = inspect.cleandoc(schema["description"])
+    return schemas
 
 
 def _operation(route: Route) -> dict[str, Any]:
@@ -59,34 +178,61 @@ def _operation(route: Route) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, **_PARAMETERS[name]}
         for name in re.findall(r"{(\w+)}", route.path)
     ]
-    operation: dict[str, Any] = {"operationId": route.name, "summary": route.text}
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.text,
+        "tags": ["changing" if route.changes else "reading"],
+    }
     if route.body is not None:
         parameters.append(_DRY_RUN)
-        operation["requestBody"] = {"required": True, "content": _content(route.body)}
+        operation["description"] = inspect.cleandoc(route.body.__doc__ or "")
+        operation["security"] = [{"basic": []}]
+        operation["requestBody"] = {
+            "description": "What is to be done.",
+            "required": True,
+            "content": _content(route.body),
+        }
     if parameters:
         operation["parameters"] = parameters
-    operation["responses"] = _responses(route)
+    responses = {**_successes(route), **_refusals(route.problems), **_GATE}
+    operation["responses"] = dict(sorted(responses.items()))
     return operation
 
 
-def _responses(route: Route) -> dict[str, Any]:
-    meaning = {200: "As asked."}
-    if route.body is not None:
-        meaning = {200: "Nothing was sent: a dry run, or accepted before.", route.status: "Sent."}
-    content = _content(route.answer) if route.answer else None
-    responses: dict[str, Any] = {}
-    for status, text in meaning.items():
-        responses[str(status)] = {"description": text} | ({"content": content} if content else {})
+def _successes(route: Route) -> dict[str, Any]:
+    if route.body is None:
+        content = _content(route.answer) if route.answer else _plain(route)
+        return {"200": {"description": "As asked.", "content": content}}
+    text = "Nothing was sent: a dry run, or accepted before."
+    nothing = {"description": text, "content": _content(api.Done)}
+    sent: dict[str, Any] = {"description": "Sent.", "content": _content(api.Done)}
+    if route.status == 202:
+        sent["headers"] = _LOCATION
+    return {"200": nothing, str(route.status): sent}
+
+
+def _refusals(names: Iterable[str]) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
-    for name in route.problems:
+    for name in names:
         by_status.setdefault(PROBLEMS[name].status, []).append(name)
-    for status, names in sorted(by_status.items()):
-        text = "; ".join(f"{PROBLEMS[name].title} ({name})" for name in names)
-        responses[str(status)] = {"description": text}
-        if names not in (["unauthorized"], ["too-many"]):
-            responses[str(status)]["content"] = _content(api.Problem, _PROBLEM)
-    return responses
+    return {
+        str(status): {
+            "description": "; ".join(f"{PROBLEMS[name].title} ({name})" for name in each),
+            "content": _content(api.Problem, _PROBLEM),
+        }
+        for status, each in by_status.items()
+    }
 
 
 def _content(type: type, kind: str = _JSON) -> dict[str, Any]:
-    return {kind: {"schema": {"$ref": _REF.format(name=type.__name__)}}}
+    example = msgspec.to_builtins(EXAMPLES[type])
+    return {kind: {"schema": {"$ref": _REF.format(name=type.__name__)}, "example": example}}
+
+
+def _plain(route: Route) -> dict[str, Any]:
+    """Return what the two routes answer that tell of the API itself."""
+    if route.name == "openapi":
+        return {_JSON: {"schema": {"type": "object"}}}
+    kind = PROBLEMS[_NOT_READY]
+    text = f"{kind.title} ({kind.status})\n\n{kind.text}\n"
+    return {_TEXT: {"schema": {"type": "string"}, "example": text}}

@@ -9,9 +9,10 @@ from aiohttp import web
 from exporter import api, view
 from exporter.errors import Refused
 from exporter.ledger import Ledger
+from exporter.member import Collected
 from exporter.outcomes import End
 from exporter.problems import PROBLEMS
-from exporter.scrape import Collected, Fleet
+from exporter.scrape import Fleet
 from exporter.web import openapi
 from exporter.web.answers import answer
 
@@ -52,7 +53,10 @@ class Reading:
 
     async def vm(self, request: web.Request) -> web.Response:
         """One VM."""
-        return answer(view.vm((await self._probe(request)).snapshot))
+        collected = await self._probe(request)
+        live = {job.job_id for job in collected.snapshot.jobs}
+        jobs = [job for job in self._jobs(collected) if job.job_id in live]
+        return answer(view.vm(collected.snapshot, jobs))
 
     async def all_jobs(self, request: web.Request) -> web.Response:
         """The jobs of all VMs."""
@@ -104,7 +108,7 @@ class Reading:
         found = []
         for job in collected.snapshot.jobs:
             entry = entries.pop(job.job_id, None)
-            end = ends.get(job.job_id) or (entry.end if entry else None)
+            end = (entry.end if entry else None) or ends.get(job.job_id)
             found.append(view.job(vm, job, end))
         for entry in entries.values():
             end = ends.get(entry.job_id) if entry.outcome is None else None

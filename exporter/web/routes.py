@@ -25,7 +25,7 @@ class Route:
 
     method: str
     path: str
-    #: The method of `web.api.Api` that answers, and the operationId.
+    #: The method of `web.reading.Reading` that answers, or the verb; and the operationId.
     name: str
     text: str
     #: What is answered, and with which status.
@@ -40,11 +40,6 @@ class Route:
     def changes(self) -> bool:
         """Whether it is there to change something."""
         return self.body is not None
-
-    @property
-    def statuses(self) -> tuple[int, ...]:
-        """Every status of success."""
-        return (200,) if self.status == 200 else (200, self.status)
 
 
 def _get(path: str, name: str, text: str, answer: type | None, *problems: str) -> Route:

@@ -142,7 +142,7 @@ def admin(
     """
     chosen = grants or (grant(directories=[str(lab.folder)]),)
     names = {user for each in chosen for user in each["users"]}  # type: ignore[attr-defined]
-    hashes = {user: _hash(user * 2) for user in sorted({*names, *users, ALL})}
+    hashes = {user: hash_of(user) for user in sorted({*names, *users, ALL})}
     files = {
         "web.json": {"basic_auth_users": hashes},
         "config.json": {"admin": {"grants": list(chosen)}, **(config or {})},
@@ -161,5 +161,6 @@ def admin(
     return Admin(exporter)
 
 
-def _hash(password: str) -> str:
-    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+def hash_of(user: str) -> str:
+    """Return the hash of a user's password."""
+    return bcrypt.hashpw((user * 2).encode(), bcrypt.gensalt(4)).decode()

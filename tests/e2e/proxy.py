@@ -17,7 +17,9 @@ class Recorder:
 
     def __init__(self, path: Path, behind: Path) -> None:
         self._behind = str(behind)
+        #: What was said on each connection and not looked at yet.
         self._said: list[bytearray] = []
+        self._commands: list[tuple[str, dict[str, Any]]] = []
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._server = socket.socket(socket.AF_UNIX)
@@ -32,8 +34,10 @@ class Recorder:
         What is no JSON from end to end fails here: nothing is overlooked.
         """
         with self._lock:
-            texts = [bytes(said).decode() for said in self._said]
-        return [command for text in texts for command in _parsed(text)]
+            for said in self._said:
+                self._commands += _parsed(said.decode())
+                said.clear()
+            return list(self._commands)
 
     @property
     def names(self) -> set[str]:

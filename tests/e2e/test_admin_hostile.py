@@ -239,6 +239,45 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     assert "Connection: close" in rest.split("\r\n")
 
 
+@pytest.mark.parametrize("user", ["root", "guest", "evil"])
+def test_a_client_that_waits_to_be_asked_for_its_body_is_asked_by_those_who_want_it(
+    site: Site, user: str
+) -> None:
+    """Not before it is known who it is, and that it is no form and not too large."""
+    exporter = site.admin.exporter
+    waits = {"Authorization": basic(user), "Expect": "100-continue"}
+    of_json = {"Content_Type": "application/json", "Content_Length": "2"}
+    with Wire(exporter) as wire:
+        wire.send(wire.head("POST", f"{COMPLETE}?dry_run=true", **waits, **of_json))
+        first = wire.reply()
+        if first.status == 100:
+            wire.send(b"{}")
+            first = wire.reply()
+            assert user != "evil"
+
+        assert first.status == {"root": 200, "guest": 403, "evil": 401}[user]
+    large = {**waits, "Content_Type": "application/json", "Content_Length": str(MIB)}
+    form = {**waits, "Content_Type": "text/plain", "Content_Length": "2"}
+    for headers, status in ((large, 413), (form, 415)):
+        with Wire(exporter) as wire:
+            wire.send(wire.head("POST", COMPLETE, **headers))
+
+            assert wire.reply().status == (401 if user == "evil" else status)
+
+
+@pytest.mark.parametrize("path", [COMPLETE, "/api/v1/vms", "/metrics"])
+@pytest.mark.parametrize("value", ["x", "\xff", "100-continue, x", "100-continue\xe9"])
+def test_nobody_can_expect_anything_else(site: Site, path: str, value: str) -> None:
+    """Nor learn anything by it, or have the exporter fail."""
+    method = "POST" if path == COMPLETE else "GET"
+    with Wire(site.admin.exporter) as wire:
+        head = wire.head(method, path, Content_Length="0", Content_Type="application/json")
+        wire.send(head[:-2] + b"Expect: " + value.encode("latin-1") + b"\r\n\r\n")
+        reply = wire.reply()
+
+    assert (reply.status, reply.body) == (417, b"Expectation Failed\n")
+
+
 def test_a_body_that_is_cut_off_does_nothing(site: Site) -> None:
     """Half of it is not taken for the whole."""
     with Wire(site.admin.exporter) as wire:

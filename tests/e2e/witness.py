@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.e2e.lab import Disk, Exporter, Lab, Qemu, tool
 from tests.e2e.reading import value
 
 #: What changes by itself while a job works.
-_MOVING = frozenset({"actual-size", "busy", "io-status", "len", "offset", "highest-alloc-offset"})
+_MOVING = frozenset({"actual-size", "busy", "count", "io-status", "len", "offset"})
 
 
 class Content:
@@ -80,17 +81,20 @@ def opened(vm: Qemu) -> set[str]:
     return found
 
 
-def records(lab: Lab) -> dict[str, Any]:
-    """Return what is on record in the state directory, by job id."""
+def records(lab: Lab) -> dict[tuple[str, str], Any]:
+    """Return what is on record in the state directory, by VM and job id."""
     entries = [json.loads(path.read_text()) for path in (lab.folder / "state").glob("*.json")]
-    return {entry["job_id"]: entry for entry in entries}
+    return {(entry["vm"], entry["job_id"]): entry for entry in entries}
 
 
 def audited(exporter: Exporter, **wanted: str) -> list[dict[str, str]]:
     """Return the audit lines that say this, the first one first."""
     lines = [line for line in exporter.said().splitlines() if " msg=action " in line]
     told = [dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)', line)) for line in lines]
-    plain = [{name: each.strip('"') for name, each in line.items()} for line in told]
+    plain = [
+        {name: json.loads(each) if each[:1] == '"' else each for name, each in line.items()}
+        for line in told
+    ]
     return [line for line in plain if wanted.items() <= line.items()]
 
 
@@ -104,24 +108,19 @@ def counted(exporter: Exporter, action: str, result: str) -> float | None:
 def scraped(exporter: Exporter) -> Iterator[list[str]]:
     """Scrape all the time, and yield what is read: a scrape that fails is raised in the end."""
     texts: list[str] = []
-    failures: list[BaseException] = []
     ended = threading.Event()
 
-    def run() -> None:
-        try:
-            while not ended.wait(0.01):
-                texts.append(exporter.get())
-        except OSError as error:
-            failures.append(error)
+    def scrape() -> None:
+        while not ended.wait(0.01):
+            texts.append(exporter.get())
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield texts
-    finally:
-        ended.set()
-        thread.join()
-    assert not failures, failures
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        try:
+            yield texts
+        finally:
+            ended.set()
+        scraping.result()
     assert texts, "nothing was scraped"
 
 

@@ -1,0 +1,177 @@
+"""One target of the fleet: whoever asks for it joins, whoever changes it is alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+
+from exporter.client import Tally
+from exporter.discovery import Target
+from exporter.errors import TargetError, Unreachable
+from exporter.graph import Place
+from exporter.model import Device, Snapshot
+from exporter.outcomes import End
+from exporter.pace import Pace
+from exporter.render import Blobs, Kept, Plan
+from exporter.storage import Storage
+from exporter.vm import Vm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """One VM's answer, as a snapshot and as its lines."""
+
+    snapshot: Snapshot
+    blobs: Blobs
+
+
+class Observer:
+    """Who is told of targets and of what was found; this one does nothing."""
+
+    def joined(self, member: Member) -> None:
+        """A target is new."""
+
+    def collected(self, member: Member, snapshot: Snapshot) -> None:
+        """A target was looked at."""
+
+
+class Member:
+    """A target with its collector and the plan that it is rendered by."""
+
+    def __init__(
+        self, target: Target, tally: Tally, storage: Storage, pace: Pace, observer: Observer
+    ) -> None:
+        self.target = target
+        self._observer = observer
+        self.name = target.vm
+        self.storage = storage
+        self._vm = Vm(target, tally, storage, pace)
+        self._plan = _plan(target.settings.without)
+        self._collecting: asyncio.Task[Collected] | None = None
+        #: Whoever talks to the VM, a scrape or an action, does so alone.
+        self._talking = asyncio.Lock()
+        self._left = False
+        self._devices: tuple[Device, ...] | None = None
+        self._kept: Kept | None = None
+
+    @property
+    def is_refresh_due(self) -> bool:
+        """Whether more will be asked than in most scrapes."""
+        return self._vm.is_refresh_due
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[Vm]:
+        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
+        async with self._talking:
+            if self._left:
+                raise Unreachable("no_socket", "is no target any more")
+            try:
+                yield self._vm
+            finally:
+                await self._vm.leave()
+
+    @property
+    def ends(self) -> Mapping[str, End]:
+        """The last jobs that ended, by id."""
+        return self._vm.jobs.outcomes.ends
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it ever answered."""
+        return self._devices is not None
+
+    @property
+    def known_devices(self) -> tuple[Device, ...]:
+        """The devices of the last scrape that the VM answered."""
+        return self._devices or ()
+
+    def adopt(self, job_id: str, place: Place, chain: Sequence[str]) -> None:
+        """Have a commit that was started before this process judged by the chain of then."""
+        self._vm.jobs.adopted[job_id] = (place, chain)
+
+    def start(self) -> asyncio.Task[Collected]:
+        """Ask the VM, or join whoever is asking it now; cancelled if the target is left."""
+        if self._collecting is None or self._collecting.done():
+            self._collecting = asyncio.create_task(self._collect())
+        return self._collecting
+
+    async def collect(self) -> Collected:
+        """Ask the VM, or join whoever is asking it now, and wait for its answer."""
+        collecting = self.start()
+        await asyncio.wait((collecting,))
+        return self.outcome(collecting)
+
+    def outcome(self, collecting: asyncio.Task[Collected]) -> Collected:
+        """Return what a task of `start` found, and let go of it."""
+        if self._collecting is collecting:
+            self._collecting = None
+        # Cancelled: the target was left meanwhile.
+        return self.late(0.0) if collecting.cancelled() else collecting.result()
+
+    def late(self, elapsed_seconds: float) -> Collected:
+        """Return the VM as one that did not answer in time for this scrape."""
+        snapshot = self._vm.down("timeout", elapsed_seconds)
+        return Collected(snapshot, self._plan.render(snapshot))
+
+    async def leave(self) -> None:
+        """Leave the socket, for good."""
+        self._left = True
+        if self._collecting is not None and not self._collecting.done():
+            self._collecting.cancel()
+            await asyncio.wait((self._collecting,))
+        # Whoever is changing the VM needs an answer, and would connect again.
+        async with self._talking:
+            await self._vm.close()
+
+    async def _collect(self) -> Collected:
+        if self._left:
+            return self.late(0.0)
+        try:
+            if (snapshot := await self._look()) is None:
+                return self.late(self.target.settings.timeout_seconds)
+            self._observer.collected(self, snapshot)
+            if not snapshot.up:
+                return Collected(snapshot, self._plan.render(snapshot))
+            if snapshot.devices is not self._devices:
+                self._devices, self._kept = snapshot.devices, self._plan.keep(snapshot)
+            return Collected(snapshot, self._plan.render(snapshot, self._kept))
+        except TargetError as error:
+            # Found out while it was rendered: numbers or names that no QEMU sends.
+            log.warning("vm is down", extra={"vm": self.name, "err": str(error)})
+            snapshot = self._vm.down(error.reason, 0.0)
+            return Collected(snapshot, self._plan.render(snapshot))
+        except Exception as error:
+            # The one place that catches everything: a mistake of this program that one VM's
+            # answers bring out must not cost the others their scrape.
+            log.error(
+                "vm not collected: a defect of this program, please report it",
+                extra={"vm": self.name, "err": f"{type(error).__name__}: {error}"},
+            )
+            log.debug("the defect", exc_info=True)
+            snapshot = self._vm.down("protocol", 0.0)
+            return Collected(snapshot, self._plan.render(snapshot))
+
+    async def _look(self) -> Snapshot | None:
+        """Ask when nobody else talks to the VM; None if that is not soon: a sweep waits for all."""
+        deadline = time.monotonic() + self.target.settings.timeout_seconds
+        try:
+            async with asyncio.timeout(self.target.settings.timeout_seconds):
+                await self._talking.acquire()
+        except TimeoutError:
+            return None
+        try:
+            return await self._vm.collect(max(0.0, deadline - time.monotonic()))
+        finally:
+            self._talking.release()
+
+
+@cache
+def _plan(without: frozenset[str]) -> Plan:
+    return Plan(without)

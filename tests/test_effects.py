@@ -1,0 +1,153 @@
+"""What shows that a command took effect, and what may look like it and does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from exporter import api, effects, qapi
+from exporter.model import Device, Job, Snapshot
+from exporter.outcomes import RESULTS, End
+from tests.disks import block_job
+
+SINCE = 1000.0
+
+
+def job(job_id: str = "qbe-a", **more: object) -> Job:
+    """A job of a snapshot."""
+    told = msgspec.convert(block_job(job_id, **more), qapi.BlockJob)
+    return Job("disk0", job_id, "commit", told)
+
+
+def now(*jobs: Job, file: str = "/base") -> Snapshot:
+    """The VM after the connection was lost."""
+    device = Device(device="disk0", nodes=(), backing_depth=0, expected_backing_depth=0, file=file)
+    return Snapshot(vm="vm", up=True, devices=(device,), jobs=jobs, duration_seconds=0.0)
+
+
+def ended(result: str, at: float = SINCE, job_id: str = "qbe-a") -> dict[str, End]:
+    """The jobs that are known to have ended."""
+    return {job_id: End("commit", "disk0", result, at, "")}
+
+
+def is_done(
+    verb: api.Verb,
+    *jobs: Job,
+    before: Job | None = None,
+    request: api.Request | None = None,
+    ends: dict[str, End] | None = None,
+) -> bool:
+    """Return whether a snapshot shows that a job was changed."""
+    effect = effects.changed(verb, before or job(), request or api.Pause(), ends or {}, SINCE)
+    return effect(now(*jobs))
+
+
+# A job that was started.
+
+
+@pytest.mark.parametrize("status", ["created", "running", "ready", "paused", "concluded"])
+def test_a_job_that_is_there_was_started(status: str) -> None:
+    """Whatever became of it since."""
+    assert effects.started("qbe-a", {}, SINCE)(now(job("qbe-b"), job(status=status)))
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_job_that_has_ended_since_was_started(result: str) -> None:
+    """However it ended."""
+    assert effects.started("qbe-a", ended(result), SINCE)(now())
+
+
+@pytest.mark.parametrize(
+    "ends", [{}, ended("completed", SINCE - 0.001), ended("completed", job_id="qbe-b")]
+)
+def test_a_job_that_nobody_saw_was_not_started(ends: dict[str, End]) -> None:
+    """One that ended before, or has another id, is another one."""
+    assert not effects.started("qbe-a", ends, SINCE)(now(job("qbe-b")))
+
+
+# A new layer.
+
+
+@pytest.mark.parametrize(
+    ("file", "device", "expected"),
+    [("/new", "disk0", True), ("/new", "disk1", False), ("/base", "disk0", False)],
+)
+def test_a_layer_is_there_when_the_active_one_of_this_device_is_in_its_file(
+    file: str, device: str, expected: bool
+) -> None:
+    """And not of another device, or another file."""
+    assert effects.has_layer(device, "/new")(now(file=file)) is expected
+
+
+# A job that was changed.
+
+
+@pytest.mark.parametrize("verb", ["complete", "finalize"])
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_job_is_completed_when_it_is_known_to_have_ended_so(verb: api.Verb, result: str) -> None:
+    """That it is gone says nothing: it may have failed, or been cancelled."""
+    assert is_done(verb, ends=ended(result)) is (result == "completed")
+    assert not is_done(verb, ends=ended(result, SINCE - 0.001))
+    assert not is_done(verb)
+
+
+@pytest.mark.parametrize("status", ["ready", "running", "standby", "pending", "concluded"])
+def test_a_job_that_is_still_there_is_not_known_to_be_completed(status: str) -> None:
+    """Neither one that is ready nor one that has ended in a way that is not known."""
+    assert not is_done("complete", job(status=status, ready=True))
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_a_job_is_cancelled_when_it_is_known_to_have_ended_so(result: str) -> None:
+    """One that completed first was not."""
+    assert is_done("cancel", ends=ended(result)) is (result == "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("verb", "after", "expected"),
+    [
+        ("cancel", {"status": "aborting"}, True),
+        ("cancel", {"status": "running"}, False),
+        ("cancel", {"status": "concluded"}, False),
+        ("pause", {"status": "paused", "paused": True}, True),
+        ("pause", {"status": "standby", "paused": True}, True),
+        ("pause", {"status": "running"}, False),
+        ("resume", {"status": "running"}, True),
+        ("resume", {"status": "ready"}, True),
+        ("resume", {"status": "paused", "paused": True}, False),
+        ("dismiss", {"status": "concluded"}, False),
+    ],
+)
+def test_a_job_shows_what_was_done_to_it(
+    verb: api.Verb, after: dict[str, Any], expected: bool
+) -> None:
+    """By its state after the command."""
+    assert is_done(verb, job(**after)) is expected
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "speed", "complete", "cancel", "finalize"])
+def test_a_job_that_is_gone_shows_nothing_by_that(verb: api.Verb) -> None:
+    """It may have ended by itself."""
+    request = api.SetSpeed(speed_bytes_per_second=5) if verb == "speed" else api.Pause()
+
+    assert not is_done(verb, job("qbe-b", speed=5), request=request)
+
+
+def test_a_job_that_is_gone_was_dismissed() -> None:
+    """One that has ended stays until then."""
+    assert is_done("dismiss", job("qbe-b"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [(0, 5, True), (0, 0, False), (5, 5, False), (5, 7, False)]
+)
+def test_a_speed_is_set_when_it_is_another_than_before(
+    before: int, after: int, expected: bool
+) -> None:
+    """That it is what it was before says nothing."""
+    request = api.SetSpeed(speed_bytes_per_second=5)
+    told = is_done("speed", job(speed=after), before=job(speed=before), request=request)
+
+    assert told is expected

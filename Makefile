@@ -17,7 +17,7 @@ test: $(VENV)/dev lint  ## all checks and all tests, on real QEMU and Prometheus
 	    qemu-storage-daemon=qemu-system-common prometheus=prometheus promtool=prometheus \
 	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux \
 	    $(DEB_NEEDS) lintian=lintian systemd-nspawn=systemd-container systemd-analyze=systemd \
-	    mandoc=mandoc man=man-db zsh=zsh fish=fish
+	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev

@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# What the Debian package is built with, on a Debian.
+DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint golden bench bench-peers clean
+.PHONY: demo test lint golden dist deb bench bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -13,7 +15,9 @@ demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0
 test: $(VENV)/dev lint  ## all checks and all tests, on real QEMU and Prometheus
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
 	    qemu-storage-daemon=qemu-system-common prometheus=prometheus promtool=prometheus \
-	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux
+	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux \
+	    $(DEB_NEEDS) lintian=lintian systemd-nspawn=systemd-container systemd-analyze=systemd \
+	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev
@@ -22,8 +26,18 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
-	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py
-	git diff --stat -- METRICS.md tests/golden
+	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py \
+	    tests/test_command_line.py tests/test_released.py
+	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions
+
+dist: $(VENV)/dev  ## build wheel, sdist and SBOM into dist/, the same to the byte each time
+	@PYTHON=$(BIN)/python deploy/dist dist
+	@ls dist
+
+deb: dist  ## build the Debian package into dist/, for the Debian that it is built on
+	@deploy/debian-packages required $(DEB_NEEDS)
+	@PYTHON=$(BIN)/python deploy/debian/build dist
+	@ls dist
 
 bench: $(VENV)/bench  ## measure, write bench/RESULTS.md, and fail where a bar is missed
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils

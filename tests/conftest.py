@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from tests.fakeapi import FakeApi, fake_api
 from tests.fakeqmp import FakeQmp
+from tests.packages import Packages, build
 from tests.reach import Reach, run
 from tests.shell import Shell
 
@@ -95,3 +96,11 @@ def series(exposition: str, name: str, **labels: str) -> dict[str, str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the flag that writes the golden expositions anew."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Wheel, sdist and SBOM, and the Debian package for whoever asks."""
+    folder = tmp_path_factory.mktemp("dist")
+    build("deploy/dist", folder)
+    return Packages(folder)

@@ -17,7 +17,8 @@ from exporter.shell.options import parser
 from exporter.web.config import Tls, read
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml", "deploy/web.example.yml"]
+PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml", "deploy/web.example.yml",
+         "deploy/systemd/README.md", "deploy/UPGRADING.md"]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -119,8 +120,8 @@ def test_the_example_for_prometheus_is_a_configuration_of_prometheus() -> None:
     assert check.returncode == 0, check.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".md")])
 def test_every_link_between_pages_leads_somewhere(page: str) -> None:
     """A page that was moved is moved in the links too."""
     for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-        assert (ROOT / link).exists(), link
+        assert (ROOT / page).parent.joinpath(link).exists(), link

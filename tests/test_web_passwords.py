@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -369,3 +370,18 @@ async def test_the_thread_that_checks_gives_way_to_the_event_loop() -> None:
 
     assert seen == [min(before + 10, 19)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
+async def test_where_a_sandbox_forbids_to_be_nicer_passwords_are_checked_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A filter of system calls says EPERM; nobody may wait forever for that."""
+
+    def forbidden(_: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "nice", forbidden)
+    passwords = Passwords(lambda password, hashed: True)
+
+    assert await passwords.right({"a": "$2b$04$"}, "a", b"x", "here")
+    await passwords.close()

@@ -1,0 +1,25 @@
+"""The program's two kinds of parsers, as those who describe its command line want them."""
+
+from __future__ import annotations
+
+import argparse
+
+from exporter import serving
+from exporter.shell.commands import OPERATING
+from exporter.shell.options import parser
+
+OPERATORS = {name: parser(name) for name in OPERATING}
+
+
+def serving_parser() -> argparse.ArgumentParser:
+    """Return the parser of the serving commands, without the name of the command."""
+    made = serving._parser()
+    command = next(action for action in made._actions if action.dest == "command")
+    made._remove_action(command)
+    made._positionals._group_actions.remove(command)
+    return made
+
+
+def serving_commands() -> dict[str, str]:
+    """Return the serving commands, each with what it does."""
+    return dict(serving._SERVING)

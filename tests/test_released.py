@@ -1,0 +1,94 @@
+"""What users rest on: a release's metric names, and its records of what was asked for.
+
+deploy/UPGRADING.md tells them what to expect, and us what to do where something has to go.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from exporter import __version__
+from exporter.family import Metric
+from exporter.ledger import Ledger
+from exporter.metrics import COLLECTORS, METRICS
+
+RELEASED = Path(__file__).parent / "data" / "released"
+#: The releases whose names are kept, the oldest first.
+VERSIONS = sorted((path.stem for path in RELEASED.glob("*.json")), key=lambda name: [*map(int, name.split("."))])
+_WHAT_TO_DO = (
+    "dashboards, rules and scripts of users name this. Keep it; or, in a release with another first"
+    " number (while that is 0, the second), take it away as deploy/UPGRADING.md says"
+)
+
+
+def _described(metric: Metric) -> dict[str, object]:
+    """Return what users rely on: everything but the help."""
+    more = [label for label in metric.labels if label not in metric.scope.labels]
+    return {
+        "kind": metric.kind,
+        "labels": sorted([*metric.scope.labels, *more, *(["status"] if metric.states else [])]),
+        "states": sorted(metric.states),
+        "collector": metric.collector,
+    }
+
+
+def table() -> dict[str, dict[str, object]]:
+    """Return the table as a release keeps it."""
+    return {metric.name: _described(metric) for metric in METRICS}
+
+
+def test_what_this_version_has_is_kept_for_the_next(request: pytest.FixtureRequest) -> None:
+    """`pytest --update-golden` adds what is new. It never takes away or changes what was there."""
+    path = RELEASED / f"{__version__}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if request.config.getoption("--update-golden"):
+        kept = table() | kept
+        lines = [f"  {json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept)]
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+    assert table().keys() <= kept.keys()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_name_type_label_or_state_of_a_release_is_gone(version: str) -> None:
+    """More may come: a state, a family. A label may not, because it makes other series."""
+    now = table()
+    for name, then in json.loads((RELEASED / f"{version}.json").read_text()).items():
+        assert name in now, f"{name} of {version} is gone: {_WHAT_TO_DO}"
+        for what in ("kind", "labels", "collector"):
+            assert now[name][what] == then[what], f"{what} of {name} was {then[what]} in {version}: {_WHAT_TO_DO}"
+        gone = set(then["states"]) - set(now[name]["states"])  # type: ignore[call-overload]
+        assert not gone, f"{name} has lost {sorted(gone)} since {version}: {_WHAT_TO_DO}"
+
+
+def test_every_collector_of_a_family_can_be_turned_off() -> None:
+    """Its flag is API too."""
+    assert {str(each["collector"]) for each in table().values()} - {""} <= {*COLLECTORS}
+
+
+# The state directory.
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_records_of_a_release_can_be_read(version: str, tmp_path: Path) -> None:
+    """After an upgrade the same job id is still known: it never starts a second job."""
+    record = json.loads((RELEASED / "ledger" / f"{version}.json").read_text())
+    record["ended_timestamp_seconds"] = time.time()
+    (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
+    entry = Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly")
+
+    assert entry is not None
+    assert (entry.outcome, entry.request) == ("completed", {"action": "commit", "device": "disk0"})
+
+
+def test_a_record_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
+    """Whoever goes back loses what the newer one knew more, and nothing else."""
+    record = json.loads((RELEASED / "ledger" / f"{VERSIONS[-1]}.json").read_text())
+    record |= {"ended_timestamp_seconds": time.time(), "of_the_future": [1, {"x": None}]}
+    (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
+
+    assert Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly") is not None

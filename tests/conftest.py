@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import re
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +23,16 @@ from tests.shell import Shell
 # A machine may be busy: no example fails for being slow.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+_CLONE_NEWNS = 0x20000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let each worker have mounts of its own: one that hangs on purpose is no concern of others."""
+    if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.unshare(_CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 @pytest.fixture

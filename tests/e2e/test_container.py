@@ -1,0 +1,173 @@
+"""The image: built from the Dockerfile, run as a container beside real VMs, and what it can see there.
+
+Two containers run: a narrow one, which has the folder of the sockets and nothing else, and a wide one,
+which has the network and the processes of the host too, and the image files at their own paths.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from exporter import __version__
+from tests.e2e.container import Container, Engine
+from tests.e2e.lab import Lab, Monitor, drive
+from tests.e2e.reading import labels_of, value
+
+UID = 65532
+MAX_AGE_SECONDS = 1
+FLAGS = ("--qmp.timeout=2", f"--collector.topology.max-age={MAX_AGE_SECONDS}")
+NARROW = ("--network=none", "--cap-drop=all", "--security-opt=no-new-privileges", "--read-only")
+WIDE = ("--network=host", "--pid=host", "--cap-drop=all", "--read-only")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """An engine with the image in its store."""
+    with tempfile.TemporaryDirectory(prefix="qbe-image-") as folder, ExitStack() as stack:
+        parts = Engine(Path(folder))
+        stack.callback(parts.close)
+        parts.build(f"--build-arg=VERSION={__version__}", "--build-arg=REVISION=abc")
+        yield parts
+
+
+@dataclass
+class Pair:
+    """The same VMs from two containers."""
+
+    narrow: Container
+    wide: Container
+    #: What the narrow one said at first, and what each said when that was old.
+    first: str
+    from_narrow: str
+    from_wide: str
+
+
+@pytest.fixture(scope="module")
+def pair(engine: Engine, shared_lab: Lab) -> Iterator[Pair]:
+    """VMs that are up, busy, stopped, and forbidden, and the two containers."""
+    with ExitStack() as stack:
+        folder = shared_lab.folder / "sockets"
+        folder.mkdir()
+        lab = Lab(folder, stack)
+        names = ("up", "busy", "stopped", "forbidden")
+        vms = {name: lab.qemu(name, *drive("disk0", shared_lab.chain(name, 2)[0])) for name in names}
+        for name in names[:-1]:
+            vms[name].socket.chmod(0o666)
+        stack.callback(Monitor(vms["busy"].socket).close)
+        stack.enter_context(vms["stopped"].stopped())
+
+        at = f"--volume={folder}:/run/qemu-block-exporter:ro"
+        narrow = engine.run("narrow", *NARROW, at, flags=["--web.listen-address=0.0.0.0:9709", *FLAGS])
+        stack.callback(narrow.close)
+        at = f"--volume={shared_lab.folder}:{shared_lab.folder}:ro"
+        own = [f"--qmp.sockets={folder}/*.sock", "--web.listen-address=127.0.0.1:0"]
+        wide = engine.run("wide", *WIDE, at, flags=[*own, *FLAGS])
+        stack.callback(wide.close)
+
+        first = narrow.get("/metrics")
+        wide.get("/metrics")
+        old = narrow.until(lambda text: value(text, "qemu_block_device_backing_depth", vm="up") is None)
+        yield Pair(narrow, wide, first, old, wide.get("/metrics"))
+
+
+def reason(exposition: str, vm: str) -> str:
+    """Return why a VM is down."""
+    return labels_of(exposition, "qemu_vm_scrape_error", vm=vm)[0]["reason"]
+
+
+def test_the_image_says_what_it_is_and_runs_as_nobody(engine: Engine) -> None:
+    """A user by number, so that Kubernetes can see that it is not root; labels of the OCI."""
+    image = engine.inspect()
+    config = image["Config"]
+    labels = {name.rpartition(".")[2]: text for name, text in config["Labels"].items()}
+
+    assert config["User"] == f"{UID}:{UID}"
+    assert config["ExposedPorts"].keys() == {"9709/tcp"}
+    assert config["Entrypoint"] == ["qemu-block-exporter"]
+    assert labels["title"] == "qemu-block-exporter"
+    assert labels["licenses"] == "Apache-2.0"
+    assert (labels["revision"], labels["version"]) == ("abc", __version__)
+    assert image["Healthcheck"]["Test"][0] == "CMD"
+
+
+def test_two_builds_make_the_same_layers(engine: Engine) -> None:
+    """Bit for bit, with no time in them."""
+    engine.build("--timestamp=0")
+    first = engine.inspect()
+    engine.build("--timestamp=0")
+
+    assert engine.inspect()["RootFS"] == first["RootFS"]
+    assert engine.inspect()["Config"] == first["Config"]
+
+
+def test_a_vm_is_seen_from_a_container(pair: Pair) -> None:
+    """Through its socket alone, on a read-only mount, with no capability."""
+    assert value(pair.first, "qemu_vm_up", vm="up") == 1
+    assert value(pair.first, "qemu_block_device_backing_depth", vm="up", device="disk0") == 1
+    assert value(pair.first, "qemu_block_write_bytes_total", vm="up", device="disk0") is not None or (
+        value(pair.first, "qemu_block_written_bytes_total", vm="up", device="disk0") == 0
+    )
+
+
+def test_it_is_not_root_on_the_host_either(pair: Pair) -> None:
+    """Whoever breaks out of it has no rights."""
+    status = Path(f"/proc/{pair.narrow.pid_on_host()}/status").read_text()
+
+    assert re.search(rf"^Uid:\t{UID}\t{UID}\t{UID}\t{UID}$", status, re.MULTILINE)
+    assert re.search(rf"^Gid:\t{UID}\t{UID}\t{UID}\t{UID}$", status, re.MULTILINE)
+    assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+
+
+def test_a_socket_that_is_not_shared_with_its_user_is_said_to_be(pair: Pair) -> None:
+    """The most likely mistake: the folder is mounted, and the sockets are only QEMU's own."""
+    assert reason(pair.first, "forbidden") == "permission"
+
+
+def test_the_health_check_of_the_image_tells_well_from_ill(pair: Pair, engine: Engine) -> None:
+    """0 where it listens, and 1 where it does not, such as at another port."""
+    assert pair.narrow.get("/-/healthy")
+    assert pair.narrow.healthcheck() == 0
+    other = engine.run("other", "--network=none", flags=["--web.listen-address=127.0.0.1:9710"])
+    assert other.get("/-/healthy")
+    assert other.healthcheck() == 1
+    other.close()
+
+
+def test_a_container_cannot_tell_busy_from_stopped(pair: Pair) -> None:
+    """/proc shows it neither the sockets nor the processes of the host."""
+    assert reason(pair.from_narrow, "busy") == "greeting_timeout"
+    assert reason(pair.from_narrow, "stopped") == "greeting_timeout"
+
+
+def test_with_network_and_processes_of_the_host_it_can(pair: Pair) -> None:
+    """As long as the sockets are mounted where QEMU made them."""
+    assert reason(pair.from_wide, "busy") == "busy"
+    assert reason(pair.from_wide, "stopped") == "stopped"
+
+
+def test_a_container_without_the_images_does_not_ask_for_chains_by_the_clock(pair: Pair) -> None:
+    """It cannot see whether the storage answers: what it knew of the chains grows old, and is gone."""
+    text = pair.from_narrow
+
+    assert value(text, "qemu_vm_up", vm="up") == 1
+    assert value(text, "qemu_vm_storage_responding", vm="up") is None
+    assert value(text, "qemu_block_node_storage_size_bytes", vm="up") is None
+    assert value(text, "qemu_block_device_backing_depth", vm="up", device="disk0") is None
+    assert value(text, "qemu_block_reads_completed_total", vm="up", device="disk0") is not None
+
+
+def test_with_the_images_at_their_own_paths_it_does(pair: Pair) -> None:
+    """Read-only, so that it still can change none of them."""
+    text = pair.from_wide
+    layer = {"vm": "up", "device": "disk0", "layer": "0", "role": "format"}
+
+    assert value(text, "qemu_vm_storage_responding", vm="up") == 1
+    assert value(text, "qemu_block_node_storage_size_bytes", **layer)
+    assert value(text, "qemu_block_device_backing_depth", vm="up", device="disk0") == 1

@@ -5,7 +5,7 @@ place where the official image has it, the C libraries that it needs, pip, and n
 shell. podman runs what was built by runc, in namespaces of its own.
 
 A `docker run` differs in what a machine without its privileges cannot do, and nothing here tests it:
-images are copied, not stacked (`vfs`); build steps run in a chroot; there is no docker daemon, and so
+build steps run in a chroot; there is no docker daemon, and so
 nobody who restarts what is unhealthy: the health check is run by hand.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.lab import ROOT, Process, tool, wait_until
+from tests.e2e.lab import ROOT, Memory, Process, tool, wait_until
 
 IMAGE = "localhost/qemu-block-exporter"
 _BASE = "localhost/python-stand-in"
@@ -31,6 +31,7 @@ _WITHOUT = ("test", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip", 
             "site-packages", "dist-packages", "pydoc_data", "EXTERNALLY-MANAGED")  # fmt: skip
 #: What the requirements of the image name, for this machine's Python: `make test` fetches it, once.
 WHEELS = Path(sys.prefix) / "wheels"
+_COMMON = ("libpthread", "libdl", "librt", "libutil", "libm", "libgcc_s")
 _ASK = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())"
 _PIP_CONF = "[global]\nno-index = true\nfind-links = /wheels\n"
 
@@ -39,9 +40,11 @@ class Engine:
     """buildah and podman, with a store of their own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        # In memory: an overlay cannot lie on an overlay, such as a container's own file system.
+        self._memory = Memory(folder / "memory", mib=2048)
+        self.folder = folder = folder / "memory"
         self._store = ("--root", f"{folder}/store", "--runroot", f"{folder}/run",
-                       "--storage-driver", "vfs")  # fmt: skip
+                       "--storage-driver", "overlay")  # fmt: skip
 
     def build(self, *arguments: str) -> str:
         """Build the image, and return its id."""
@@ -76,6 +79,7 @@ class Engine:
         """Leave nothing behind."""
         subprocess.run([*self._podman("rm", "--all", "--force", "--time=0")], check=True,
                        capture_output=True)  # fmt: skip
+        self._memory.close()
 
     def _podman(self, *arguments: str) -> list[str]:
         managers = ["--cgroup-manager=cgroupfs", "--runtime=runc", "--events-backend=none"]
@@ -145,9 +149,11 @@ class Container(Process):
 
 def _copy_libraries(root: Path, binaries: Sequence[Path]) -> None:
     listed = _output([tool("ldd"), *map(str, binaries)])
-    # Wheels with Rust in them need libgcc_s, which every official image has.
     found = {word for word in listed.split() if word.startswith("/") and not word.endswith(":")}
-    found |= {word for word in _output(["ldconfig", "-p"]).split() if "/libgcc_s.so.1" in word}
+    # What wheels may rest on: the parts of the C library, and what every official image has.
+    known = [line.split(" => ") for line in _output([tool("ldconfig"), "-p"]).splitlines()]
+    found |= {path for name, *paths in known for path in paths
+              if name.split()[0].partition(".so")[0] in _COMMON and ",x32" not in name}  # fmt: skip
     for path in sorted(found):
         target = root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)

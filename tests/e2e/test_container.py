@@ -21,6 +21,7 @@ from tests.e2e.lab import Lab, Monitor, drive
 from tests.e2e.reading import labels_of, value
 
 UID = 65532
+BUILD = (f"--build-arg=VERSION={__version__}", "--build-arg=REVISION=abc", "--timestamp=0")
 MAX_AGE_SECONDS = 1
 FLAGS = ("--qmp.timeout=2", f"--collector.topology.max-age={MAX_AGE_SECONDS}")
 NARROW = ("--network=none", "--cap-drop=all", "--security-opt=no-new-privileges", "--read-only")
@@ -33,7 +34,7 @@ def engine() -> Iterator[Engine]:
     with tempfile.TemporaryDirectory(prefix="qbe-image-") as folder, ExitStack() as stack:
         parts = Engine(Path(folder))
         stack.callback(parts.close)
-        parts.build(f"--build-arg=VERSION={__version__}", "--build-arg=REVISION=abc")
+        parts.build(*BUILD)
         yield parts
 
 
@@ -99,9 +100,8 @@ def test_the_image_says_what_it_is_and_runs_as_nobody(engine: Engine) -> None:
 
 def test_two_builds_make_the_same_layers(engine: Engine) -> None:
     """Bit for bit, with no time in them."""
-    engine.build("--timestamp=0")
     first = engine.inspect()
-    engine.build("--timestamp=0")
+    engine.build(*BUILD)
 
     assert engine.inspect()["RootFS"] == first["RootFS"]
     assert engine.inspect()["Config"] == first["Config"]

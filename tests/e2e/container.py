@@ -31,6 +31,16 @@ _WITHOUT = ("test", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip", 
             "site-packages", "dist-packages", "pydoc_data", "EXTERNALLY-MANAGED")  # fmt: skip
 #: What the requirements of the image name, for this machine's Python: `make test` fetches it, once.
 WHEELS = Path(sys.prefix) / "wheels"
+#: No systemd, no journal and nothing in /dev/shm; limits that a sandbox may set.
+_CONTAINERS_CONF = """
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+runtime = "runc"
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+"""
 _COMMON = ("libpthread", "libdl", "librt", "libutil", "libm", "libgcc_s")
 _ASK = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())"
 _PIP_CONF = "[global]\nno-index = true\nfind-links = /wheels\n"
@@ -70,10 +80,8 @@ class Engine:
 
     def run(self, name: str, *options: str, flags: Sequence[str] = ()) -> Container:
         """Start a container of the image."""
-        # Limits of its own, because the usual ones are higher than a sandbox may set.
-        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
-        command = self._podman("run", "--rm", f"--name={name}", *limits)
-        return Container(self, name, [*command, *options, IMAGE, *flags])
+        command = self._podman("run", "--rm", f"--name={name}", *options)
+        return Container(self, name, [*command, IMAGE, *flags])
 
     def close(self) -> None:
         """Leave nothing behind."""
@@ -82,8 +90,10 @@ class Engine:
         self._memory.close()
 
     def _podman(self, *arguments: str) -> list[str]:
-        managers = ["--cgroup-manager=cgroupfs", "--runtime=runc", "--events-backend=none"]
-        return [tool("podman"), *self._store, *managers, *arguments]
+        settings = self.folder / "containers.conf"
+        if not settings.exists():
+            settings.write_text(_CONTAINERS_CONF)
+        return [tool("env"), f"CONTAINERS_CONF={settings}", "podman", *self._store, *arguments]
 
     def _stand_in(self) -> None:
         root = self.folder / "base"

@@ -43,6 +43,6 @@ EXPOSE 9709
 # There is no curl, and none is needed. Where the port has TLS or users, say another one.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
     CMD ["python3", "-ISc", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 9709, timeout=4); c.request('GET', '/-/healthy'); raise SystemExit(c.getresponse().status != 200)"]
-# It listens on 127.0.0.1 unless --web.listen-address says otherwise, here too: with the network of
-# the host, which the manifests have, that is what keeps it from everybody else.
+# It listens on 127.0.0.1 here too, unless --web.listen-address says otherwise: whoever runs it says who
+# may come in, and with the network of the host nobody may who was not meant.
 ENTRYPOINT ["qemu-block-exporter"]

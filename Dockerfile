@@ -1,4 +1,5 @@
-# The exporter in a container: small, without root, without a shell. deploy/docker/README.md.
+# The exporter in a container: not root, nothing to write to, no need of a shell. See
+# deploy/docker/README.md.
 #
 #   docker build -t qemu-block-exporter .
 #   docker buildx build --platform linux/amd64,linux/arm64 --build-arg SOURCE_DATE_EPOCH=... \

@@ -31,13 +31,14 @@ _WITHOUT = ("test", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip", 
             "site-packages", "dist-packages", "pydoc_data", "EXTERNALLY-MANAGED")  # fmt: skip
 #: What the requirements of the image name, for this machine's Python: `make test` fetches it, once.
 WHEELS = Path(sys.prefix) / "wheels"
-#: No systemd, no journal and nothing in /dev/shm; limits that a sandbox may set.
+#: No systemd, no journal, and nothing in /dev/shm or /run; limits that a sandbox may set.
 _CONTAINERS_CONF = """
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
 lock_type = "file"
 runtime = "runc"
+tmp_dir = "{folder}/tmp"
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 """
@@ -92,7 +93,7 @@ class Engine:
     def _podman(self, *arguments: str) -> list[str]:
         settings = self.folder / "containers.conf"
         if not settings.exists():
-            settings.write_text(_CONTAINERS_CONF)
+            settings.write_text(_CONTAINERS_CONF.format(folder=self.folder))
         return [tool("env"), f"CONTAINERS_CONF={settings}", "podman", *self._store, *arguments]
 
     def _stand_in(self) -> None:

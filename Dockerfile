@@ -34,6 +34,7 @@ ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="qemu-block-exporter" \
       org.opencontainers.image.description="Prometheus exporter for the block layer of QEMU virtual machines" \
+      org.opencontainers.image.source="https://github.com/qemu-block-exporter/qemu-block-exporter" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

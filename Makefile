@@ -12,13 +12,14 @@ demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
 	@exec $(BIN)/qemu-block-exporter demo
 
-test: $(VENV)/dev lint  ## all checks and all tests, on real QEMU and Prometheus
+test: $(VENV)/dev $(VENV)/clusters $(VENV)/wheels lint  ## all checks and all tests, on real QEMU and Prometheus
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
 	    qemu-storage-daemon=qemu-system-common prometheus=prometheus promtool=prometheus \
 	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux \
 	    $(DEB_NEEDS) lintian=lintian systemd-nspawn=systemd-container systemd-analyze=systemd \
-	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd
-	$(BIN)/python -m pytest
+	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd \
+	    buildah=buildah podman=podman runc=runc amtool=prometheus-alertmanager
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -67,6 +68,15 @@ $(VENV)/run: $(VENV)/pip pyproject.toml
 
 $(VENV)/dev: $(VENV)/run
 	@$(PIP) install -c constraints.txt --group dev
+	@touch $@
+
+$(VENV)/clusters: $(VENV)/run
+	@$(PIP) install -c constraints.txt --group clusters
+	@touch $@
+
+$(VENV)/wheels: $(VENV)/run deploy/docker/requirements.txt deploy/docker/requirements-build.txt
+	@$(PIP) download --no-deps --require-hashes --dest=$@ -r deploy/docker/requirements.txt \
+	    -r deploy/docker/requirements-build.txt
 	@touch $@
 
 $(VENV)/bench: $(VENV)/run

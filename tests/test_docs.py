@@ -18,7 +18,8 @@ from exporter.web.config import Tls, read
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml", "deploy/web.example.yml",
-         "deploy/systemd/README.md", "deploy/UPGRADING.md"]  # fmt: skip
+         "deploy/systemd/README.md", "deploy/UPGRADING.md", "deploy/docker/README.md",
+         "deploy/kubernetes/README.md"]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -29,7 +30,7 @@ def test_every_flag_that_a_page_names_exists(page: str) -> None:
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 
     assert set(named) <= known
-    assert named or page == "CONTRIBUTING.md"
+    assert named or page in {"CONTRIBUTING.md", "deploy/kubernetes/README.md"}
 
 
 def test_every_command_of_operators_is_explained() -> None:
@@ -46,7 +47,7 @@ def test_every_command_of_operators_is_explained() -> None:
     assert codes == re.findall(r"^  (\d+) ", EXIT_CODES_HELP, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES[-2:]])
 def test_every_metric_that_a_page_names_exists(page: str) -> None:
     """PromQL that is copied from a page gives something."""
     known = {metric.name for metric in METRICS} | {"qemu_block_exporter", "qemu_block_node_"}
@@ -122,6 +123,14 @@ def test_the_example_for_prometheus_is_a_configuration_of_prometheus() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".md")])
 def test_every_link_between_pages_leads_somewhere(page: str) -> None:
-    """A page that was moved is moved in the links too."""
-    for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
-        assert (ROOT / page).parent.joinpath(link).exists(), link
+    """A page that was moved is moved in the links too, and so is a section of it."""
+    for link, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text()):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        assert not section or section in sections(target), f"{link}#{section}"
+
+
+def sections(page: Path) -> set[str]:
+    """Return the anchors of a page, as they are made from its headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

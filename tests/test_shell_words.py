@@ -120,12 +120,21 @@ def test_a_problem_is_known_by_the_end_of_its_type(type: str, found: str) -> Non
         ("job-id-taken", 409, "--job-id"),
         ("unauthorized", 401, "--http.config.file"),
         ("too-many", 503, "later"),
-        ("not-supported", 422, "--no-job-id"),
     ],
 )
 def test_a_refusal_has_a_next_step(kind: str, status: int, says: str) -> None:
     """Where there is one."""
     assert says in next_step(problem(kind, status), PROMPT, "web", "j")
+
+
+@pytest.mark.parametrize(
+    ("detail", "says"),
+    [("this QEMU names a job by its device: give no job_id", "commit with --no-job-id"),
+     ("this QEMU cannot finalize a job", "")],
+)  # fmt: skip
+def test_what_a_qemu_cannot_do_has_a_next_step_where_there_is_one(detail: str, says: str) -> None:
+    """An old one names its jobs itself."""
+    assert next_step(problem("not-supported", 422, detail=detail), PROMPT, "web", "j") == says
 
 
 @pytest.mark.parametrize(
@@ -145,11 +154,11 @@ def test_a_refusal_that_nobody_knows_has_none() -> None:
 
 @pytest.mark.parametrize(
     ("manager", "tool"),
-    [("libvirt", "virsh blockcommit"), ("Proxmox", "qm delsnapshot"), ("incus", "incus snapshot"),
+    [("libvirt", "virsh blockcommit"), ("proxmox", "qm delsnapshot"), ("incus", "incus snapshot"),
      ("somebody", "MANAGER in vms")],
 )  # fmt: skip
 def test_a_managed_vm_is_left_to_its_manager(manager: str, tool: str) -> None:
     """Whose tool is named."""
-    refused = problem("managed-vm", 409, detail=f"web is run by {manager}")
+    refused = problem("managed-vm", 403, manager=manager)
 
     assert tool in next_step(refused, PROMPT, "web", None)

@@ -123,7 +123,7 @@ class _Case:
     job_id: str
 
 
-#: What names a manager -> where its own tool is.
+#: Who runs a VM -> the tool for its disks.
 _MANAGERS = {
     "libvirt": "virsh blockcommit and virsh blockjob",
     "proxmox": "qm listsnapshot and qm delsnapshot",
@@ -132,12 +132,17 @@ _MANAGERS = {
 
 
 def _managed(case: _Case) -> str:
-    said = f"{case.problem.title} {case.problem.detail}".lower()
-    tool = next((tool for manager, tool in _MANAGERS.items() if manager in said), None)
+    manager = case.problem.manager
+    tool = _MANAGERS.get(manager) if isinstance(manager, str) else None
     return (
         f"use the manager's own tool ({tool or 'see MANAGER in vms'}), or have a grant"
         " with allow_managed"
     )
+
+
+def _unnamed(case: _Case) -> str:
+    # QEMU before 2.7 names jobs itself.
+    return "commit with --no-job-id" if "job_id" in case.problem.detail else ""
 
 
 def _look(command: str, *, flag: str | None = None) -> Callable[[_Case], str]:
@@ -168,7 +173,7 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
     "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
     "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",
     "file-exists": lambda _: "name a file that does not exist: it is made",
-    "not-supported": lambda _: "QEMU before 2.7 names jobs itself: commit with --no-job-id",
+    "not-supported": _unnamed,
     "unauthorized": lambda _: _CREDENTIALS,
     "not-found": lambda _: _URL,
     "too-many": lambda _: _LATER,

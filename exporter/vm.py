@@ -105,6 +105,8 @@ class Vm:
         self._topology.outdate()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
+        if not self._session.connected:
+            raise ProtocolError("hung up before all was asked")
         if self.target.settings.topology == "never":
             # Nothing was asked of the storage, and a command waits for it as query-block does.
             await self._topology.may_ask((), self._session.peer_pid, _left(deadline))

@@ -80,7 +80,7 @@ def test_a_qemu_that_is_stopped_as_the_command_comes_starts_the_job_later(lab: L
 
 def killed_at(fleet: Fleet, marker: bytes, **where: int) -> None:
     """Have the exporter killed when a command is at a byte."""
-    fleet.machines[0].proxy.arm(marker, **where, then=fleet.user.exporter.die)
+    fleet.machines[0].proxy.arm(marker, **where, then=fleet.user.exporter.crash)
 
 
 def test_an_exporter_that_dies_before_the_command_arrives_never_sends_it(

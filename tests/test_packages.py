@@ -101,8 +101,8 @@ def test_the_sdist_can_be_installed(packages: Packages, tmp_path: Path) -> None:
     assert __version__ in run([python.parent / "qemu-block-exporter", "--version"], env=environment)
 
 
-@pytest.mark.parametrize("python", other_pythons(), ids=lambda path: run([path, "--version"]).strip())
-def test_the_wheel_runs_on_every_other_python_that_is_here(packages: Packages, tmp_path: Path, python: str) -> None:
+@pytest.mark.parametrize("python", [sys.executable, *other_pythons()], ids=lambda path: run([path, "--version"]).strip())
+def test_the_wheel_runs_on_every_python_that_is_here(packages: Packages, tmp_path: Path, python: str) -> None:
     """Warnings of a newer Python are errors: what it calls deprecated is gone in the next."""
     inside = install(python, packages.wheel, tmp_path / "environment")
     program = inside.parent / "qemu-block-exporter"

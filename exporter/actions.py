@@ -6,7 +6,6 @@ command, and a look at what came of it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -19,9 +18,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from exporter import api, commands, effects, guards, overlay, view
+from exporter.apart import apart
 from exporter.commands import Command, Qemu
+from exporter.config import Grant
 from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
-from exporter.filename import public
+from exporter.filename import local_path, public
 from exporter.ledger import Entry, Ledger
 from exporter.member import Member
 from exporter.model import Device, Job, Snapshot
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
-#: Longest that a commit waits for other VMs that nobody has looked at yet.
+#: Longest that a commit waits for other VMs, of which each may share a layer.
 _OTHERS_SECONDS = 1.0
 #: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
 _CROSSING = frozenset({"cancel", "pause"})
@@ -42,10 +43,17 @@ _AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What the grants of one user allow for one verb and VM."""
+    """The grants that let one user do one thing to one VM."""
 
-    allow_managed: bool
-    directories: tuple[str, ...]
+    grants: tuple[Grant, ...]
+
+    @property
+    def allow_managed(self) -> bool:
+        return any(grant.allow_managed for grant in self.grants)
+
+    def of(self, snapshot: Snapshot) -> tuple[Grant, ...]:
+        """Return those that hold of the VM as it is; what none allows alone, two do not either."""
+        return tuple(g for g in self.grants if g.allow_managed or not snapshot.manager)
 
 
 class Actions:
@@ -69,13 +77,16 @@ class Actions:
         permission = self._permission(user, "commit", vm)
         job_id = request.job_id or _new_id(request.device)
         wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
-        unseen = await self._see_others(vm)
-        async with turn(self._member(vm)) as mine:
+        if (entry := self._ledger.get(vm, job_id)) and vm not in self._fleet.members:
+            return await _replayed(None, entry, wanted, dry_run=dry_run)
+        member = self._member(vm)
+        unseen = [] if entry else await self._see_others(vm)
+        async with turn(member) as mine:
             if entry := self._ledger.get(vm, job_id):
                 return await _replayed(mine, entry, wanted, dry_run=dry_run)
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-            found, layers = self._commit_checked(snapshot, request)
             warnings = [*guards.storage(snapshot), *unseen]
+            found, layers = await self._commit_checked(mine, snapshot, request, warnings)
             job_id = _usable_id(snapshot, qemu, request, job_id)
             command = commands.commit(
                 qemu,
@@ -88,7 +99,7 @@ class Actions:
             )
             if "" in command.arguments.values():
                 raise Refused("wrong-device-state", f"the images of {request.device} are not known")
-            done = _done(mine, snapshot, "commit", command, request.device, job_id, warnings)
+            done = _checked(mine, snapshot, "commit", command, request.device, job_id, warnings)
             if dry_run:
                 return done
             entry = Entry(
@@ -138,7 +149,7 @@ class Actions:
             # These let QEMU wait for the storage.
             drains = verb in ("complete", "cancel", "finalize")
             warnings = guards.storage(snapshot) if drains else []
-            done = _done(mine, snapshot, verb, command, job.device or None, job_id, warnings)
+            done = _checked(mine, snapshot, verb, command, job.device or None, job_id, warnings)
             if dry_run:
                 return done
             if verb == "dismiss":
@@ -176,20 +187,18 @@ class Actions:
             if active is None:
                 raise Refused("wrong-device-state", f"the image of {request.device} is not known")
             node_name = f"{api.JOB_ID_PREFIX}{secrets.token_hex(8)}"
-            command = commands.snapshot(found.disk, request.file, request.format, node_name)
-            done = _done(mine, snapshot, "snapshot", command, request.device, None, warnings)
-            directories = permission.directories
-            await mine.reach(os.path.dirname(request.file))
-            await asyncio.to_thread(overlay.check, request.file, directories, qemu.pid)
+            command = commands.snapshot(found.top_disk, request.file, request.format, node_name)
+            done = _checked(mine, snapshot, "snapshot", command, request.device, None, warnings)
+            where = overlay.granted(request.file, permission.of(snapshot), qemu.pid)
+            await mine.reach(os.path.dirname(request.file), *where.directories)
+            await apart(overlay.check, request.file, where)
             if dry_run:
                 return done
-            made = await asyncio.to_thread(
-                overlay.make, request.file, directories, active, qemu.pid
-            )
+            made = await apart(overlay.make, request.file, where, active)
             try:
                 await mine.send(command, effects.has_layer(request.device, request.file))
             except (Refused, Rejected):
-                await asyncio.to_thread(made.remove)
+                await apart(made.remove)
                 raise
             return await _after(mine, done)
 
@@ -198,10 +207,7 @@ class Actions:
         grants = [grant for grant in every if grant.permits(user, verb, vm)]
         if not grants:
             raise Refused("not-granted", f"no grant lets {user!r} {verb} on {vm!r}")
-        return Permission(
-            any(grant.allow_managed for grant in grants),
-            tuple(folder for grant in grants for folder in grant.directories),
-        )
+        return Permission(tuple(grants))
 
     def _member(self, vm: str) -> Member:
         if vm not in self._fleet.members:
@@ -211,18 +217,20 @@ class Actions:
         return member
 
     async def _see_others(self, vm: str) -> list[str]:
-        """Look at the other VMs that nobody has looked at yet; return which did not answer."""
-        self._fleet.discover()
-        others = [member for member in self._fleet.members.values() if member.name != vm]
-        looking = [member.start() for member in others if not member.is_known]
-        if looking:
-            await asyncio.wait(looking, timeout=_OTHERS_SECONDS)
-        unseen = sorted(member.name for member in others if not member.is_known)
-        return [f"{name} was never seen: it may share a layer" for name in unseen]
+        """Look at the other VMs; return which may share a layer and did not say."""
+        collected = await self._fleet.scrape(_OTHERS_SECONDS)
+        others = [each.snapshot for each in collected if each.snapshot.vm != vm]
+        # Of a socket that nobody listens on, there is no QEMU.
+        silent = [s for s in others if not s.up and s.reason not in ("no_socket", "refused")]
+        return [
+            f"{snapshot.vm} does not answer ({snapshot.reason}): it may share a layer"
+            for snapshot in sorted(silent, key=lambda each: each.vm)
+        ]
 
-    def _commit_checked(
-        self, snapshot: Snapshot, request: api.Commit
+    async def _commit_checked(
+        self, mine: Turn, snapshot: Snapshot, request: api.Commit, warnings: list[str]
     ) -> tuple[guards.Found, guards.Range]:
+        """Pass the guards of a commit; what could not be compared is added to `warnings`."""
         found = guards.device(snapshot, request.device)
         guards.idle(snapshot, request.device)
         guards.writable(found)
@@ -232,24 +240,36 @@ class Actions:
             for member in self._fleet.members.values()
             for device in (snapshot.devices if member.name == snapshot.vm else member.known_devices)
         ]
-        guards.unshared(snapshot, found, layers, others)
+        guards.unshared(snapshot, found, layers, others, {})
+        paths = {
+            path
+            for _, device in others
+            for node in device.nodes
+            if node.image and (path := local_path(node.image.filename)) and path.startswith("/")
+        }
+        try:
+            identities = await mine.identities(paths)
+        except Refused as error:
+            warnings.append(f"layers of other disks were compared by name alone: {error}")
+        else:
+            guards.unshared(snapshot, found, layers, others, identities)
         return found, layers
 
     async def _start(self, mine: Turn, command: Command, entry: Entry, *, recorded: bool) -> None:
         """Start a job; what may have left this process is on record before and afterwards."""
         if recorded:
-            await asyncio.to_thread(self._ledger.put, entry)
+            await apart(self._ledger.put, entry)
         effect = effects.started(entry.job_id, mine.member.ends, entry.requested_timestamp_seconds)
         try:
             await mine.send(command, effect)
         except (Refused, Rejected):
             if recorded:
-                await asyncio.to_thread(self._ledger.remove, entry)
+                await apart(self._ledger.remove, entry)
             raise
         if recorded:
             started = msgspec.structs.replace(entry, started=True)
             try:
-                await asyncio.to_thread(self._ledger.put, started)
+                await apart(self._ledger.put, started)
             except Refused as error:
                 # It runs, and is on record as asked for: the keeper will see that it was started.
                 log.warning(
@@ -263,7 +283,7 @@ class Actions:
             return
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
-        await asyncio.to_thread(self._ledger.put, entry.with_end(end))
+        await apart(self._ledger.put, entry.with_end(end))
 
     def _forget_completed(self, snapshot: Snapshot) -> None:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
@@ -312,7 +332,7 @@ def _command(
     return command
 
 
-def _done(
+def _checked(
     mine: Turn,
     snapshot: Snapshot,
     verb: api.Verb,
@@ -321,7 +341,7 @@ def _done(
     job_id: str | None,
     warnings: Sequence[str],
 ) -> api.Done:
-    """Return what is said of a dry run."""
+    """Return what is said of a request that passed: of a dry run, that is all."""
     arguments = {
         name: public(value) if isinstance(value, str) else value
         for name, value in command.arguments.items()
@@ -347,10 +367,12 @@ async def _after(mine: Turn, done: api.Done) -> api.Done:
     return msgspec.structs.replace(done, dry_run=False, job=job)
 
 
-async def _replayed(mine: Turn, entry: Entry, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
+async def _replayed(
+    mine: Turn | None, entry: Entry, wanted: dict[str, Any], *, dry_run: bool
+) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
-    snapshot = await mine.look_again()
-    told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
+    snapshot = await mine.look_again() if mine else None
+    told = mine.job(snapshot, entry.job_id, entry.end) if mine and snapshot else None
     known = told is not None and (told.status is not None or entry.outcome is None)
     job = told if told is not None and known else view.recorded(entry)
     if entry.request != wanted:

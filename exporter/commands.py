@@ -52,6 +52,8 @@ class Qemu:
     commands: Collection[str]
     #: Its process, 0 where that cannot be seen.
     pid: int = 0
+    #: MigrationStatus; empty where there was none.
+    migration: str = ""
 
     @property
     def keeps_ended_jobs(self) -> bool:

@@ -60,6 +60,9 @@ class Grant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allow_managed: bool = False
     #: Where files of snapshots may be made, and below.
     directories: tuple[str, ...] = ()
+    #: Whether these VMs have the same files under the same names as the exporter, which it cannot
+    #: see for itself where they run as another user, or behind a proxy.
+    same_files: bool = False
 
     def permits(self, user: str, verb: str, vm: str) -> bool:
         """Whether `user` may do `verb` to `vm`."""

@@ -5,16 +5,16 @@ A guard raises `Refused`, which names the problem and the job that stands in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from msgspec import UnsetType
 
 from exporter import api, chain, view
-from exporter.commands import Disk, Image
+from exporter.commands import Disk, Image, Qemu
 from exporter.errors import Refused
-from exporter.filename import public
+from exporter.filename import local_path, public
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.parse import BLOCK_JOB_TYPES
 
@@ -30,6 +30,8 @@ _UNTOUCHABLE = frozenset(
         "save-vm",
     }
 )
+#: MigrationStatus of a VM that goes nowhere; one that went is known by its RunState.
+_AT_HOME = frozenset({"", "none", "completed", "failed", "cancelled"})
 #: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
 _PAUSABLE = frozenset({"running", "ready", "created"})
 _RESUMABLE = _PAUSABLE | {"paused", "standby"}
@@ -42,6 +44,12 @@ class Found:
     device: Device
     disk: Disk
     layers: tuple[Node, ...]
+
+    @property
+    def top_disk(self) -> Disk:
+        """What a new layer goes on top of: below a filter, which would else be below the layer."""
+        active = self.layers[0].node_name
+        return self.disk if active in ("", self.disk.root_node) else Disk("", active)
 
     def image(self, layer: int) -> Image:
         """Return how QEMU calls a layer."""
@@ -57,10 +65,13 @@ class Range:
     base: int
 
 
-def steady(snapshot: Snapshot) -> None:
+def steady(snapshot: Snapshot, qemu: Qemu) -> None:
     """The disks are the VM's own, and it is not on its way elsewhere."""
     if snapshot.status in _UNTOUCHABLE:
         raise Refused("wrong-vm-state", f"{snapshot.vm} is in the state {snapshot.status}")
+    # While it is copied it runs as ever; what is changed then, the other side does not know of.
+    if qemu.migration not in _AT_HOME:
+        raise Refused("wrong-vm-state", f"{snapshot.vm} is being migrated: {qemu.migration}")
 
 
 def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
@@ -97,21 +108,30 @@ def idle(snapshot: Snapshot, name: str) -> None:
     """No job works on the device."""
     for job in snapshot.jobs:
         # One that has ended and was not dismissed holds nothing any more.
-        if job.device == name and _status(job) not in ("concluded", "null"):
-            raise Refused(
-                "device-busy",
-                f"{job.job_type} {job.job_id} works on {name}",
-                view.job(snapshot.vm, job),
-            )
+        ended = _status(job) in ("concluded", "null") or job.job_type not in BLOCK_JOB_TYPES
+        if ended or job.device not in (name, ""):
+            continue
+        where = name if job.device else "a disk that QEMU does not tell"
+        raise Refused(
+            "device-busy",
+            f"{job.job_type} {job.job_id} works on {where}",
+            view.job(snapshot.vm, job),
+        )
 
 
 def writable(found: Found) -> None:
-    """The device is in a state in which its layers may be merged or added to."""
+    """The layers are known, and may be merged or added to."""
     name = found.device.device
     if found.device.read_only == "true":
         raise Refused("wrong-device-state", f"{name} is read-only")
     for node in found.layers:
-        data = node.image.format_specific if node.image else None
+        if node.image is None:
+            raise Refused(
+                "wrong-device-state",
+                f"the files of {name} are not known: query-block was not asked"
+                " (--collector.topology), or tells another chain than query-blockstats",
+            )
+        data = node.image.format_specific
         if data is not None and getattr(data.data, "corrupt", False):
             raise Refused("wrong-device-state", f"layer {node.layer} of {name} is corrupt")
 
@@ -137,26 +157,42 @@ def commit_range(found: Found, request: api.Commit) -> Range:
 
 
 def unshared(
-    snapshot: Snapshot, found: Found, layers: Range, others: Sequence[tuple[str, Device]]
+    snapshot: Snapshot,
+    found: Found,
+    layers: Range,
+    others: Sequence[tuple[str, Device]],
+    identities: Mapping[str, object],
 ) -> None:
     """No other disk reads a layer that is written to or removed.
 
-    `others` are the devices of all VMs, as far as they are known.
+    `others` are the devices of all VMs, as far as they are known; `identities` tell by a path which
+    file it leads to, as far as that can be seen.
     """
-    touched = {node.file for node in found.layers[layers.top : layers.base + 1] if _is_path(node)}
-    named = {node.node_name for node in found.layers[layers.top : layers.base + 1]} - {""}
+    chosen = found.layers[layers.top : layers.base + 1]
+    touched = {key for node in chosen for key in _keys(snapshot.vm, node, identities)}
     for vm, other in others:
         if vm == snapshot.vm and other.device == found.device.device:
             continue
         for node in other.nodes:
-            if node.role != "format":
-                continue
-            if node.file in touched or (vm == snapshot.vm and node.node_name in named):
+            if node.role == "format" and touched.intersection(_keys(vm, node, identities)):
                 raise Refused(
                     "shared-layer",
                     f"{node.file or node.node_name} is layer {node.layer} of {other.device}"
                     f" of {vm} too",
                 )
+
+
+def _keys(vm: str, node: Node, identities: Mapping[str, object]) -> Iterator[object]:
+    """Yield what a layer is known by: two that have one of these in common are one."""
+    if node.node_name:
+        yield vm, node.node_name
+    path = local_path(node.image.filename) if node.image else None
+    if path and path in identities:
+        yield identities[path]
+    # A name without a path is that of a driver alone, and one without a root is relative to where
+    # that QEMU was started.
+    if node.file and not node.file.endswith(":"):
+        yield node.file if node.file.startswith("/") or ":" in node.file else (vm, "", node.file)
 
 
 def job(snapshot: Snapshot, job_id: str) -> Job:
@@ -248,10 +284,6 @@ def _is_ready(each: Job) -> bool:
     """Whether QEMU says so: before 2.2 it does by an event alone."""
     ready: bool | None = getattr(each.job, "ready", None)
     return each.ready_timestamp_seconds is not None if ready is None else ready
-
-
-def _is_path(node: Node) -> bool:
-    return node.file.startswith("/")
 
 
 def _layer(found: Found, name: str, which: str) -> int:

@@ -171,6 +171,10 @@ class Ledger:
 
     def remove(self, entry: Entry) -> None:
         """Forget an entry: nothing came of it."""
+        with self._writing:
+            self._remove(entry)
+
+    def _remove(self, entry: Entry) -> None:
         of_vm = self._entries.get(entry.vm, {})
         of_vm.pop(entry.job_id, None)
         if not of_vm:
@@ -227,7 +231,7 @@ class Ledger:
         for entry in [entry for vm in self.vms() for entry in self.of(vm)]:
             kept = OPEN_SECONDS if entry.open else KEPT_SECONDS
             if entry.changed_timestamp_seconds < now - kept:
-                self.remove(entry)
+                self._remove(entry)
 
     def _write(self, entry: Entry) -> None:
         path = self._path(entry.vm, entry.job_id)

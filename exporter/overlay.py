@@ -7,13 +7,15 @@ other end must see it, where that can be known.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from exporter import qcow2
+from exporter import peer, qcow2
+from exporter.config import Grant
 from exporter.errors import Refused
 from exporter.filename import local_path
 from exporter.qapi import Image
@@ -35,8 +37,39 @@ class Made:
                 os.unlink(self.path)
 
 
-def check(path: str, directories: Sequence[str], process: int = 0) -> None:
-    """See whether a file may be made for the QEMU `process` to open, without making it.
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Where files may be made, and for whom."""
+
+    #: Directories that grants name.
+    directories: tuple[str, ...]
+    #: The process that is to open the file.
+    process: int
+    #: Whether the process has the same files under the same names, where that cannot be seen.
+    same_files: bool
+
+
+def granted(path: str, grants: Iterable[Grant], process: int) -> Granted:
+    """Return what grants say of a file, by its name alone: nothing is asked of the disk yet.
+
+    Raises:
+        Refused: none of them names its directory.
+    """
+    folder, _ = _split(path)
+    within = [
+        (directory, grant)
+        for grant in grants
+        for directory in map(os.path.normpath, grant.directories)
+        if folder == directory or folder.startswith(directory.rstrip("/") + "/")
+    ]
+    if not within:
+        raise Refused("not-granted", f"no grant names the directory {folder}")
+    directories = tuple(directory for directory, _ in within)
+    return Granted(directories, process, any(grant.same_files for _, grant in within))
+
+
+def check(path: str, where: Granted) -> None:
+    """See whether a file may be made, without making it.
 
     Raises:
         Refused: the directory is not granted, or cannot be seen from here or there, or the file
@@ -44,8 +77,8 @@ def check(path: str, directories: Sequence[str], process: int = 0) -> None:
     """
     folder, name = _split(path)
     with _opened(folder) as descriptor:
-        _within(descriptor, folder, directories)
-        _seen_by(process, folder, os.stat(descriptor), follow_symlinks=True)
+        _within(descriptor, folder, where.directories)
+        _seen_by(where, folder, os.stat(descriptor), follow_symlinks=True)
         try:
             os.stat(name, dir_fd=descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -58,21 +91,21 @@ def check(path: str, directories: Sequence[str], process: int = 0) -> None:
             raise Refused("bad-file", f"{folder} cannot be written to from here")
 
 
-def make(path: str, directories: Sequence[str], active: Image, process: int) -> Made:
-    """Make an empty qcow2 image on top of the image `active`, for the QEMU `process` to open.
+def make(path: str, where: Granted, active: Image) -> Made:
+    """Make an empty qcow2 image on top of the image `active`, for QEMU to open.
 
     Raises:
         Refused: it cannot be made, or the QEMU would open another file.
     """
     folder, name = _split(path)
-    backing = _backing(active, process)
+    backing = _backing(active, where.process)
     size: int | None = getattr(active, "virtual_size", None)
     try:
         image, length = qcow2.overlay(size or 0, backing, active.format)
     except ValueError as error:
         raise Refused("bad-file", f"{path}: {error}") from error
     with _opened(folder) as descriptor:
-        _within(descriptor, folder, directories)
+        _within(descriptor, folder, where.directories)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             file = os.open(name, flags, 0o600, dir_fd=descriptor)
@@ -84,12 +117,12 @@ def make(path: str, directories: Sequence[str], active: Image, process: int) -> 
     made = Made(path, found.st_dev, found.st_ino)
     try:
         with os.fdopen(file, "wb") as opened:
-            _own_as(file, active, process)
+            _own_as(file, active, where.process)
             opened.write(image)
             opened.truncate(length)
             opened.flush()
             os.fsync(file)
-        _seen_by(process, path, found, follow_symlinks=False)
+        _seen_by(where, path, found, follow_symlinks=False)
     except OSError as error:
         made.remove()
         raise Refused("bad-file", f"{path}: {_why(error)}") from error
@@ -165,15 +198,24 @@ def _own_as(file: int, active: Image, process: int) -> None:
     os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o666)
 
 
-def _seen_by(process: int, path: str, here: os.stat_result, *, follow_symlinks: bool) -> None:
-    """Refuse what is another file or directory, or none, where QEMU is."""
+def _seen_by(where: Granted, path: str, here: os.stat_result, *, follow_symlinks: bool) -> None:
+    """Refuse what is another file or directory, or none, where QEMU is, or may be."""
+    root = f"/proc/{where.process}/root"
     try:
-        there = os.stat(f"/proc/{process}/root{path}", follow_symlinks=follow_symlinks)
-    except PermissionError:
-        return  # nobody can tell from here; QEMU fails if it is none
-    except FileNotFoundError as error:
-        if not os.path.exists(f"/proc/{process}/root"):
+        if not peer.is_qemu(where.process):
+            raise PermissionError(errno.EPERM, "not the QEMU itself")
+        os.listdir(root)
+    except OSError:
+        if where.same_files:
             return
+        raise Refused(
+            "bad-file",
+            f"{path}: nobody can tell from here that QEMU has the same files under the same names;"
+            " a grant may say so (same_files)",
+        ) from None
+    try:
+        there = os.stat(root + path, follow_symlinks=follow_symlinks)
+    except OSError as error:
         raise Refused("bad-file", f"{path} cannot be seen where QEMU is") from error
     if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
         raise Refused("bad-file", f"{path} is another one where QEMU is")

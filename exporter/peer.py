@@ -43,6 +43,16 @@ def descriptors(process: int) -> tuple[str, ...]:
         return ()
 
 
+def is_qemu(process: int) -> bool:
+    """Whether a process is a QEMU, and not whoever made the socket for one, or stands before it.
+
+    Raises:
+        OSError: that cannot be seen.
+    """
+    with open(f"/proc/{process}/comm", "rb") as comm:
+        return comm.read().startswith((b"qemu", b"kvm"))
+
+
 def open_files(process: int) -> frozenset[str] | None:
     """Return the paths of the files that a QEMU has open, None where they cannot be known.
 
@@ -50,9 +60,8 @@ def open_files(process: int) -> frozenset[str] | None:
     files say nothing.
     """
     try:
-        with open(f"/proc/{process}/comm", "rb") as comm:
-            if not comm.read().startswith((b"qemu", b"kvm")):
-                return None
+        if not is_qemu(process):
+            return None
         if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return None
         links = [

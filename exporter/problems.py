@@ -74,7 +74,9 @@ PROBLEMS: Mapping[str, ProblemType] = {
         409, "A job works on this device", "One job at a time: wait for it, or end it."
     ),
     "nothing-to-commit": ProblemType(
-        409, "Nothing to commit", "The layers that were named are one, or in the wrong order."
+        409,
+        "Nothing to commit",
+        "The disk has one layer, or those that were named are one, or in the wrong order.",
     ),
     "wrong-device-state": ProblemType(
         409, "Device is in another state", "What was asked for is not possible in this state."
@@ -123,7 +125,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "not-recorded": ProblemType(
         503,
         "State directory cannot be written",
-        "Each request is recorded before it is sent. Nothing was sent.",
+        "Each commit is recorded before it is sent. Nothing was sent.",
     ),
     "no-answer": ProblemType(
         504,

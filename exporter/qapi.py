@@ -255,6 +255,12 @@ class CommandInfo(Tree):
     name: str
 
 
+class Migration(Tree):
+    """MigrationInfo of query-migrate; no status where there was none."""
+
+    status: str = ""
+
+
 class GraphNode(Tree):
     """XDbgBlockGraphNode: `type` is block-backend, block-job or block-driver."""
 
@@ -349,6 +355,8 @@ NAME = _query("query-name", Name)
 UUID = _query("query-uuid", Uuid)
 #: Asked before a VM is changed: which commands it has.
 KNOWN_COMMANDS = _query("query-commands", list[CommandInfo])
+#: Asked before a VM is changed: whether its disks are about to be another QEMU's.
+MIGRATE = _query("query-migrate", Migration)
 GRAPH = _query("x-debug-query-block-graph", Graph)
 
 #: Decodes what comes while no answer is awaited.
@@ -370,9 +378,8 @@ def throttle_limits(group: str) -> Query[dict[str, int]] | None:
 
 #: Every command that may leave a session.
 COMMANDS = frozenset(
-    query.name
-    for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH, KNOWN_COMMANDS)
-) | {"qom-get", "qmp_capabilities"}
+    query.name for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH)
+) | {KNOWN_COMMANDS.name, MIGRATE.name, "qom-get", "qmp_capabilities"}
 
 
 def limits_of_group(limits: Mapping[str, int]) -> Limits:

@@ -27,8 +27,8 @@ from exporter.pace import Pace
 _AT_FDCWD = -100
 _AT_STATX_FORCE_SYNC = 0x2000
 _STATX_BASIC_STATS = 0x7FF
-#: Size of struct statx, and where in it stx_mode and stx_rdev_major stand. [statx(2)]
-_STATX_BYTES, _STX_MODE, _STX_RDEV = 256, 28, 128
+#: Size of struct statx, and where in it some members stand. [statx(2)]
+_STATX_BYTES, _STX_MODE, _STX_INO, _STX_RDEV, _STX_DEV = 256, 28, 32, 128, 136
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3"}
 )
@@ -60,6 +60,8 @@ class Sight:
     #: Bytes of the file system, or of the block device; None where unknown.
     size_bytes: int | None = None
     available_bytes: int | None = None
+    #: Equal for two names of one file or block device.
+    identity: tuple[int, ...] | None = None
 
 
 class Storage:
@@ -218,15 +220,17 @@ def look_at(path: str) -> Sight:
         # A relative path is relative to a folder that only QEMU knows.
         if not path.startswith("/") or (found := _statx(os.fsencode(path))) is None:
             return Sight(visible=False)
-        mode, major, minor = found
+        mode, device, inode, rdev = found
         if stat.S_ISBLK(mode):
-            return Sight(True, _device_size(major, minor))
+            return Sight(True, _device_size(*rdev), identity=rdev)
+        identity = (*device, inode)
         space = os.statvfs(os.path.dirname(path) or "/")
     except ValueError:  # a NUL or half a character: JSON has them, file names do not
         return Sight(visible=False)
     except OSError:
         return Sight(visible=True)
-    return Sight(True, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
+    size, available = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+    return Sight(True, size, available, identity)
 
 
 def mount_points() -> Mapping[str, str]:
@@ -260,8 +264,8 @@ def _is_network(kind: str) -> bool:
     return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.") or kind == "fuse"
 
 
-def _statx(path: bytes) -> tuple[int, int, int] | None:
-    """Return the mode and, of a device, the numbers of a file, as its server has them.
+def _statx(path: bytes) -> tuple[int, tuple[int, int], int, tuple[int, int]] | None:
+    """Return mode, device, inode and, of a device, the numbers of a file, as its server has them.
 
     Return None where there is none that is ours to see.
 
@@ -275,8 +279,9 @@ def _statx(path: bytes) -> tuple[int, int, int] | None:
             return None
         raise OSError(error, os.strerror(error))
     (mode,) = struct.unpack_from("=H", buffer, _STX_MODE)
-    major, minor = struct.unpack_from("=II", buffer, _STX_RDEV)
-    return mode, major, minor
+    (inode,) = struct.unpack_from("=Q", buffer, _STX_INO)
+    rdev = struct.unpack_from("=II", buffer, _STX_RDEV)
+    return mode, struct.unpack_from("=II", buffer, _STX_DEV), inode, rdev
 
 
 def _device_size(major: int, minor: int) -> int | None:

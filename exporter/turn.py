@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 from exporter import api, guards, view
@@ -50,7 +50,7 @@ class Turn:
             qemu = await self._vm.qemu(self._timeout_seconds)
         except TargetError as error:
             raise self._down(error) from None
-        guards.steady(snapshot)
+        guards.steady(snapshot, qemu)
         guards.unmanaged(snapshot, allow_managed=allow_managed)
         return snapshot, qemu
 
@@ -61,16 +61,28 @@ class Turn:
         except TargetError:
             return None
 
-    async def reach(self, path: str) -> None:
-        """See that the storage of a path answers, before anything is done there.
+    async def reach(self, *paths: str) -> None:
+        """See that the storage of these paths answers, before anything is done there.
 
         Raises:
             Refused: it does not.
         """
         try:
-            await self.member.storage.see([path], CANARY_SECONDS)
+            await self.member.storage.see(paths, CANARY_SECONDS)
         except (StorageHangs, StorageBusy) as error:
             raise Refused("storage-hangs", str(error)) from None
+
+    async def identities(self, paths: Collection[str]) -> Mapping[str, object]:
+        """Return which file each path leads to, as far as that can be seen.
+
+        Raises:
+            Refused: the storage of one does not answer.
+        """
+        try:
+            sights = await self.member.storage.see(paths, CANARY_SECONDS)
+        except (StorageHangs, StorageBusy) as error:
+            raise Refused("storage-hangs", str(error)) from None
+        return {path: sight.identity for path, sight in sights.items() if sight.identity}
 
     async def send(self, command: Command, effect: Effect | None = None) -> None:
         """Send a command; `effect` tells a snapshot in which it was done.

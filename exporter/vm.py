@@ -52,7 +52,8 @@ class Vm:
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
         self._manager = ""
-        self._qemu: Qemu | None = None
+        #: That this QEMU has, none where that was not asked yet.
+        self._commands: frozenset[str] = frozenset()
         self._last_seen: float | None = None
         self._was: str | None = "new"
         self._peer_pid = 0
@@ -116,16 +117,17 @@ class Vm:
         return msgspec.structs.replace(snapshot, storage_responding=self._topology.responding)
 
     async def qemu(self, timeout_seconds: float) -> Qemu:
-        """Return what this QEMU can do.
+        """Return what this QEMU can do, and whether it is being migrated.
 
         Raises:
             TargetError: the VM does not answer.
         """
-        if self._qemu is None:
-            answers = await self._session.ask(qapi.KNOWN_COMMANDS, timeout_seconds=timeout_seconds)
-            names = frozenset(command.name for command in answers.get(qapi.KNOWN_COMMANDS) or ())
-            self._qemu = Qemu(self._session.version, names, self._session.peer_pid)
-        return self._qemu
+        new = () if self._commands else (qapi.KNOWN_COMMANDS,)
+        answers = await self._session.ask(qapi.MIGRATE, *new, timeout_seconds=timeout_seconds)
+        if new:
+            self._commands = frozenset(c.name for c in answers.get(qapi.KNOWN_COMMANDS) or ())
+        status = (answers.get(qapi.MIGRATE) or qapi.Migration()).status
+        return Qemu(self._session.version, self._commands, self._session.peer_pid, status)
 
     async def execute(self, command: Command, timeout_seconds: float) -> None:
         """Send a command that changes something; for `actions` alone. See `Session.execute`."""
@@ -146,16 +148,15 @@ class Vm:
         self._generation = self._session.generation
         self._name: str | None = None
         self._uuid = ""
-        self._qemu = None
+        self._commands = frozenset()
         #: Queries that this QEMU does not know.
         self._unknown: set[Query[Any]] = set()
         #: Optional queries whose failure was logged.
         self._failed: set[str] = set()
         self._devices = None
         self._flat = True
-        self._blockstats = (
-            qapi.BLOCKSTATS if self._session.version >= _DEVICE_COUNTERS else qapi.LAYERSTATS
-        )
+        old = self._session.version < _DEVICE_COUNTERS
+        self._blockstats = qapi.LAYERSTATS if old else qapi.BLOCKSTATS
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
 

@@ -16,7 +16,7 @@ ORDER = (
     "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
     "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
-    "web.tls", "web.config", "hand", "keeper", "actions", "turn", "overlay", "qcow2", "guards", "effects",
+    "web.tls", "web.config", "hand", "keeper", "actions", "turn", "apart", "overlay", "qcow2", "guards", "effects",
     "audit", "view", "ledger", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
     "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
     "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",

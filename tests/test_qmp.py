@@ -526,6 +526,7 @@ async def test_every_query_reads_and_none_writes() -> None:
         "query-blockstats",
         "query-commands",
         "query-jobs",
+        "query-migrate",
         "query-name",
         "query-status",
         "query-uuid",

@@ -129,16 +129,24 @@ class Changing:
         verb, job_id = cast("api.Verb", route.name), request.match_info["job_id"]
         return await actions.change(user, vm, job_id, verb, asked, dry_run=dry_run)
 
+    def foreign(self, request: web.Request) -> str:
+        """Return what shows that a page of another site asks, "" where nothing does.
+
+        A browser sends the user's password along with whatever such a page asks for.
+        """
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        if site not in ("none", "same-origin"):
+            return "Sec-Fetch-Site says that it is another site's"
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and _host(origin) not in {request.host, *self._origins} - {""}:
+            return "Origin is another site"
+        return ""
+
     def _allowed(self, request: web.Request) -> Actions:
         if self._actions is None:
             raise Refused("admin-api-disabled", "start the exporter with --web.enable-admin-api")
-        # A browser sends the user's password along with whatever a page of another site asks for.
-        site = request.headers.get("Sec-Fetch-Site", "none")
-        if site not in ("none", "same-origin"):
-            raise Refused("cross-site", "Sec-Fetch-Site says that it is another site's")
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and _host(origin) not in {request.host, *self._origins} - {""}:
-            raise Refused("cross-site", "Origin is another site")
+        if why := self.foreign(request):
+            raise Refused("cross-site", why)
         if request.content_type != "application/json":
             raise Refused("wrong-content-type", "Content-Type must be application/json")
         return self._actions

@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from exporter import __version__, exposition
+from exporter import __version__, audit, exposition
 from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
@@ -172,6 +172,8 @@ class Endpoints:
             return _plain("Only POST or PUT requests allowed.", 405, {hdrs.ALLOW: "POST, PUT"})
         if not self._options.lifecycle:
             return _plain("Lifecycle API is not enabled.", 403)
+        if why := self._changing.foreign(request):
+            return _plain(f"Cross-site request: {why}.", 403)
         try:
             self._reload()
         except ConfigError as error:
@@ -285,7 +287,7 @@ def _captured_log(vm: str) -> Iterator[list[str]]:
 
     class Capture(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if getattr(record, "vm", None) == vm:
+            if getattr(record, "vm", None) == vm and record.name != audit.log.name:
                 lines.append(self.format(record))
 
     handler = Capture()

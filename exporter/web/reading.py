@@ -62,7 +62,9 @@ class Reading:
         """The jobs of all VMs."""
         collected = await self._fleet.scrape(self._seconds)
         found = sorted(collected, key=lambda each: each.snapshot.vm)
-        return answer(api.JobList([job for each in found for job in self._jobs(each)]))
+        jobs = [job for each in found for job in self._jobs(each)]
+        gone = set(self._ledger.vms()) - set(self._fleet.members) if self._ledger else set()
+        return answer(api.JobList([*jobs, *(job for vm in sorted(gone) for job in self._past(vm))]))
 
     async def jobs(self, request: web.Request) -> web.Response:
         """The jobs of one VM."""
@@ -73,9 +75,15 @@ class Reading:
 
     async def job(self, request: web.Request) -> web.Response:
         """One job, live or ended."""
-        job_id = request.match_info["job_id"]
-        collected = await self._probe(request)
-        vm = collected.snapshot.vm
+        vm, job_id = request.match_info["vm"], request.match_info["job_id"]
+        try:
+            collected = await self._probe(request)
+        except Refused:
+            # What became of a job is known for longer than there is the VM.
+            past = {job.job_id: job for job in self._past(vm)}
+            if job_id not in past:
+                raise
+            return answer(past[job_id])
         for job in self._jobs(collected):
             if job.job_id == job_id:
                 return answer(job)
@@ -95,6 +103,10 @@ class Reading:
             return await self._fleet.probe(vm, self._seconds)
         except KeyError:
             raise Refused("unknown-vm", f"there is no VM {vm!r}") from None
+
+    def _past(self, vm: str) -> list[api.Job]:
+        """Return the jobs of a VM that are on record."""
+        return [view.recorded(entry) for entry in self._ledger.of(vm)] if self._ledger else []
 
     def _ends(self, vm: str) -> Mapping[str, End]:
         member = self._fleet.members.get(vm)

@@ -140,7 +140,7 @@ def admin(
 
     `users` exist without a grant.
     """
-    chosen = grants or (grant(directories=[str(lab.folder)]),)
+    chosen = grants or (grant(directories=[str(lab.folder)], same_files=True),)
     names = {user for each in chosen for user in each["users"]}  # type: ignore[attr-defined]
     hashes = {user: hash_of(user) for user in sorted({*names, *users, ALL})}
     files = {

@@ -233,7 +233,10 @@ class Client(QMPClient):
         except (msgspec.DecodeError, UnicodeError):
             raise ProtocolError("sent what is no JSON") from None
         if message.event:
-            self._take_event(message.event, bytes(message.data))
+            data = bytes(message.data)
+            if data.startswith(b'"'):  # libvirt's proxy has the data as text in JSON
+                data = msgspec.json.decode(data, type=str).encode()
+            self._take_event(message.event, data)
             return None
         if message.error:
             return message.error

@@ -21,6 +21,7 @@ from tests.fakeqmp import FakeQmp, until
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, \
 "capabilities": ["oob"]}}\r\n'
 EVENT = b'{"event": "RTC_CHANGE", "timestamp": {"seconds": 1, "microseconds": 2}, "data": {"offset": 0}}\r\n'
+QUOTED = b'{"event": "BLOCK_JOB_READY", "data": "{\\"device\\": \\"job \\u00e4\\"}"}\r\n'
 
 
 class Proxy(FakeQmp):
@@ -72,6 +73,18 @@ async def test_events_before_the_greeting_are_of_no_interest(proxy: Proxy, sessi
     await session.connect(20, keep_waiting=True)
 
     assert (await session.ask(STATUS, NAME, timeout_seconds=20)).complete
+
+
+async def test_the_data_of_an_event_is_taken_out_of_its_text(proxy: Proxy, sockets: Path) -> None:
+    """The proxy quotes what QEMU has as an object."""
+    seen: list[tuple[str, bytes]] = []
+    proxy.replies["query-status"] = QUOTED + b'{"return": {"running": true, "status": "running"}}\r\n'
+    session = Session(str(sockets / "vm.sock"), Tally(), lambda name, data: seen.append((name, data)))
+    await session.connect(20, keep_waiting=True)
+    await session.ask(STATUS, timeout_seconds=20)
+    await session.close()
+
+    assert seen == [("BLOCK_JOB_READY", b'{"device": "job \xc3\xa4"}')]
 
 
 async def test_a_batch_that_was_given_up_is_owed_to_its_end(proxy: Proxy, session: Session) -> None:

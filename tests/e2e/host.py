@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -108,8 +108,12 @@ class Host:
 
 
 @contextmanager
-def booted(folder: Path) -> Iterator[Host]:
-    """Boot a host, and leave nothing of it behind."""
+def booted(folder: Path, binds: Mapping[str, Path] | None = None) -> Iterator[Host]:
+    """Boot a host, and leave nothing of it behind.
+
+    `binds` are folders of this machine that it has at other places, to read: what is below /tmp
+    here is not there.
+    """
     with ExitStack() as stack:
         _mount(stack, folder, "-t", "tmpfs", "-o", "size=2g", "tmpfs")
         for name in ("written", "work", "root"):
@@ -124,6 +128,7 @@ def booted(folder: Path) -> Iterator[Host]:
             (root / path).unlink(missing_ok=True)
         command = ["systemd-nspawn", "--register=no", "--keep-unit", "--quiet", f"--directory={root}"]
         command += ["--private-network", "--bind=/dev/fuse", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
+        command[-2:-2] = [f"--bind-ro={here}:{there}" for there, here in (binds or {}).items()]
         # systemd-nspawn makes groups below the one that it is in.
         groups = [stack.enter_context(_control_group(each, folder)) for each in _HIERARCHIES if each.is_dir()]
         join = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)

@@ -18,7 +18,12 @@ test: $(VENV)/dev $(VENV)/clusters $(VENV)/wheels lint  ## all checks and all te
 	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux \
 	    $(DEB_NEEDS) lintian=lintian systemd-nspawn=systemd-container systemd-analyze=systemd \
 	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd \
-	    buildah=buildah podman=podman runc=runc amtool=prometheus-alertmanager
+	    buildah=buildah podman=podman runc=runc amtool=prometheus-alertmanager \
+	    libvirtd=libvirt-daemon virsh=libvirt-clients virt-qemu-qmp-proxy=libvirt-clients-qemu
+	@test -e /lib/systemd/system/libvirtd.service || \
+	    deploy/debian-packages required no-libvirtd-service=libvirt-daemon-system
+	@test -e /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so || \
+	    deploy/debian-packages required no-libvirt-qemu=libvirt-daemon-driver-qemu
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/dev

@@ -7,7 +7,8 @@ each job ends once:
 * BLOCK_JOB_COMPLETED without: completed, but for a commit that was ready, or of which it is not
   known that it was not: to cancel it sends the same event. It is completed if its top node is gone
   from the chain and its base is not, else cancelled, as the query-blockstats says that is asked
-  after the event; unverified where that cannot be read, or may be the work of another commit.
+  after the event; unverified where that cannot be read, has no layer of before, or may be the work
+  of another commit.
 * A job that queries had and have no more, without an event (no connection, no events on this one):
   vanished, but for a commit whose chain shows that it was completed, if the QEMU is the same.
 * A job that is found `concluded`, its event unheard: failed or cancelled by its `error`, which

@@ -170,7 +170,9 @@ def _verdict(each: Ended, all_of_them: Sequence[Ended], chains: Chains) -> tuple
         if each.device not in chains:
             return each.device, each.unknown
         if not _pivoted(each.chain, chains[each.device], each.place):
-            return each.device, each.otherwise
+            # A chain without any of its layers was changed again since, and does not tell.
+            strange = all(each.chain) and set(each.chain).isdisjoint(chains[each.device])
+            return each.device, each.unknown if strange else each.otherwise
         device = each.device
     else:
         before = chains_of(each.before)

@@ -210,6 +210,8 @@ class Session:
         self.version, self.package = _greeted(client)
         if not self.version:
             raise ProtocolError("greets without a version")
+        # So libvirt's proxy greets, and no QEMU: their packages say more than the version again.
+        client.one_at_a_time = self.package == f"qemu-{'.'.join(map(str, self.version))}"
 
     def _socket(self) -> socket.socket:
         try:

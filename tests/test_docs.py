@@ -18,6 +18,7 @@ from exporter.web.config import Tls, read
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml", "deploy/web.example.yml",
+         *(f"deploy/recipes/{name}.md" for name in ("README", "incus", "libvirt", "proxmox", "qemu")),
          "deploy/systemd/README.md", "deploy/UPGRADING.md", "deploy/docker/README.md",
          "deploy/kubernetes/README.md"]  # fmt: skip
 
@@ -30,7 +31,7 @@ def test_every_flag_that_a_page_names_exists(page: str) -> None:
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 
     assert set(named) <= known
-    assert named or page in {"CONTRIBUTING.md", "deploy/kubernetes/README.md"}
+    assert named or page in {"CONTRIBUTING.md", "deploy/kubernetes/README.md"} or "/recipes/" in page
 
 
 def test_every_command_of_operators_is_explained() -> None:
@@ -47,7 +48,8 @@ def test_every_command_of_operators_is_explained() -> None:
     assert codes == re.findall(r"^  (\d+) ", EXIT_CODES_HELP, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES[-2:]])
+@pytest.mark.parametrize("page", [
+    "README.md", "CONTRIBUTING.md", *PAGES[-2:], *(page for page in PAGES if "/recipes/" in page)])
 def test_every_metric_that_a_page_names_exists(page: str) -> None:
     """PromQL that is copied from a page gives something."""
     known = {metric.name for metric in METRICS} | {"qemu_block_exporter", "qemu_block_node_"}

@@ -230,7 +230,7 @@ def test_recorded_events_tell_what_was_done(
         (("new", "mid", "base"), "completed"),
         (CHAIN, "cancelled"),
         (("new", *CHAIN), "cancelled"),
-        (("other",), "cancelled"),
+        (("other",), "unverified"),  # it was snapshotted and pulled since, say
     ],
 )
 def test_a_commit_that_was_ready_ended_as_its_chain_shows(

@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.e2e.lab import PATIENCE_SECONDS, Process, tool, wait_until
+from tests.e2e.lab import PATIENCE_SECONDS, ROOT, Process, tool, wait_until
 
 #: Where systemd keeps its units' control groups: with version 1 beside 2, both; else the last.
 _HIERARCHIES = [Path(f"/sys/fs/cgroup/{name}") for name in ("systemd", "unified")]
 if Path("/sys/fs/cgroup/cgroup.controllers").exists():
     _HIERARCHIES = [Path("/sys/fs/cgroup")]
+#: What it has of this checkout, to read: a checkout may be below /tmp, and the host has its own.
+_BINDS = {"/opt/exporter": ROOT / "exporter", "/opt/venv": Path(sys.prefix)}
 #: Asks for a page in the host, where nothing but Python need be installed.
 _ASK = """
 import base64, sys, urllib.error, urllib.request as u
@@ -80,6 +83,17 @@ class Host:
         more = [f"--property={key}={value}" for key, value in properties.items()]
         self.run("systemd-run", "--quiet", f"--unit={name}", *more, *command)
 
+    def exporter(self, *flags: str, **properties: str) -> None:
+        """Run this checkout's exporter, as the user and with the folder of sockets that its package has."""
+        name = "qemu-block-exporter"
+        # This Python may be root's own.
+        self.run("chmod", "o+x", "/root")
+        self.run("useradd", "--system", "--gid=kvm", "--no-create-home", name)
+        self.run("install", "-d", "-m3770", f"-o{name}", "-gkvm", f"/run/{name}")
+        command = ["/opt/venv/bin/python", "-m", "exporter", *flags]
+        self.start("exporter", *command, **{"WorkingDirectory": "/opt", "User": name, "StateDirectory": name, **properties})
+        wait_until(lambda: "msg=listening" in self.log("exporter"), "the exporter listens")
+
     def close(self) -> None:
         """Shut it down."""
         self._nspawn.signal(signal.SIGTERM)
@@ -124,6 +138,7 @@ def booted(folder: Path) -> Iterator[Host]:
             (root / path).unlink(missing_ok=True)
         command = ["systemd-nspawn", "--register=no", "--keep-unit", "--quiet", f"--directory={root}"]
         command += ["--private-network", "--bind=/dev/fuse", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
+        command[-2:-2] = [f"--bind-ro={here}:{there}" for there, here in _BINDS.items()]
         # systemd-nspawn makes groups below the one that it is in.
         groups = [stack.enter_context(_control_group(each, folder)) for each in _HIERARCHIES if each.is_dir()]
         join = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)

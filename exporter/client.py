@@ -182,7 +182,7 @@ class Client(QMPClient):
         try:
             # libvirt's proxy tells a client of what came before it, and that before the greeting.
             while (line := await self._readline()).startswith(_EVENT):
-                pass
+                self._count_event()
         except ValueError:
             self.fault = ProtocolError(f"sent a line of more than {LINE_LIMIT_BYTES} bytes")
             raise self.fault from None
@@ -245,10 +245,13 @@ class Client(QMPClient):
         return line
 
     def _take_event(self, name: str, data: bytes) -> None:
+        self._count_event()
+        self._on_event(name, data)
+
+    def _count_event(self) -> None:
         self._events += 1
         if self._events > EVENTS_LIMIT:
             raise ProtocolError(f"sent more than {EVENTS_LIMIT} events between two scrapes")
-        self._on_event(name, data)
 
     async def _bh_disconnect(self) -> None:
         try:

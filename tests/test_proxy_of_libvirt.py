@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from exporter.client import Tally
-from exporter.errors import TargetTimeout
+from exporter.errors import ProtocolError, TargetTimeout
 from exporter.qapi import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
 from exporter.qmp import Session
 from tests.fakeqmp import FakeQmp, until
@@ -73,6 +73,17 @@ async def test_events_before_the_greeting_are_of_no_interest(proxy: Proxy, sessi
     await session.connect(20, keep_waiting=True)
 
     assert (await session.ask(STATUS, NAME, timeout_seconds=20)).complete
+
+
+async def test_events_without_end_are_no_greeting(
+    proxy: Proxy, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a session takes between two scrapes, and no more."""
+    monkeypatch.setattr("exporter.client.EVENTS_LIMIT", 10)
+    proxy.greeting = EVENT * 11
+
+    with pytest.raises(ProtocolError, match="does not greet like QMP"):
+        await session.connect(20, keep_waiting=True)
 
 
 async def test_the_data_of_an_event_is_taken_out_of_its_text(proxy: Proxy, sockets: Path) -> None:

@@ -28,8 +28,9 @@ lint: $(VENV)/dev
 
 golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
 	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py \
-	    tests/test_command_line.py tests/test_released.py
-	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions
+	    tests/test_command_line.py tests/test_released.py tests/test_scale.py
+	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions \
+	    deploy/prometheus/scale
 
 dist: $(VENV)/dev  ## build wheel, sdist and SBOM into dist/, the same to the byte each time
 	@PYTHON=$(BIN)/python deploy/dist dist

@@ -1,0 +1,302 @@
+"""Three exporters, two shards that share their VMs, and a central Prometheus that they write to.
+
+The shards run on shard-by-vm.yml as it is shipped, with the hosts, times and addresses of this lab,
+and with everything sent instead of the sums.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from bench.fleets import record
+from tests.e2e.lab import ROOT, Exporter, Lab, blockdev, drive, wait_until
+from tests.e2e.prometheus import EVERY_SECOND, SHIPPED, Server, free_address
+from tests.e2e.test_prometheus import OPENMETRICS
+
+#: A sample of a series: the series are those of the exporters and what Prometheus says of targets.
+OURS = '{job=~"qemu-block.*"}'
+#: How many VMs a host has that are simulated by what a real one said.
+FAKES = 2
+
+Series = frozenset[tuple[str, str]]
+Samples = dict[Series, dict[float, str]]
+
+
+class Host(NamedTuple):
+    """A folder of VMs, and the exporter on them."""
+
+    exporter: Exporter
+    vms: set[str]
+
+    @property
+    def instance(self) -> str:
+        return self.exporter.url.removeprefix("http://")
+
+    def series(self) -> set[Series]:
+        """Return what it exposes, as Prometheus should have it."""
+        text = self.exporter.get(Accept=OPENMETRICS)
+        found = set()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                job = "qemu-block-vm" if "vm" in sample.labels else "qemu-block-exporter"
+                labels = {name: each for name, each in sample.labels.items() if each}
+                found.add(self._of_target({"__name__": sample.name, **labels, "job": job}))
+        return found
+
+    def of_targets(self) -> set[Series]:
+        """Return what Prometheus itself says of each scrape."""
+        names = ["up", "scrape_duration_seconds", "scrape_samples_scraped", "scrape_series_added"]
+        names += ["scrape_samples_post_metric_relabeling"]
+        targets = [{"job": "qemu-block-vm", "vm": vm} for vm in self.vms]
+        targets += [{"job": "qemu-block-exporter"}]
+        return {self._of_target({"__name__": name, **each}) for name in names for each in targets}
+
+    def _of_target(self, labels: Mapping[str, str]) -> Series:
+        labels = {**labels, "instance": self.instance, "cluster": "one", "replica": "a"}
+        return frozenset(labels.items())
+
+
+class Lot:
+    """All servers, each to be ended and started again on what it has on disk."""
+
+    def __init__(self, folder: Path, hosts: list[Host], stack: ExitStack) -> None:
+        self._folder = folder
+        self.hosts = hosts
+        self._stack = stack
+        self._addresses = {name: free_address() for name in ("central", "0", "1")}
+        self.servers: dict[str, Server] = {}
+        for name in self._addresses:
+            self.start(name)
+
+    def start(self, name: str) -> Server:
+        """Start a server, or start it again."""
+        folder = self._folder / f"prometheus-{name}"
+        folder.mkdir(exist_ok=True)
+        settings = central() if name == "central" else self._shard(name)
+        flags = ["--web.enable-remote-write-receiver"] if name == "central" else []
+        server = Server(folder, settings, *flags, address=self._addresses[name])
+        self._stack.callback(server.close)
+        self.servers[name] = server
+        return server
+
+    def _shard(self, number: str) -> dict[str, Any]:
+        instances = [host.instance for host in self.hosts]
+        settings: dict[str, Any] = yaml.safe_load((SHIPPED / "scale/shard-by-vm.yml").read_text())
+        settings["global"] |= EVERY_SECOND
+        del settings["alerting"], settings["rule_files"]
+        by_vm, own = settings["scrape_configs"]
+        by_vm["http_sd_configs"] = [{"url": f"http://{each}/sd"} for each in instances]
+        own["scrape_interval"] = "1s"
+        own["static_configs"] = [{"targets": instances}]
+        for job in (by_vm, own):
+            assert job["relabel_configs"][-1]["regex"] == "0"
+            job["relabel_configs"][-1]["regex"] = number
+        (write,) = settings["remote_write"]
+        del write["write_relabel_configs"]
+        write["url"] = f"http://{self._addresses['central']}/api/v1/write"
+        write["queue_config"]["batch_send_deadline"] = "1s"
+        return settings
+
+    def targets(self, name: str) -> set[tuple[str, str, str]]:
+        """Return the targets of a shard: job, instance, VM."""
+        active = self.servers[name].api("targets", state="active")["activeTargets"]
+        labels = [target["labels"] for target in active]
+        return {(each["job"], each["instance"], each.get("vm", "")) for each in labels}
+
+    def series(self, name: str) -> set[Series]:
+        """Return every series that a server has."""
+        found = self.servers[name].api("series", **{"match[]": OURS})
+        return {frozenset(labels.items()) for labels in found}
+
+    def samples(self, name: str) -> Samples:
+        """Return every sample of every series that a server has, by its time."""
+        found = self.servers[name].series(f"{OURS}[1h]")
+        more = {} if name == "central" else {"cluster": "one", "replica": "a"}
+        return {
+            frozenset((each["metric"] | more).items()): dict(map(tuple, each["values"]))
+            for each in found
+        }
+
+    def latest(self, name: str) -> float:
+        """Return the time of the newest sample of a server, 0 where there is none yet."""
+        try:
+            found = self.servers[name].series(f"max(timestamp(up{OURS}))")
+        except OSError:
+            return 0.0
+        return float(found[0]["value"][1]) if found else 0.0
+
+    def scrapes_on(self, name: str, times: int = 3) -> None:
+        """Wait until a server has scraped, or was sent, some more of each second."""
+        for _ in range(times):
+            then = self.latest(name)
+            wait_until(lambda then=then: self.latest(name) > then, f"{name} goes on")
+
+    def answers(self, name: str) -> None:
+        """Wait until a server that was started answers."""
+        wait_until(lambda: self.latest(name), f"{name} answers")
+
+    def has_all_of(self, name: str) -> bool:
+        """Wait until the central server has every sample that a shard has now."""
+        now = self.samples(name)
+        wait_until(lambda: not missing(now, self.samples("central")), f"all of {name} is sent")
+        return bool(now)
+
+
+def central() -> dict[str, Any]:
+    """Return the central configuration as it is shipped, without rules."""
+    settings: dict[str, Any] = yaml.safe_load((SHIPPED / "scale" / "central.yml").read_text())
+    del settings["rule_files"]
+    return settings
+
+
+def missing(these: Samples, there: Samples) -> Samples:
+    """Return the samples that are not there, or are another value there."""
+    less = {
+        series: {at: each for at, each in samples.items() if there.get(series, {}).get(at) != each}
+        for series, samples in these.items()
+    }
+    return {series: samples for series, samples in less.items() if samples}
+
+
+def host(folder: Path, number: int, stack: ExitStack) -> Host:
+    """Start a host with real VMs of two disks, and simulated ones; all hosts have the same names."""
+    folder.mkdir()
+    lab = Lab(folder, stack)
+    vm = lab.qemu("web", *drive("disk0", *lab.chain("disk0", 1)), *drive("disk1", lab.image("b")))
+    replies = folder / "replies.json"
+    replies.write_text(json.dumps(record(str(vm.socket))))
+    if number == 0:
+        lab.qemu("db", *blockdev("disk0", *lab.chain("db", 2)), machine="pc")
+    command = [sys.executable, "-m", "bench.fakes", str(folder), str(FAKES), str(replies)]
+    fakes = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    stack.callback(fakes.wait)
+    stack.callback(fakes.kill)
+    assert fakes.stdout is not None
+    with fakes.stdout:
+        assert fakes.stdout.readline() == b"ready\n"
+    exporter = lab.exporter()
+    return Host(exporter, {path.stem for path in folder.glob("*.sock")})
+
+
+@pytest.fixture(scope="module")
+def lot(shared_lab: Lab) -> Iterator[Lot]:
+    """Three hosts, two shards, one central server, and some seconds of samples."""
+    with ExitStack() as stack:
+        hosts = [host(shared_lab.folder / f"h{n}", n, stack) for n in range(3)]
+        everything = Lot(shared_lab.folder, hosts, stack)
+        for name in ("0", "1", "central"):
+            everything.answers(name)
+        yield everything
+
+
+def test_each_target_falls_to_one_shard(lot: Lot) -> None:
+    """VMs of one name on three hosts are three targets, and neither shard has them all."""
+    expected = {("qemu-block-vm", host.instance, vm) for host in lot.hosts for vm in host.vms}
+    expected |= {("qemu-block-exporter", host.instance, "") for host in lot.hosts}
+    shares = [lot.targets("0"), lot.targets("1")]
+
+    assert shares[0] | shares[1] == expected
+    assert not shares[0] & shares[1]
+    assert all(shares)
+    assert len(expected) == 3 * (1 + FAKES + 1) + 1
+
+
+def test_every_series_is_in_the_central_store_exactly_once(lot: Lot) -> None:
+    """All that the exporters expose and what Prometheus says of its scrapes; no more and no less."""
+
+    def expected() -> set[Series]:
+        return set().union(*(host.series() | host.of_targets() for host in lot.hosts))
+
+    wait_until(lambda: lot.series("central") >= expected(), "all series arrive")
+
+    assert lot.series("central") == expected()
+    assert len(lot.series("0")) + len(lot.series("1")) == len(expected())
+
+
+def test_a_shard_that_is_killed_loses_its_downtime_and_what_it_had_not_sent(lot: Lot) -> None:
+    """Its own store has all from before it; the other shard has no gap, there and in the centre."""
+    lot.scrapes_on("central")
+    sent = {series: max(times) for series, times in lot.samples("central").items()}
+    lot.servers["0"].kill()
+    down = lot.latest("1")
+    lot.scrapes_on("1")
+    up = lot.latest("1")
+    lot.start("0")
+    lot.answers("0")
+    lot.scrapes_on("0")
+    lot.has_all_of("1")
+    wait_until(lambda: lot.latest("central") > up, "the shard sends again")
+
+    # Nothing that was scraped is lost to the shard itself, ...
+    own, centre = lot.samples("0"), lot.samples("central")
+    assert not missing({series: centre[series] for series in own}, own)
+    assert own.keys() == {
+        series for series in centre if series not in lot.samples("1")
+    }, "no series of it is new or gone"
+    for times in own.values():
+        assert min(times) < down
+        assert max(times) > up
+    # ... and in the centre nothing that had been sent: Prometheus does not send again, after a
+    # start, what it had not sent before (prometheus/prometheus#8809).
+    began = min(min(t for t in times if t > down) for times in own.values())
+    for series, times in missing(own, lot.samples("central")).items():
+        assert all(sent[series] < at for at in times)
+        assert all(at < began or at > max(centre[series]) for at in times)
+    # The other shard scraped all the while.
+    for times in lot.samples("1").values():
+        assert any(down < at <= up for at in times)
+
+
+def test_a_shard_that_is_ended_sends_what_it_has_first(lot: Lot) -> None:
+    """So that an upgrade loses its downtime and nothing else, in the centre too."""
+    before = lot.samples("0")
+    lot.servers["0"].signal(signal.SIGTERM)
+    assert lot.servers["0"].wait() == 0
+    ended = lot.samples("central")
+    lot.start("0")
+    lot.answers("0")
+    own = lot.samples("0")
+    ends = {series: max(ended[series]) for series in before}
+    past = {
+        series: {at: each for at, each in times.items() if at <= ends[series]}
+        for series, times in own.items()
+        if series in before
+    }
+    last = {series: max(times) for series, times in before.items()}
+
+    assert all(ends[series] >= last[series] for series in before)
+    known = {series: {at: v for at, v in times.items() if at > last[series]} for series, times in past.items()}
+    assert not missing(known, ended)
+
+
+def test_a_central_store_that_is_down_is_sent_everything_later(lot: Lot) -> None:
+    """The shards keep it for that long, and lose nothing."""
+    lot.scrapes_on("0")
+    began = lot.latest("central")
+    lot.servers["central"].kill()
+    for name in ("0", "1"):
+        lot.scrapes_on(name)
+    lot.start("central")
+    lot.answers("central")
+
+    def since(name: str) -> Samples:
+        return {
+            series: {at: each for at, each in times.items() if at > began}
+            for series, times in lot.samples(name).items()
+        }
+
+    for name in ("0", "1"):
+        have = since(name)
+        assert all(len(times) >= 2 for times in have.values())
+        wait_until(lambda have=have: not missing(have, lot.samples("central")), "all is sent")

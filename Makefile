@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint golden dist deb bench bench-peers clean
+.PHONY: demo test lint golden dist deb bench capacity bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -44,6 +44,11 @@ deb: dist  ## build the Debian package into dist/, for the Debian that it is bui
 bench: $(VENV)/bench  ## measure, write bench/RESULTS.md, and fail where a bar is missed
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
 	$(BIN)/python -m bench
+
+capacity: $(VENV)/run  ## measure what a Prometheus needs for a fleet; writes deploy/prometheus/scale/CAPACITY.md
+	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
+	    prometheus=prometheus promtool=prometheus
+	$(BIN)/python -m bench.capacity
 
 bench-peers:  ## install Debian's libvirt exporter and a libvirtd, which `make bench` then measures
 	@deploy/debian-packages required libvirtd=libvirt-daemon virsh=libvirt-clients \

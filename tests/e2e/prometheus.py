@@ -87,7 +87,12 @@ class Server(Process):
     """A real one, with storage of its own and a configuration of the test's."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], *flags: str, address: str = ""
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *flags: str,
+        address: str = "",
+        storage: str = "tsdb",
     ) -> None:
         """Start it on what is in the folder; on the address of the one before, or a free one."""
         config = folder / "prometheus.yml"
@@ -98,7 +103,7 @@ class Server(Process):
         command = [
             "prometheus",
             f"--config.file={config}",
-            f"--storage.tsdb.path={folder}/tsdb",
+            f"--storage.{storage}.path={folder}/{storage}",
             f"--web.listen-address={self.address}",
             *flags,
         ]

@@ -1,12 +1,13 @@
-"""Three exporters, two shards that share their VMs, and a central Prometheus that they write to.
+"""Three exporters, two shards that share their VMs, an agent on one host, and a central Prometheus.
 
 The shards run on shard-by-vm.yml as it is shipped, with the hosts, times and addresses of this lab,
-and with everything sent instead of the sums.
+and with everything sent instead of the sums. The agent has agent.yml, its list of names included.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from tests.e2e.prometheus import EVERY_SECOND, SHIPPED, Server, free_address
 from tests.e2e.test_prometheus import OPENMETRICS
 
 #: A sample of a series: the series are those of the exporters and what Prometheus says of targets.
-OURS = '{job=~"qemu-block.*"}'
+OURS = '{job=~"qemu-block-.+"}'
+#: Those that the agent sends: its job is another, and its host has the name of the file.
+OF_AGENT = '{job="qemu-block"}'
 #: How many VMs a host has that are simulated by what a real one said.
 FAKES = 2
 
@@ -79,6 +82,7 @@ class Lot:
         self.servers: dict[str, Server] = {}
         for name in self._addresses:
             self.start(name)
+        self._start_agent()
 
     def start(self, name: str) -> Server:
         """Start a server, or start it again."""
@@ -90,6 +94,16 @@ class Lot:
         self._stack.callback(server.close)
         self.servers[name] = server
         return server
+
+    def _start_agent(self) -> None:
+        folder = self._folder / "agent"
+        folder.mkdir()
+        settings: dict[str, Any] = yaml.safe_load((SHIPPED / "scale" / "agent.yml").read_text())
+        settings["global"] |= EVERY_SECOND
+        settings["scrape_configs"][0]["static_configs"][0]["targets"] = [self.hosts[0].instance]
+        settings["remote_write"][0]["url"] = f"http://{self._addresses['central']}/api/v1/write"
+        agent = Server(folder, settings, "--enable-feature=agent", storage="agent")
+        self._stack.callback(agent.close)
 
     def _shard(self, number: str) -> dict[str, Any]:
         instances = [host.instance for host in self.hosts]
@@ -115,9 +129,9 @@ class Lot:
         labels = [target["labels"] for target in active]
         return {(each["job"], each["instance"], each.get("vm", "")) for each in labels}
 
-    def series(self, name: str) -> set[Series]:
+    def series(self, name: str, selector: str = OURS) -> set[Series]:
         """Return every series that a server has."""
-        found = self.servers[name].api("series", **{"match[]": OURS})
+        found = self.servers[name].api("series", **{"match[]": selector})
         return {frozenset(labels.items()) for labels in found}
 
     def samples(self, name: str) -> Samples:
@@ -235,6 +249,27 @@ def test_every_series_is_in_the_central_store_exactly_once(lot: Lot) -> None:
     wait_until(
         lambda: len(lot.series("0")) + len(lot.series("1")) == len(expected()), "each has one shard"
     )
+
+
+def test_an_agent_sends_the_names_of_its_list_and_nothing_else(lot: Lot) -> None:
+    """With the host's own name on them, where it scrapes the exporter beside it."""
+    target = {"job": "qemu-block", "instance": "host1.example:9709"}
+    kept = re.compile(
+        yaml.safe_load((SHIPPED / "scale" / "agent.yml").read_text())["remote_write"][0][
+            "write_relabel_configs"
+        ][0]["regex"]
+    )
+
+    def expected() -> set[Series]:
+        here = [dict(series) | target for series in lot.hosts[0].series()]
+        here += [{"__name__": "up", "cluster": "one"} | target]
+        here += [{"__name__": "scrape_duration_seconds", "cluster": "one"} | target]
+        for labels in here:
+            labels.pop("replica", None)
+        return {frozenset(each.items()) for each in here if kept.fullmatch(each["__name__"])}
+
+    wait_until(lambda: lot.series("central", OF_AGENT) == expected(), "the list arrives")
+    assert len(expected()) < len(lot.hosts[0].series())
 
 
 def test_a_shard_that_is_killed_loses_its_downtime_and_what_it_had_not_sent(lot: Lot) -> None:

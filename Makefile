@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint golden dist deb bench bench-peers clean
+.PHONY: demo test lint golden dist deb bench capacity bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -33,8 +33,9 @@ lint: $(VENV)/dev
 
 golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
 	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py \
-	    tests/test_command_line.py tests/test_released.py
-	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions
+	    tests/test_command_line.py tests/test_released.py tests/test_scale.py
+	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions \
+	    deploy/prometheus/scale
 
 dist: $(VENV)/dev  ## build wheel, sdist and SBOM into dist/, the same to the byte each time
 	@PYTHON=$(BIN)/python deploy/dist dist
@@ -48,6 +49,11 @@ deb: dist  ## build the Debian package into dist/, for the Debian that it is bui
 bench: $(VENV)/bench  ## measure, write bench/RESULTS.md, and fail where a bar is missed
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
 	$(BIN)/python -m bench
+
+capacity: $(VENV)/run  ## measure what a Prometheus needs for a fleet; writes deploy/prometheus/scale/CAPACITY.md
+	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
+	    prometheus=prometheus promtool=prometheus
+	$(BIN)/python -m bench.capacity
 
 bench-peers:  ## install Debian's libvirt exporter and a libvirtd, which `make bench` then measures
 	@deploy/debian-packages required libvirtd=libvirt-daemon virsh=libvirt-clients \

@@ -60,14 +60,14 @@ def qemus(count: int, disks: int, layers: int, clients: Sequence[str]) -> Iterat
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ExitStack() as stack:
-        folder = _folder(stack)
+        folder = temporary_folder(stack)
         for client in clients:
             (folder / client).mkdir()
         images = folder / "images"
         images.mkdir()
         model = make_chain(images, layers)
         processes: list[subprocess.Popen[bytes]] = []
-        stack.callback(_end, processes)
+        stack.callback(end, processes)
         for index in range(count):
             name = f"vm{index:04}"
             tops = [_top(model, images / f"{name}-{disk}.qcow2") for disk in range(disks)]
@@ -89,7 +89,7 @@ def fakes(count: int, disks: int, layers: int, client: str = "exporter") -> Iter
         (real.folder / client).mkdir()
         command = [sys.executable, "-m", "bench.fakes", str(real.folder / client), str(count)]
         process = subprocess.Popen([*command, str(replies)], stdout=subprocess.PIPE)
-        stack.callback(_end, [process])
+        stack.callback(end, [process])
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n", "the simulated fleet did not start"
         process.stdout.close()
@@ -117,7 +117,8 @@ def tool(name: str) -> str:
     return path
 
 
-def _folder(stack: ExitStack) -> Path:
+def temporary_folder(stack: ExitStack) -> Path:
+    """Return a folder that is gone with the stack."""
     # A short path: a socket's may have 107 bytes.
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbe-bench-")))
 
@@ -170,7 +171,8 @@ def _await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"bench: a QEMU did not start: {path}")
 
 
-def _end(processes: Sequence[subprocess.Popen[Any]]) -> None:
+def end(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """End processes, and reap them."""
     for process in processes:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)

@@ -61,7 +61,7 @@ class Results:
         """Return RESULTS.md."""
         about = f"""# Results
 
-Made by `{command}` in one run on one machine: {_machine()}. Times drift with the machine; the
+Made by `{command}` in one run on one machine: {machine()}. Times drift with the machine; the
 ratios, of what was measured in turns, are what counts. README.md says what each row is.
 """
         columns = ("what", "measured", "bar", "stretch", "verdict")
@@ -80,7 +80,8 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return what it was measured on."""
     model = next(
         (
             line.partition(":")[2].strip()

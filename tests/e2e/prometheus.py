@@ -26,6 +26,7 @@ DURATIONS = frozenset({
     "job_stall_seconds", "backup_stall_seconds", "job_outcome_seconds", "snapshot_age_seconds",
     "storage_full_seconds",
 })  # fmt: skip
+EVERY_SECOND = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -82,40 +83,29 @@ def write_rules(folder: Path, factor: float) -> list[Path]:
     return paths
 
 
-class Prometheus(Process):
-    """A real one, with storage of its own, that scrapes and evaluates every second."""
+class Server(Process):
+    """A real one, with storage of its own and a configuration of the test's."""
 
     def __init__(
         self,
         folder: Path,
-        jobs: dict[str, str],
-        rules: Sequence[Path] = (),
-        settings_of: Mapping[str, Mapping[str, Any]] | None = None,
+        settings: Mapping[str, Any],
+        *flags: str,
+        address: str = "",
+        storage: str = "tsdb",
     ) -> None:
-        """Scrape the target of each job, with the settings that a job has of its own."""
+        """Start it on what is in the folder; on the address of the one before, or a free one."""
         config = folder / "prometheus.yml"
-        self._jobs = jobs
-        scrapes = [
-            {"job_name": job, "static_configs": [{"targets": [target]}]}
-            | dict((settings_of or {}).get(job, {}))
-            for job, target in jobs.items()
-        ]
-        intervals = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-        settings = {
-            "global": intervals,
-            "scrape_configs": scrapes,
-            "rule_files": [str(path) for path in rules],
-        }
         # JSON is YAML.
         config.write_text(json.dumps(settings))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.url = f"http://{address}/api/v1"
+        self.address = address or free_address()
+        self.url = f"http://{self.address}/api/v1"
         command = [
             "prometheus",
             f"--config.file={config}",
-            f"--storage.tsdb.path={folder}/tsdb",
-            f"--web.listen-address={address}",
+            f"--storage.{storage}.path={folder}/{storage}",
+            f"--web.listen-address={self.address}",
+            *flags,
         ]
         super().__init__(command, folder / "prometheus.log")
 
@@ -140,6 +130,31 @@ class Prometheus(Process):
         assert len({each["metric"].get(by, "") for each in found}) == len(found), found
         return {each["metric"].get(by, ""): float(each["value"][1]) for each in found}
 
+
+class Prometheus(Server):
+    """One that scrapes and evaluates every second."""
+
+    def __init__(
+        self,
+        folder: Path,
+        jobs: dict[str, str],
+        rules: Sequence[Path] = (),
+        settings_of: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Scrape the target of each job, with the settings that a job has of its own."""
+        self._jobs = jobs
+        scrapes = [
+            {"job_name": job, "static_configs": [{"targets": [target]}]}
+            | dict((settings_of or {}).get(job, {}))
+            for job, target in jobs.items()
+        ]
+        settings = {
+            "global": EVERY_SECOND,
+            "scrape_configs": scrapes,
+            "rule_files": [str(path) for path in rules],
+        }
+        super().__init__(folder, settings)
+
     def has_scraped(self, times: int = 4) -> bool:
         """Whether each job has a few scrapes behind it."""
         assert self.exit_code is None, self.said()
@@ -148,3 +163,9 @@ class Prometheus(Process):
         except OSError:
             return False
         return counts.keys() == self._jobs.keys() and min(counts.values()) >= times
+
+
+def free_address() -> str:
+    """Return an address of this host that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"

@@ -389,9 +389,10 @@ async def test_a_disk_that_another_vm_got_since_it_was_looked_at_is_seen(
 
 
 async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
-    fake: FakeQmp, reach: Reach, sockets: Path
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The storage tells which file a name leads to."""
+    monkeypatch.setattr("exporter.storage._RECENT_SECONDS", 0.0)
     reach.sight = Sight(visible=True, identity=(8, 1, 5))
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y"), files=("/links/x", "/links/y")))

@@ -218,6 +218,19 @@ async def test_layers_that_no_name_tells_apart_are_not_sent(
     await reach.close()
 
 
+async def test_a_layer_whose_file_has_no_name_is_not_sent_to_an_old_qemu(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """It would take an empty one for its default."""
+    run(fake, 2, 0, disk=Disk(nodes=("", ""), files=("/t", "")))
+
+    assert await refused(reach.actions.commit(USER, "vm", commit())) == (
+        "wrong-device-state",
+        "the images of disk0 are not known",
+    )
+    assert fake.changes == []
+
+
 async def test_an_old_qemu_takes_no_id(fake: FakeQmp, reach: Reach) -> None:
     """Before 2.7 a job is named by its device: a retry cannot be told from another request."""
     run(fake, 2, 6)
@@ -372,12 +385,11 @@ async def test_a_layer_of_another_vm_is_not_written_to(
 
 
 async def test_a_disk_that_another_vm_got_since_it_was_looked_at_is_seen(
-    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, reach: Reach, sockets: Path
 ) -> None:
-    """All VMs are looked at anew, for each commit."""
-    monkeypatch.setattr("exporter.scrape.JOIN_SECONDS", 0.0)
+    """All VMs are looked at anew, for each commit, however short ago they were scraped."""
     async with FakeQmp(str(sockets / "other.sock")) as other:
-        await reach.look("other")
+        await reach.fleet.scrape(20.0)
         assert (await reach.actions.commit(USER, "vm", commit(), dry_run=True)).warnings == []
         plug(other, Disk("hot", nodes=("x", "base")))
 
@@ -641,6 +653,19 @@ async def test_the_same_request_is_known_when_its_vm_is_no_target_any_more(
     assert (await refused(reach.commit(base="base")))[0] == "job-id-taken"
     assert await refused(reach.commit("qbe-2")) == ("unknown-vm", "there is no VM 'vm'")
     assert len(fake.received) == sent
+
+
+async def test_a_vm_that_was_not_looked_for_yet_is_no_vm_that_is_gone(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """After a restart the job is told as it is now, and not as it was last known."""
+    await reach.commit()
+    await reach.close()
+    again = Reach(sockets, reach.state)
+    done = await again.commit()
+    await again.close()
+
+    assert (done.replayed, done.job.status) == (True, "running")
 
 
 async def test_others_are_not_looked_at_for_what_is_on_record(
@@ -1331,7 +1356,7 @@ async def test_a_scrape_waits_for_an_action_and_sees_what_it_did(
     done, collected = await asyncio.gather(acting, scraping)
 
     assert collected.snapshot.up
-    assert fake.commands.count("query-status") == 4  # one of them before, of all VMs
+    assert fake.commands.count("query-status") == 3
     assert [job.job_id for job in collected.snapshot.jobs] == ["qbe-1"] == [done.job_id]
 
 

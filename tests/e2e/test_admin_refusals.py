@@ -714,7 +714,7 @@ def test_a_vm_that_is_being_migrated_is_left_alone(lab: Lab) -> None:
         "complete": partial(user.change, "vm", "qbe-ready", "complete"),
     }
 
-    vm.run("migrate-set-parameters", {"max-bandwidth": 1})
+    vm.run("migrate-set-parameters", {"max-bandwidth": 4096})
     vm.run("migrate", {"uri": f"unix:{lab.folder}/way"})
     wait_until(lambda: vm.run("query-migrate")["status"] == "active", "the migration")
     before = state(vm), files(lab), set(records(lab))
@@ -732,7 +732,7 @@ def test_a_vm_that_is_being_migrated_is_left_alone(lab: Lab) -> None:
     assert requests["complete"]().status == 202
     user.until("vm", "qbe-ready", outcome="completed")
     assert user.layers("vm", "disk0") == [str(base)]
-    assert requests["snapshot"]().status == 200
+    assert requests["snapshot"]().status == 201
     assert requests["commit"]().status == 202
 
 

@@ -78,13 +78,11 @@ class Actions:
         permission = self._permission(user, "commit", vm)
         job_id = request.job_id or _new_id(request.device)
         wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
-        entry = self._ledger.get(vm, job_id)
-        try:
-            member = self._member(vm)
-        except Refused:
-            if entry is None:
-                raise
+        if vm not in self._fleet.members:
+            self._fleet.discover()
+        if (entry := self._ledger.get(vm, job_id)) and vm not in self._fleet.members:
             return await _replayed(None, entry, wanted, dry_run=dry_run)
+        member = self._member(vm)
         unseen = [] if entry else await self._see_others(vm)
         async with turn(member) as mine:
             if entry := self._ledger.get(vm, job_id):

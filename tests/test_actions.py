@@ -211,8 +211,10 @@ async def test_layers_that_no_name_tells_apart_are_not_sent(
 
     assert await refused(reach.actions.commit(USER, "vm", commit())) == (
         "wrong-device-state",
-        "the files of disk0 are not known: query-block was not asked (--collector.topology), or"
-        " tells another chain than query-blockstats",
+        (
+            "the files of disk0 are not known: query-block was not asked (--collector.topology),"
+            " or tells another chain than query-blockstats"
+        ),
     )
     assert fake.changes == []
     await reach.close()
@@ -1177,8 +1179,10 @@ async def test_a_snapshot_needs_the_image_that_it_is_put_on(
 
     assert await refused(snapshot(reach, granted / "new.qcow2")) == (
         "wrong-device-state",
-        "the files of disk0 are not known: query-block was not asked (--collector.topology), or"
-        " tells another chain than query-blockstats",
+        (
+            "the files of disk0 are not known: query-block was not asked (--collector.topology),"
+            " or tells another chain than query-blockstats"
+        ),
     )
     assert (fake.changes, files(granted)) == ([], ["state"])
     await reach.close()

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from tests.e2e.api import Admin, admin
-from tests.e2e.lab import MIB, Lab, Qemu, plug, wait_until
-from tests.e2e.witness import files, state
+from tests.e2e.lab import MIB, Disk, Lab, Qemu, plug
+from tests.e2e.witness import Content, files, raw, state
 
 #: The throttle group lets no more through.
 LIMIT = 5 * MIB
@@ -27,6 +27,8 @@ def test_a_snapshot_and_a_commit_go_below_the_filter_of_a_disk(lab: Lab) -> None
         machine="pc",
     )
     user, overlay = admin(lab), lab.folder / "new.qcow2"
+    content = Content(Disk(vm, "disk0"), lab.folder, bytes(64 * MIB))
+    content.write(0, 1 << 16)
     before = state(vm), files(lab)
     assert user.snapshot("vm", "disk0", overlay, dry_run=True).status == 200
     assert (state(vm), files(lab)) == before
@@ -37,15 +39,20 @@ def test_a_snapshot_and_a_commit_go_below_the_filter_of_a_disk(lab: Lab) -> None
     assert active.startswith("qbe-")
     assert user.layers("vm", "disk0") == [str(overlay), str(base)]
     assert limits(user) == LIMIT
+    content.write(1 << 15, 1 << 16)
 
     assert user.commit("vm", "disk0", job_id="qbe-merge").status == 202
     user.until("vm", "qbe-merge", ready=True, device="disk0")
+    content.write(8 * MIB, 1 << 16)
     assert user.change("vm", "qbe-merge", "complete").status == 202
     user.until("vm", "qbe-merge", outcome="completed")
     assert chain(vm) == ["held", "layer"]
     assert user.layers("vm", "disk0") == [str(base)]
     assert limits(user) == LIMIT
     assert vm.run("qom-get", {"path": "/objects/group", "property": "x-bps-write"}) == LIMIT
+    content.write(9 * MIB, 1 << 16)
+    vm.quit()
+    assert raw(base) == content.expected
 
 
 def chain(vm: Qemu) -> list[str]:

@@ -6,6 +6,7 @@ command, and a look at what came of it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -77,6 +78,8 @@ class Actions:
         permission = self._permission(user, "commit", vm)
         job_id = request.job_id or _new_id(request.device)
         wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
+        if vm not in self._fleet.members:
+            self._fleet.discover()
         if (entry := self._ledger.get(vm, job_id)) and vm not in self._fleet.members:
             return await _replayed(None, entry, wanted, dry_run=dry_run)
         member = self._member(vm)
@@ -184,8 +187,7 @@ class Actions:
             guards.writable(found)
             warnings = guards.storage(snapshot)
             active = found.layers[0].image
-            if active is None:
-                raise Refused("wrong-device-state", f"the image of {request.device} is not known")
+            assert active is not None  # else it is not writable
             node_name = f"{api.JOB_ID_PREFIX}{secrets.token_hex(8)}"
             command = commands.snapshot(found.top_disk, request.file, request.format, node_name)
             done = _checked(mine, snapshot, "snapshot", command, request.device, None, warnings)
@@ -218,13 +220,20 @@ class Actions:
 
     async def _see_others(self, vm: str) -> list[str]:
         """Look at the other VMs; return which may share a layer and did not say."""
-        collected = await self._fleet.scrape(_OTHERS_SECONDS)
-        others = [each.snapshot for each in collected if each.snapshot.vm != vm]
-        # Of a socket that nobody listens on, there is no QEMU.
-        silent = [s for s in others if not s.up and s.reason not in ("no_socket", "refused")]
+        # Not by a sweep: one that is joined does not know what a VM got since it began.
+        self._fleet.discover()
+        looking = {m.start(): m for m in self._fleet.members.values() if m.name != vm}
+        if looking:
+            await asyncio.wait(looking, timeout=_OTHERS_SECONDS)
+        silent = {}
+        for look, member in looking.items():
+            reason = member.outcome(look).snapshot.reason if look.done() else "timeout"
+            # Of a socket that nobody listens on, there is no QEMU.
+            if reason not in (None, "no_socket", "refused"):
+                silent[member.name] = reason
         return [
-            f"{snapshot.vm} does not answer ({snapshot.reason}): it may share a layer"
-            for snapshot in sorted(silent, key=lambda each: each.vm)
+            f"{name} does not answer ({reason}): it may share a layer"
+            for name, reason in sorted(silent.items())
         ]
 
     async def _commit_checked(

@@ -83,11 +83,6 @@ class Member:
         return self._vm.jobs.outcomes.ends
 
     @property
-    def is_known(self) -> bool:
-        """Whether it ever answered."""
-        return self._devices is not None
-
-    @property
     def known_devices(self) -> tuple[Device, ...]:
         """The devices of the last scrape that the VM answered."""
         return self._devices or ()

@@ -211,10 +211,26 @@ async def test_layers_that_no_name_tells_apart_are_not_sent(
 
     assert await refused(reach.actions.commit(USER, "vm", commit())) == (
         "wrong-device-state",
-        "the images of disk0 are not known",
+        (
+            "the files of disk0 are not known: query-block was not asked (--collector.topology),"
+            " or tells another chain than query-blockstats"
+        ),
     )
     assert fake.changes == []
     await reach.close()
+
+
+async def test_a_layer_whose_file_has_no_name_is_not_sent_to_an_old_qemu(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """It would take an empty one for its default."""
+    run(fake, 2, 0, disk=Disk(nodes=("", ""), files=("/t", "")))
+
+    assert await refused(reach.actions.commit(USER, "vm", commit())) == (
+        "wrong-device-state",
+        "the images of disk0 are not known",
+    )
+    assert fake.changes == []
 
 
 async def test_an_old_qemu_takes_no_id(fake: FakeQmp, reach: Reach) -> None:
@@ -319,6 +335,41 @@ async def test_the_checks_come_in_one_order(fake: FakeQmp, reach: Reach) -> None
     assert (fake.changes, reach.on_disk()) == ([], [])
 
 
+@pytest.mark.parametrize("status", ["setup", "active", "postcopy-active", "cancelling"])
+async def test_the_disks_of_a_vm_that_is_being_migrated_are_left_alone(
+    fake: FakeQmp, reach: Reach, granted: Path, status: str
+) -> None:
+    """It runs as ever meanwhile, so it is asked each time."""
+    ready = {"status": "ready", "ready": True}
+    idle = fake.replies["query-block-jobs"]
+    fake.replies["query-migrate"] = {"return": {"status": status, "ram": {"total": 1}}}
+    problems = [await refused(reach.commit()), await refused(snapshot(reach, granted / "new"))]
+    begin(fake, **ready)
+    problems.append(await refused(complete(reach)))
+    assert problems == [("wrong-vm-state", f"vm is being migrated: {status}")] * 3
+    assert (fake.changes, reach.on_disk(), files(granted)) == ([], [], [])
+    fake.replies["query-migrate"] = {"return": {"status": "cancelled"}}
+    await complete(reach)
+    fake.replies["query-block-jobs"] = idle
+
+    assert (await reach.commit()).command == "block-commit"
+
+
+async def test_it_is_asked_whether_a_vm_is_being_migrated_just_before_it_is_changed(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """What it can do is asked once a connection, and this each time."""
+    await reach.commit()
+    await reach.actions.change(USER, "vm", "qbe-1", "pause", api.Pause())
+    asked = [
+        name
+        for name in fake.commands
+        if name in ("query-migrate", "query-commands", "block-commit", "job-pause")
+    ]
+
+    assert asked == ["query-migrate", "query-commands", "block-commit", "query-migrate", "job-pause"]
+
+
 async def test_a_layer_of_another_vm_is_not_written_to(
     fake: FakeQmp, reach: Reach, sockets: Path
 ) -> None:
@@ -333,6 +384,56 @@ async def test_a_layer_of_another_vm_is_not_written_to(
         "/images/base.qcow2 is layer 1 of disk0 of other too",
     )
     assert fake.changes == []
+
+
+async def test_a_disk_that_another_vm_got_since_it_was_looked_at_is_seen(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """All VMs are looked at anew, for each commit, however short ago they were scraped."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        await reach.fleet.scrape(20.0)
+        assert (await reach.actions.commit(USER, "vm", commit(), dry_run=True)).warnings == []
+        plug(other, Disk("hot", nodes=("x", "base")))
+
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/images/base.qcow2 is layer 1 of hot of other too",
+        )
+    assert fake.changes == []
+
+
+async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage tells which file a name leads to."""
+    monkeypatch.setattr("exporter.storage._RECENT_SECONDS", 0.0)
+    reach.sight = Sight(visible=True, identity=(8, 1, 5))
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y"), files=("/links/x", "/links/y")))
+
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/links/x is layer 0 of disk0 of other too",
+        )
+        reach.sight = Sight(visible=True)
+        assert (await reach.commit()).command == "block-commit"
+
+
+async def test_a_vm_that_does_not_answer_may_share_a_layer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """It is named; of a socket that nobody listens on there is no QEMU."""
+    async with FakeQmp(str(sockets / "gone.sock")):
+        pass
+    async with FakeQmp(str(sockets / "odd.sock")) as odd, FakeQmp(str(sockets / "b.sock")) as b:
+        odd.replies["query-status"] = b.replies["query-status"] = b"x\r\n"
+        done = await reach.commit()
+
+    assert done.warnings == [
+        "b does not answer (protocol): it may share a layer",
+        "odd does not answer (protocol): it may share a layer",
+    ]
+    assert done.job.status == "running"
 
 
 async def test_a_vm_that_does_not_answer_is_refused(reach: Reach, sockets: Path) -> None:
@@ -438,7 +539,7 @@ async def test_only_grants_that_match_give_directories(
         (tmp_path / name).mkdir()
 
     def of(name: str, **more: Any) -> Any:
-        return grant(directories=(str(tmp_path / name),), **more)
+        return grant(directories=(str(tmp_path / name),), same_files=True, **more)
 
     reach.grant(of("a"), of("b"), of("c", vms=("other",)), grant("alice"))
     for name in ("a", "b"):
@@ -451,6 +552,39 @@ async def test_only_grants_that_match_give_directories(
         f"no grant names the directory {tmp_path / 'c'}",
     )
     assert len(fake.changes) == 2
+
+
+async def test_what_no_grant_allows_alone_two_do_not_either(
+    fake: FakeQmp, reach: Reach, tmp_path: Path
+) -> None:
+    """One allows managed VMs and the other the directory: neither a file there on such a VM."""
+    (tmp_path / "a").mkdir()
+    plug(fake, Disk(nodes=("libvirt-2-format", "libvirt-1-format")))
+    here = {"directories": (str(tmp_path / "a"),), "same_files": True}
+    bold = {"directories": (str(tmp_path / "b"),), "allow_managed": True}
+    reach.grant(grant(**here), grant(**bold))
+
+    assert await refused(snapshot(reach, tmp_path / "a/x")) == (
+        "not-granted",
+        f"no grant names the directory {tmp_path / 'a'}",
+    )
+    assert (fake.changes, files(tmp_path / "a")) == ([], [])
+    reach.grant(grant(**here, allow_managed=True))
+    assert (await snapshot(reach, tmp_path / "a/x")).command == "blockdev-snapshot-sync"
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_file_that_nobody_knows_to_be_the_same_to_qemu_is_not_made(
+    fake: FakeQmp, reach: Reach, granted: Path, dry_run: bool
+) -> None:
+    """Who answers here is no QEMU; the grant of another directory says nothing of this one."""
+    elsewhere = grant(directories=(str(granted.parent / "elsewhere"),), same_files=True)
+    reach.grant(grant(directories=(str(granted),)), elsewhere)
+    problem, detail = await refused(snapshot(reach, granted / "new", dry_run=dry_run))
+
+    assert (problem, detail.partition(":")[0]) == ("bad-file", str(granted))
+    assert detail.endswith("a grant may say so (same_files)")
+    assert (fake.changes, files(granted)) == ([], [])
 
 
 async def test_a_grant_that_is_gone_is_gone_at_once(fake: FakeQmp, reach: Reach) -> None:
@@ -502,6 +636,49 @@ async def test_the_same_request_is_known_when_the_job_is_long_gone(
     assert (again.job.outcome, again.job.status, again.job.device) == ("completed", None, "disk0")
     assert (unseen.replayed, unseen.job.outcome) == (True, "completed")
     assert fake.commands.count("block-commit") == 1
+
+
+async def test_the_same_request_is_known_when_its_vm_is_no_target_any_more(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """And another of that id is still another; without a record there is no such VM."""
+    await reach.commit()
+    end(fake, "qbe-1", "base")
+    for _ in range(3):
+        await reach.look()
+    sent = len(fake.received)
+    (sockets / "vm.sock").unlink()
+    reach.fleet.discover()
+    again = await reach.commit()
+
+    assert (again.replayed, again.job.outcome, again.job.status) == (True, "completed", None)
+    assert (await refused(reach.commit(base="base")))[0] == "job-id-taken"
+    assert await refused(reach.commit("qbe-2")) == ("unknown-vm", "there is no VM 'vm'")
+    assert len(fake.received) == sent
+
+
+async def test_a_vm_that_was_not_looked_for_yet_is_no_vm_that_is_gone(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """After a restart the job is told as it is now, and not as it was last known."""
+    await reach.commit()
+    await reach.close()
+    again = Reach(sockets, reach.state)
+    done = await again.commit()
+    await again.close()
+
+    assert (done.replayed, done.job.status) == (True, "running")
+
+
+async def test_others_are_not_looked_at_for_what_is_on_record(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """Nothing is sent, so nothing can be shared."""
+    await reach.commit()
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        again = await reach.commit()
+
+    assert (again.replayed, again.warnings, other.received) == (True, [], [])
 
 
 @pytest.mark.parametrize(
@@ -900,7 +1077,7 @@ def granted(reach: Reach, tmp_path: Path) -> Path:
     """A directory that may be used."""
     folder = tmp_path / "granted"
     folder.mkdir()
-    reach.grant(grant(directories=(str(folder),)))
+    reach.grant(grant(directories=(str(folder),), same_files=True))
     return folder
 
 
@@ -998,11 +1175,14 @@ async def test_a_snapshot_needs_the_image_that_it_is_put_on(
 ) -> None:
     """The new one is as large, and says what is below it."""
     reach = Reach(sockets, granted / "state", topology="never")
-    reach.grant(grant(directories=(str(granted),)))
+    reach.grant(grant(directories=(str(granted),), same_files=True))
 
     assert await refused(snapshot(reach, granted / "new.qcow2")) == (
         "wrong-device-state",
-        "the image of disk0 is not known",
+        (
+            "the files of disk0 are not known: query-block was not asked (--collector.topology),"
+            " or tells another chain than query-blockstats"
+        ),
     )
     assert (fake.changes, files(granted)) == ([], ["state"])
     await reach.close()
@@ -1020,6 +1200,11 @@ async def test_a_snapshot_needs_a_device_that_is_idle_and_known(
 
     fake.replies["query-block"] = {"error": {"class": "GenericError", "desc": "no"}}
     await step()
+    plug(fake, Disk())
+    begin(fake, "j", kind="backup")
+    del fake.replies["x-debug-query-block-graph"]
+    await step()
+    gone(fake)
     plug(fake)
     await step()
     plug(fake, Disk())
@@ -1032,7 +1217,8 @@ async def test_a_snapshot_needs_a_device_that_is_idle_and_known(
     await step()
 
     assert problems == [
-        "storage-hangs", "unknown-device", "device-busy", "managed-vm", "not-granted",
+        "wrong-device-state", "device-busy", "unknown-device", "device-busy", "managed-vm",
+        "not-granted",
     ]  # fmt: skip
     assert (fake.changes, files(granted)) == ([], [])
 

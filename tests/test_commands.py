@@ -32,6 +32,7 @@ QUERIES = {
     "query-block": "images and limits; stats each image file, so the storage is asked first",
     "query-name": "the VM's name, once a connection",
     "query-uuid": "the VM's UUID, once a connection",
+    "query-migrate": "whether the disks are about to be another QEMU's, before they are changed",
     "query-commands": "which commands this QEMU has, once a connection that changes something",
     "x-debug-query-block-graph": "which disk a job works on, once for each job; touches no file",
     "qom-get": "the limits of a throttle group, and no other property",

@@ -150,6 +150,7 @@ def test_grants_are_as_they_are_written() -> None:
             vms=("web-*", "db[12]"),
             allow_managed=True,
             directories=("/images",),
+            same_files=True,
         ),
         Grant(users=("carol",), verbs=("pause",), vms=("*",)),
     )
@@ -217,6 +218,7 @@ def test_the_configuration_is_described_as_yaml() -> None:
             "vms": ["web-*", "db[12]"],
             "allow_managed": True,
             "directories": ["/images"],
+            "same_files": True,
         },
         {
             "users": ["carol"],
@@ -224,6 +226,7 @@ def test_the_configuration_is_described_as_yaml() -> None:
             "vms": ["*"],
             "allow_managed": False,
             "directories": [],
+            "same_files": False,
         },
     ]
 

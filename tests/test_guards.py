@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from exporter import api, guards, qapi
-from exporter.commands import Disk, Image
+from exporter.commands import Disk, Image, Qemu
 from exporter.errors import Refused
 from exporter.guards import Found, Range
 from exporter.model import Counters, Device, Job, Node, Snapshot
@@ -67,6 +67,11 @@ def _root(each: Device) -> str:
     return each.nodes[0].node_name if each.nodes else ""
 
 
+def qemu(migration: str = "") -> Qemu:
+    """What a QEMU can do, and whether it is being migrated."""
+    return Qemu((7, 2, 0), (), migration=migration)
+
+
 def found(*layers: str | Node, **more: Any) -> Found:
     """A device as the guards of requests have it."""
     return guards.device(vm(disk(*layers, **more)), "disk0")
@@ -94,7 +99,7 @@ def refused(guard: Any, *args: Any, **more: Any) -> tuple[str, str]:
 )
 def test_the_disks_of_a_vm_on_its_way_are_left_alone(status: str) -> None:
     """They belong to another QEMU, or must stay as they are."""
-    assert refused(guards.steady, vm(status=status)) == (
+    assert refused(guards.steady, vm(status=status), qemu()) == (
         "wrong-vm-state",
         f"vm is in the state {status}",
     )
@@ -107,7 +112,27 @@ def test_the_disks_of_a_vm_on_its_way_are_left_alone(status: str) -> None:
 )  # fmt: skip
 def test_a_vm_in_any_other_state_may_be_changed(status: str | None) -> None:
     """The storage daemon has no state at all."""
-    guards.steady(vm(status=status))
+    guards.steady(vm(status=status), qemu())
+
+
+@pytest.mark.parametrize(
+    "migration",
+    ["setup", "active", "device", "pre-switchover", "wait-unplug", "postcopy-active",
+     "postcopy-paused", "postcopy-recover", "cancelling", "colo", "a state of QEMU to come"],
+)  # fmt: skip
+def test_a_vm_that_is_being_migrated_is_left_alone_while_it_runs(migration: str) -> None:
+    """Its RunState is that of any other; the other side opens the disks as they were."""
+    assert refused(guards.steady, vm(), qemu(migration)) == (
+        "wrong-vm-state",
+        f"vm is being migrated: {migration}",
+    )
+
+
+@pytest.mark.parametrize("migration", ["", "none", "completed", "failed", "cancelled"])
+def test_a_vm_that_stayed_or_has_arrived_may_be_changed(migration: str) -> None:
+    """One that has left is known by its RunState; who was never migrated has no status."""
+    guards.steady(vm(), qemu(migration))
+    assert refused(guards.steady, vm(status="postmigrate"), qemu(migration))[0] == "wrong-vm-state"
 
 
 def test_a_managed_vm_is_refused_unless_a_grant_says_otherwise() -> None:
@@ -157,6 +182,22 @@ def test_a_device_without_a_name_is_known_by_the_node_it_stands_on() -> None:
 
     assert (told.disk, told.disk.device_or_node) == (Disk("", "filter"), "filter")
     assert [each.node_name for each in told.layers] == list(CHAIN)
+
+
+def test_a_new_layer_goes_below_the_filters_of_a_device() -> None:
+    """A filter that was below the layer would no longer filter what the guest writes."""
+    filtered = Found(disk(), Disk("", "filter"), disk().nodes)
+    named = Found(disk(), Disk("disk0", "filter"), disk().nodes)
+
+    assert (filtered.top_disk, named.top_disk) == (Disk("", "top"), Disk("", "top"))
+
+
+def test_a_new_layer_goes_on_a_device_whose_root_is_a_layer() -> None:
+    """As QEMU names it: an old one has no names of nodes, or does not tell them."""
+    old = Found(disk(node(0, "", "/old")), Disk("disk0", ""), (node(0, "", "/old"),))
+
+    assert found().top_disk == Disk("disk0", "top")
+    assert old.top_disk == Disk("disk0", "")
 
 
 def test_query_block_says_which_node_a_device_stands_on() -> None:
@@ -221,8 +262,26 @@ def test_a_device_is_busy_until_its_job_has_ended(status: str) -> None:
 
 
 def test_a_job_on_another_device_is_in_nobodys_way() -> None:
-    """Nor is one of which nobody knows where it works: QEMU will say."""
-    guards.idle(vm(jobs=(job(device="disk1"), job("x", device=""))), "disk0")
+    """Nor is one that is no block job and has no device at all."""
+    guards.idle(vm(jobs=(job(device="disk1"), job("x", "snapshot-save", ""))), "disk0")
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_job_without_a_place_may_work_on_any_disk(status: str) -> None:
+    """Nobody guesses; once it has ended it stands in no way."""
+    snapshot = vm(jobs=(job("x", "backup", "", status=status),))
+    if status in ("concluded", "null"):
+        guards.idle(snapshot, "disk0")
+        return
+    with pytest.raises(Refused) as caught:
+        guards.idle(snapshot, "disk0")
+
+    assert (caught.value.problem, str(caught.value)) == (
+        "device-busy",
+        "backup x works on a disk that QEMU does not tell",
+    )
+    assert isinstance(caught.value.more["job"], api.Job)
+    assert caught.value.more["job"].job_id == "x"
 
 
 def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> None:
@@ -241,7 +300,21 @@ def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> Non
     guards.writable(found(read_only=""))
     guards.writable(found(node(0, "top", **{"format-specific": sound})))
     guards.writable(found(node(0, "top", **{"format-specific": {"type": "raw"}})))
-    guards.writable(found(Node(layer="0", role="format", node_name="top")))
+
+
+@pytest.mark.parametrize("blind", [0, 1, 2])
+def test_a_chain_that_is_not_known_in_full_is_left_alone(blind: int) -> None:
+    """A layer without its file is compared with no other disk's: it may be shared."""
+    layers: list[str | Node] = [*CHAIN]
+    layers[blind] = Node(layer=str(blind), role="format", node_name=CHAIN[blind])
+
+    assert refused(guards.writable, found(*layers)) == (
+        "wrong-device-state",
+        (
+            "the files of disk0 are not known: query-block was not asked (--collector.topology),"
+            " or tells another chain than query-blockstats"
+        ),
+    )
 
 
 # The layers.
@@ -368,6 +441,18 @@ def others(*devices: Device, of: str = "vm") -> list[tuple[str, Device]]:
     return [(of, each) for each in devices]
 
 
+def unshared(
+    known: list[tuple[str, Device]],
+    mine: Found | None = None,
+    layers: Range | None = None,
+    identities: Mapping[str, object] | None = None,
+) -> None:
+    """See that the layers of a device, all of them where nothing else is said, are its own."""
+    mine = mine or found()
+    layers = layers or Range(0, len(mine.layers) - 1)
+    guards.unshared(vm(), mine, layers, known, identities or {})
+
+
 @pytest.mark.parametrize("of", ["vm", "other"])
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_layer_that_another_disk_reads_is_neither_written_to_nor_removed(
@@ -377,7 +462,7 @@ def test_a_layer_that_another_disk_reads_is_neither_written_to_nor_removed(
     shared = node(1, "x", f"/images/{CHAIN[layer]}.qcow2")
     known = others(disk(node(0, "y"), shared, name="disk1"), of=of)
 
-    assert refused(guards.unshared, vm(), found(), Range(0, 2), known) == (
+    assert refused(unshared, known) == (
         "shared-layer",
         f"/images/{CHAIN[layer]}.qcow2 is layer 1 of disk1 of {of} too",
     )
@@ -387,17 +472,16 @@ def test_a_layer_below_the_base_and_above_the_top_may_be_shared() -> None:
     """A commit does not touch it."""
     known = others(disk(node(0, "y"), node(1, "x", "/images/base.qcow2"), name="disk1"), of="b")
     known += others(disk(node(0, "z", "/images/top.qcow2"), name="disk2"), of="b")
+    files = {f"/images/{name}.qcow2": name for name in ("top", "mid", "low", "base", "y")}
 
-    guards.unshared(vm(), found("top", "mid", "low", "base"), Range(1, 2), known)
+    unshared(known, found("top", "mid", "low", "base"), Range(1, 2), files)
 
 
 def test_a_device_does_not_stand_in_its_own_way() -> None:
     """One of the same name on another VM does."""
-    guards.unshared(vm(), found(), Range(0, 2), others(disk()))
+    unshared(others(disk()), identities={"/images/base.qcow2": (1, 2)})
 
-    assert refused(guards.unshared, vm(), found(), Range(0, 2), others(disk(), of="b"))[0] == (
-        "shared-layer"
-    )
+    assert refused(unshared, others(disk(), of="b"))[0] == "shared-layer"
 
 
 def test_a_node_of_two_disks_is_shared_whatever_its_file() -> None:
@@ -405,21 +489,64 @@ def test_a_node_of_two_disks_is_shared_whatever_its_file() -> None:
     blind = Node(layer="1", role="format", node_name="base")
     known = disk(node(0, "y"), blind, name="disk1")
 
-    assert refused(guards.unshared, vm(), found(), Range(0, 2), others(known)) == (
+    assert refused(unshared, others(known)) == (
         "shared-layer",
         "base is layer 1 of disk1 of vm too",
     )
-    guards.unshared(vm(), found(), Range(0, 2), others(known, of="b"))
+    unshared(others(known, of="b"))
 
 
-def test_what_is_no_path_and_no_layer_is_not_compared() -> None:
-    """Two URLs may look the same without what is not shown of them; a node below has no layer."""
+@pytest.mark.parametrize("of", ["vm", "other"])
+@pytest.mark.parametrize("prefix", ["", "file:"])
+def test_one_file_under_two_names_is_shared(of: str, prefix: str) -> None:
+    """Links of either kind, and bind mounts, give it another: the file itself is compared."""
+    known = others(disk(node(0, "y"), node(1, "x", f"{prefix}/links/b"), name="disk1"), of=of)
+    files = {"/images/base.qcow2": (8, 1, 5), "/links/b": (8, 1, 5), "/images/y.qcow2": (8, 1, 6)}
+
+    assert refused(unshared, known, identities=files) == (
+        "shared-layer",
+        f"{prefix}/links/b is layer 1 of disk1 of {of} too",
+    )
+    unshared(known, identities={**files, "/links/b": (8, 2, 5)})
+    unshared(known, identities={"/images/base.qcow2": (8, 1, 5)})
+
+
+@pytest.mark.parametrize("name", ["nbd://host:10809/base", "nbd:unix:/run/nbd", "rbd:pool/base"])
+def test_a_layer_that_is_no_file_is_shared_by_its_name(name: str) -> None:
+    """Of storage on a network there is nothing else to compare."""
+    mine = found(node(0, "top"), node(1, "base", name))
+
+    def known(other: str) -> list[tuple[str, Device]]:
+        return others(disk(node(0, "y"), node(1, "x", other), name="disk1"), of="b")
+
+    assert refused(unshared, known(name), mine) == (
+        "shared-layer",
+        f"{name} is layer 1 of disk1 of b too",
+    )
+    unshared(known(f"{name}2"), mine)
+
+
+def test_a_relative_name_is_compared_within_one_vm_alone() -> None:
+    """It begins where that QEMU was started, and nobody knows where that was."""
+    mine = found(node(0, "top", "t.qcow2"), node(1, "base", "b.qcow2"))
+    known = disk(node(0, "y", "y.qcow2"), node(1, "x", "b.qcow2"), name="disk1")
+
+    assert refused(unshared, others(known), mine) == (
+        "shared-layer",
+        "b.qcow2 is layer 1 of disk1 of vm too",
+    )
+    unshared(others(known, of="b"), mine)
+
+
+def test_the_name_of_a_driver_alone_is_not_compared() -> None:
+    """Two layers may look the same without what is not shown of them; a node below is no layer."""
     mine = found(node(0, "", "json:"), node(1, "", "json:"))
     protocol = Node(layer="0", role="protocol", node_name="p", file="/images/base.qcow2")
     alike = disk(node(0, "", "json:"), protocol, name="disk1")
 
-    guards.unshared(vm(), mine, Range(0, 1), others(alike, of="b"))
-    guards.unshared(vm(), found(), Range(0, 2), others(alike, of="b"))
+    unshared(others(alike, of="b"), mine)
+    unshared(others(alike), mine)
+    unshared(others(alike, of="b"))
 
 
 # Jobs.

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from qemu.qmp import QMPError
 
-from exporter import qapi, qmp
+from exporter import peer, qapi, qmp
 from exporter.client import Tally
 from exporter.errors import (
     CommandRefused,
@@ -73,6 +73,8 @@ async def ask(session: Session, *queries: Query[object]) -> qmp.Answers:
 
 async def works(session: Session) -> bool:
     """Whether the session connects, if need be, and is answered."""
+    # One that it has just left is served until the other end has seen that.
+    await until(lambda: session.connected or not peer.is_served(session.path))
     await connect(session)
     answers = await ask(session, STATUS)
     return answers.get(STATUS) == qapi.Status(running=True, status="running")

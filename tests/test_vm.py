@@ -25,7 +25,7 @@ from exporter.storage import Sight, Storage
 from exporter.vm import Vm
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter
-from tests.fakeqmp import GREETING, FakeQmp, Reply, until
+from tests.fakeqmp import GREETING, FakeQmp, Reply, speak, until
 
 SECRET = "SECRETPW"
 BAD_REPLIES: list[Reply] = [
@@ -95,6 +95,54 @@ async def test_a_scrape_asks_the_safe_set_and_nothing_else(fake: FakeQmp, make: 
 
     assert first == [*SAFE_SET, "query-name", "query-uuid", "query-jobs", "query-block"]
     assert fake.commands == SAFE_SET
+
+
+async def test_what_a_qemu_can_do_is_asked_once_and_whether_it_is_migrated_each_time(
+    fake: FakeQmp, make: Make
+) -> None:
+    """The one is so until it ends, the other may begin at any moment; neither is of a scrape."""
+    vm = make()
+    await collect(vm)
+    speak(fake, 7, 2)
+    fake.received.clear()
+    told = []
+    for reply in ({}, {"status": "active", "ram": {}}, {"status": "cancelled"}):
+        fake.replies["query-migrate"] = {"return": reply}
+        told.append(await vm.qemu(20.0))
+
+    assert fake.commands == ["query-migrate", "query-commands", "query-migrate", "query-migrate"]
+    assert [qemu.migration for qemu in told] == ["", "active", "cancelled"]
+    assert [qemu.version for qemu in told] == [(7, 2, 0)] * 3
+    assert all("block-commit" in qemu.commands for qemu in told)
+
+
+async def test_what_a_qemu_can_do_is_asked_anew_of_the_next_one(fake: FakeQmp, make: Make) -> None:
+    """Who answers after a connection was lost may be another."""
+    vm = make()
+    await collect(vm)
+    speak(fake, 7, 2)
+    before = await vm.qemu(20.0)
+    fake.hang_up()
+    speak(fake, 2, 0)
+    await until(lambda: not fake.serves)
+    while not (await collect(vm)).up:
+        pass
+    after = await vm.qemu(20.0)
+
+    assert ("job-pause" in before.commands, "job-pause" in after.commands) == (True, False)
+    assert (before.version, after.version) == ((7, 2, 0), (2, 0, 0))
+
+
+async def test_a_vm_that_cannot_be_migrated_is_not_being_migrated(
+    fake: FakeQmp, make: Make
+) -> None:
+    """The storage daemon has no such command."""
+    vm = make()
+    await collect(vm)
+    speak(fake, 7, 2)
+
+    assert "query-migrate" not in fake.replies
+    assert (await vm.qemu(20.0)).migration == ""
 
 
 async def test_the_safe_set_is_asked_in_one_write(fake: FakeQmp, make: Make) -> None:

@@ -692,7 +692,64 @@ def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> 
     with lab.qemu("silent").stopped():
         answer = user.commit("vm", "disk1", dry_run=True)
     assert answer.status == 200
-    assert answer.body["warnings"] == ["silent was never seen: it may share a layer"]
+    assert answer.body["warnings"] == ["silent does not answer (stopped): it may share a layer"]
+
+
+# A VM on its way.
+
+
+def test_a_vm_that_is_being_migrated_is_left_alone(lab: Lab) -> None:
+    """It runs meanwhile, and the other side opens its disks as they are; if it stays, all goes on."""
+    top, base = lab.chain("disk", 2)
+    disks = [*drive("disk0", top), *drive("disk1", lab.chain("more", 2)[0])]
+    vm = lab.qemu("vm", *disks, machine="pc")
+    there = lab.qemu("there", *disks, "-incoming", f"unix:{lab.folder}/way", machine="pc")
+    there.socket.unlink()
+    user = admin(lab)
+    assert user.commit("vm", "disk0", job_id="qbe-ready").status == 202
+    user.until("vm", "qbe-ready", ready=True)
+    requests = {
+        "commit": partial(user.commit, "vm", "disk1", job_id="qbe-more"),
+        "snapshot": partial(user.snapshot, "vm", "disk1", lab.folder / "new.qcow2"),
+        "complete": partial(user.change, "vm", "qbe-ready", "complete"),
+    }
+
+    vm.run("migrate-set-parameters", {"max-bandwidth": 4096})
+    vm.run("migrate", {"uri": f"unix:{lab.folder}/way"})
+    wait_until(lambda: vm.run("query-migrate")["status"] == "active", "the migration")
+    before = state(vm), files(lab), set(records(lab))
+    for ask in requests.values():
+        for dry_run in (True, False):
+            answer = ask(dry_run=dry_run)
+            assert (answer.status, answer.problem) == (409, "wrong-vm-state"), answer.body
+            assert answer.body["detail"] == "vm is being migrated: active"
+    assert (state(vm), files(lab), set(records(lab))) == before
+    assert vm.run("query-migrate")["status"] == "active"
+
+    vm.run("migrate_cancel")
+    wait_until(lambda: vm.run("query-migrate")["status"] == "cancelled", "the migration ends")
+    there.wait()
+    assert requests["complete"]().status == 202
+    user.until("vm", "qbe-ready", outcome="completed")
+    assert user.layers("vm", "disk0") == [str(base)]
+    assert requests["snapshot"]().status == 201
+    assert requests["commit"]().status == 202
+
+
+def test_nothing_is_done_blindly(lab: Lab) -> None:
+    """Where query-block is never asked, nobody knows which files a chain has and who shares them."""
+    vm = lab.qemu("vm", *drive("disk0", lab.chain("disk", 2)[0]))
+    user = admin(lab, flags=["--collector.topology=never"])
+    before = state(vm), files(lab), set(records(lab))
+
+    for dry_run in (True, False):
+        for answer in (
+            user.commit("vm", "disk0", dry_run=dry_run),
+            user.snapshot("vm", "disk0", lab.folder / "new.qcow2", dry_run=dry_run),
+        ):
+            assert (answer.status, answer.problem) == (409, "wrong-device-state"), answer.body
+            assert answer.body["detail"].startswith("the files of disk0 are not known: ")
+    assert (state(vm), files(lab), set(records(lab))) == before
 
 
 # What is refused at start, or as a whole.

@@ -57,7 +57,7 @@ def start(lab: Lab) -> Site:
     recorder = recorded(lab, lab.qemu("vm", *disks, machine="pc"))
     root = admin(
         lab,
-        grant(directories=[str(lab.folder / "made")]),
+        grant(directories=[str(lab.folder / "made")], same_files=True),
         flags=[f"--qmp.sockets={lab.folder}/wire/*.sock"],
         sockets=False,
         users=["guest"],

@@ -6,6 +6,7 @@ command, and a look at what came of it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -219,6 +220,11 @@ class Actions:
     async def _see_others(self, vm: str) -> list[str]:
         """Look at the other VMs; return which may share a layer and did not say."""
         collected = await self._fleet.scrape(_OTHERS_SECONDS)
+        # It may have been joined a second after it began: VMs came since.
+        self._fleet.discover()
+        missed = set(self._fleet.members) - {each.snapshot.vm for each in collected} - {vm}
+        probes = [self._fleet.probe(each, _OTHERS_SECONDS) for each in missed]
+        collected = [*collected, *await asyncio.gather(*probes)]
         others = [each.snapshot for each in collected if each.snapshot.vm != vm]
         # Of a socket that nobody listens on, there is no QEMU.
         silent = [s for s in others if not s.up and s.reason not in ("no_socket", "refused")]

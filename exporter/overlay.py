@@ -20,6 +20,9 @@ from exporter.errors import Refused
 from exporter.filename import local_path
 from exporter.qapi import Image
 
+#: Most links that a path may lead over. [path_resolution(7)]
+_LINKS = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -78,7 +81,7 @@ def check(path: str, where: Granted) -> None:
     folder, name = _split(path)
     with _opened(folder) as descriptor:
         _within(descriptor, folder, where.directories)
-        _seen_by(where, folder, os.stat(descriptor), follow_symlinks=True)
+        _seen_by(where, folder, os.stat(descriptor))
         try:
             os.stat(name, dir_fd=descriptor, follow_symlinks=False)
         except FileNotFoundError:
@@ -122,7 +125,7 @@ def make(path: str, where: Granted, active: Image) -> Made:
             opened.truncate(length)
             opened.flush()
             os.fsync(file)
-        _seen_by(where, path, found, follow_symlinks=False)
+        _seen_by(where, path, found)
     except OSError as error:
         made.remove()
         raise Refused("bad-file", f"{path}: {_why(error)}") from error
@@ -198,7 +201,7 @@ def _own_as(file: int, active: Image, process: int) -> None:
     os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o666)
 
 
-def _seen_by(where: Granted, path: str, here: os.stat_result, *, follow_symlinks: bool) -> None:
+def _seen_by(where: Granted, path: str, here: os.stat_result) -> None:
     """Refuse what is another file or directory, or none, where QEMU is, or may be."""
     root = f"/proc/{where.process}/root"
     try:
@@ -214,11 +217,40 @@ def _seen_by(where: Granted, path: str, here: os.stat_result, *, follow_symlinks
             " a grant may say so (same_files)",
         ) from None
     try:
-        there = os.stat(root + path, follow_symlinks=follow_symlinks)
+        there = os.lstat(_without_links(root, path))
     except OSError as error:
         raise Refused("bad-file", f"{path} cannot be seen where QEMU is") from error
     if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
         raise Refused("bad-file", f"{path} is another one where QEMU is")
+
+
+def _without_links(root: str, path: str) -> str:
+    """Return where a path leads in another root; the kernel would follow its links into ours.
+
+    Raises:
+        OSError: nowhere, or that cannot be seen.
+    """
+    real, left, links = "", path.split("/")[::-1], 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            real = os.path.dirname(real).rstrip("/")
+            continue
+        try:
+            target = os.readlink(f"{root}{real}/{name}")
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it is no link
+                raise
+            real = f"{real}/{name}"
+            continue
+        links += 1
+        if links > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        real = "" if target.startswith("/") else real
+        left += target.split("/")[::-1]
+    return root + real
 
 
 def _why(error: Exception) -> str:

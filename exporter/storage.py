@@ -216,16 +216,18 @@ def look_at(path: str) -> Sight:
 
     Blocks for as long as the server does not answer.
     """
+    # A relative path is relative to a folder that only QEMU knows; at a NUL the kernel would stop.
+    if not path.startswith("/") or "\0" in path:
+        return Sight(visible=False)
     try:
-        # A relative path is relative to a folder that only QEMU knows.
-        if not path.startswith("/") or (found := _statx(os.fsencode(path))) is None:
+        if (found := _statx(os.fsencode(path))) is None:
             return Sight(visible=False)
         mode, device, inode, rdev = found
         if stat.S_ISBLK(mode):
             return Sight(True, _device_size(*rdev), identity=rdev)
         identity = (*device, inode)
         space = os.statvfs(os.path.dirname(path) or "/")
-    except ValueError:  # a NUL or half a character: JSON has them, file names do not
+    except ValueError:  # half a character: JSON has it, file names do not
         return Sight(visible=False)
     except OSError:
         return Sight(visible=True)

@@ -96,6 +96,27 @@ def test_an_entry_that_was_removed_is_gone(folder: Path) -> None:
     assert reopened(folder) == {}
 
 
+def test_an_entry_is_not_removed_while_another_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are done in threads, and what one finds the other must not change."""
+    account = Ledger(str(folder))
+    account.put(entry())
+    alone, real = [], os.unlink
+
+    def unlink(path: str) -> None:
+        alone.append(not account._writing.acquire(blocking=False))
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        account.remove(entry())
+    account.put(entry("qbe-b"))
+
+    assert alone == [True]
+    assert list(reopened(folder)) == [("vm", "qbe-b")]
+
+
 def test_nobody_else_can_read_it(folder: Path) -> None:
     """Neither the directory nor a file in it, whatever the umask."""
     before = os.umask(0)

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from exporter import overlay, qapi
+from exporter.config import Grant
 from exporter.errors import Refused
 
 MIB = 1 << 20
@@ -57,18 +58,31 @@ def backing(path: Path) -> str:
     return str(json.loads(qemu_img("info", "-U", "--output=json", path))["backing-filename"])
 
 
-def refusal(path: object, *folders: object, active: object = "/b", process: int = SELF) -> str:
-    """Return which problem stands in the way of making a file, and of checking it alike."""
-    directories = [str(folder) for folder in folders]
-    with pytest.raises(Refused) as made:
-        overlay.make(str(path), directories, image(active), process)
-    return made.value.problem
+def grant(*folders: object, same_files: bool = True) -> Grant:
+    """A grant that names directories, of VMs that have the same files unless it says otherwise."""
+    names = tuple(map(str, folders))
+    return Grant(users=(), verbs=(), vms=(), directories=names, same_files=same_files)
 
 
-def checked(path: object, *folders: object) -> str:
+def make(
+    path: object, *grants: Grant, active: qapi.Image | None = None, process: int = SELF
+) -> overlay.Made:
+    """Make a file as the grants allow it."""
+    where = overlay.granted(str(path), grants, process)
+    return overlay.make(str(path), where, active or image("/b"))
+
+
+def refusal(path: object, *grants: Grant, **more: Any) -> str:
+    """Return which problem stands in the way of making a file."""
+    with pytest.raises(Refused) as caught:
+        make(path, *grants, **more)
+    return caught.value.problem
+
+
+def checked(path: object, *grants: Grant, process: int = SELF) -> str:
     """Return which problem a dry run finds, empty for none."""
     try:
-        overlay.check(str(path), [str(folder) for folder in folders])
+        overlay.check(str(path), overlay.granted(str(path), grants, process))
     except Refused as error:
         return error.problem
     return ""
@@ -80,7 +94,7 @@ def checked(path: object, *folders: object) -> str:
 def test_the_file_is_an_image_on_top_of_the_active_one(granted: Path, base: Path) -> None:
     """Of its size, and with nothing in it."""
     path = granted / "new.qcow2"
-    overlay.make(str(path), [str(granted)], image(base), SELF)
+    make(path, grant(granted), active=image(base))
     told = json.loads(qemu_img("info", "-U", "--output=json", path))
 
     assert (told["virtual-size"], told["backing-filename"]) == (64 * MIB, str(base))
@@ -97,7 +111,7 @@ def test_the_file_belongs_to_whom_the_present_image_belongs_to(
     path = granted / "new.qcow2"
     before = os.umask(0o077)
     try:
-        overlay.make(str(path), [str(granted)], image(base), SELF)
+        make(path, grant(granted), active=image(base))
     finally:
         os.umask(before)
     found = path.stat()
@@ -112,7 +126,7 @@ def test_the_file_is_ours_alone_where_the_present_image_is_no_file_here(
 ) -> None:
     """Nobody can tell whose it should be."""
     path = granted / "new.qcow2"
-    overlay.make(str(path), [str(granted)], image(active), SELF)
+    make(path, grant(granted), active=image(active))
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert backing(path) == active
@@ -124,14 +138,14 @@ def test_a_relative_name_is_one_of_the_directory_that_qemu_was_started_in(
     """In a header it would be one of the directory that the new file is in."""
     with running_in(base.parent) as process:
         path = granted / "new.qcow2"
-        overlay.make(str(path), [str(granted)], image("base.qcow2"), process)
+        make(path, grant(granted), active=image("base.qcow2"), process=process)
 
     assert backing(path) == str(base)
 
 
 def test_a_relative_name_to_a_directory_that_is_not_seen_is_refused(granted: Path) -> None:
     """No file is left, and nothing is guessed."""
-    assert refusal(granted / "new", granted, active="base.qcow2", process=0) == "bad-file"
+    assert refusal(granted / "new", grant(granted), active=image("base.qcow2"), process=0) == "bad-file"
     assert list(granted.iterdir()) == []
 
 
@@ -139,7 +153,7 @@ def test_a_json_name_stays_as_it_is(granted: Path, base: Path) -> None:
     """QEMU opens what is below by it, with the options that are in it."""
     name = "json:" + json.dumps({"driver": "file", "filename": str(base)})
     path = granted / "new.qcow2"
-    overlay.make(str(path), [str(granted)], image(name, format="raw"), SELF)
+    make(path, grant(granted), active=image(name, format="raw"))
 
     assert json.loads(backing(path).removeprefix("json:")) == json.loads(name[5:])
 
@@ -153,7 +167,7 @@ def test_what_no_header_can_say_is_refused_before_a_file_is_made(
 ) -> None:
     """A name that is too long, and a size that is none."""
     with pytest.raises(Refused) as error:
-        overlay.make(str(granted / "new"), [str(granted)], image(active, **more), SELF)
+        make(granted / "new", grant(granted), active=image(active, **more))
 
     assert error.value.problem == "bad-file"
     assert list(granted.iterdir()) == []
@@ -168,15 +182,15 @@ def test_a_directory_below_a_granted_one_is_granted(granted: Path) -> None:
     beside = granted.with_name("granted-too")
     beside.mkdir()
 
-    assert checked(granted / "below" / "new", granted) == ""
-    assert checked(beside / "new", granted) == "not-granted"
-    assert refusal(beside / "new", granted) == "not-granted"
+    assert checked(granted / "below" / "new", grant(granted)) == ""
+    assert checked(beside / "new", grant(granted)) == "not-granted"
+    assert refusal(beside / "new", grant(granted)) == "not-granted"
     assert list(beside.iterdir()) == []
 
 
 def test_the_root_may_be_granted(granted: Path) -> None:
     """Then everything is."""
-    assert checked(granted / "new", "/") == ""
+    assert checked(granted / "new", grant("/")) == ""
 
 
 @pytest.mark.parametrize("depth", ["link", "link/below"])
@@ -188,19 +202,96 @@ def test_a_link_out_of_a_granted_directory_leads_nowhere(
     (outside / "below").mkdir(parents=True)
     (granted / "link").symlink_to(outside)
 
-    assert checked(granted / depth / "new", granted) == "not-granted"
-    assert refusal(granted / depth / "new", granted) == "not-granted"
+    assert checked(granted / depth / "new", grant(granted)) == "not-granted"
+    assert refusal(granted / depth / "new", grant(granted)) == "not-granted"
     assert [path for path in outside.rglob("*") if path.is_file()] == []
 
 
-def test_a_link_into_a_granted_directory_is_followed(granted: Path, tmp_path: Path) -> None:
-    """A grant may name either."""
+def test_a_link_into_a_granted_directory_is_no_name_of_it(granted: Path, tmp_path: Path) -> None:
+    """What is not named is not looked at: an answer would tell what there is elsewhere."""
     link = tmp_path / "link"
     link.symlink_to(granted)
-    overlay.make(str(link / "new"), [str(granted)], image("/b"), SELF)
-    overlay.make(str(granted / "other"), [str(link)], image("/b"), SELF)
 
-    assert sorted(path.name for path in granted.iterdir()) == ["new", "other"]
+    assert checked(link / "new", grant(granted)) == "not-granted"
+    assert refusal(link / "new", grant(granted)) == "not-granted"
+    assert list(granted.iterdir()) == []
+
+
+def test_a_grant_may_name_a_link(granted: Path, tmp_path: Path) -> None:
+    """Then that is the name of the directory, and the other one is not."""
+    link = tmp_path / "link"
+    link.symlink_to(granted)
+    make(link / "new", grant(link))
+
+    assert [path.name for path in granted.iterdir()] == ["new"]
+    assert checked(granted / "other", grant(link)) == "not-granted"
+
+
+def test_a_link_from_one_granted_directory_into_another_is_followed(
+    granted: Path, tmp_path: Path
+) -> None:
+    """If the grants name both ends by the name that was asked for, or above it."""
+    (granted / "below").mkdir()
+    (granted / "link").symlink_to(granted / "below")
+    other = tmp_path / "other"
+    other.mkdir()
+    (granted / "out").symlink_to(other)
+
+    assert checked(granted / "link" / "new", grant(granted)) == ""
+    assert checked(granted / "out" / "new", grant(granted), grant(other)) == "not-granted"
+
+
+@pytest.mark.parametrize("name", ["there", "gone", "private/there", "file/below"])
+def test_what_there_is_outside_of_granted_directories_is_not_told(
+    granted: Path, tmp_path: Path, name: str
+) -> None:
+    """The answer is the same, in every word, whether a directory exists or not."""
+    outside = tmp_path / "outside"
+    (outside / "there").mkdir(parents=True)
+    (outside / "file").touch()
+    with pytest.raises(Refused) as caught:
+        overlay.granted(str(outside / name / "new"), [grant(granted)], SELF)
+
+    assert (caught.value.problem, str(caught.value)) == (
+        "not-granted", f"no grant names the directory {outside / name}",
+    )  # fmt: skip
+
+
+def test_nothing_is_asked_of_the_disk_to_know_what_is_granted(
+    granted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories of other grants may hang, and so may the one that is asked for."""
+
+    def hanging(*_: object, **__: object) -> None:
+        raise AssertionError("the disk was asked")
+
+    with monkeypatch.context() as patch:
+        for name in ("stat", "lstat", "open", "readlink", "listdir"):
+            patch.setattr(overlay.os, name, hanging)
+        where = overlay.granted(f"{granted}/a/new", [grant("/hangs"), grant(granted)], SELF)
+
+    assert where.directories == (str(granted),)
+
+
+@pytest.mark.parametrize("named", ["{}/", "{}//", "{}/.", "{}/../granted"])
+def test_the_name_of_a_granted_directory_may_be_untidy(granted: Path, named: str) -> None:
+    """Whoever wrote the configuration may write it as they do in a shell."""
+    assert checked(granted / "new", grant(named.format(granted))) == ""
+
+
+def test_only_grants_that_name_the_directory_say_what_its_files_are(
+    granted: Path, tmp_path: Path
+) -> None:
+    """That VMs have the same files in one directory says nothing of another."""
+    where = [
+        overlay.granted(str(granted / "new"), grants, SELF)
+        for grants in (
+            [grant(granted, same_files=False), grant(tmp_path / "other")],
+            [grant(granted, same_files=False), grant(tmp_path)],
+        )
+    ]
+
+    assert [each.same_files for each in where] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -215,20 +306,22 @@ def test_a_path_that_is_not_plain_is_refused(granted: Path, path: str) -> None:
     """QEMU and the log are told the same as was checked."""
     name = path.format(granted)
 
-    assert checked(name, granted, "/") == refusal(name, granted, "/") == "bad-file"
+    either = grant(granted, "/")
+
+    assert checked(name, either) == refusal(name, either) == "bad-file"
     assert list(granted.iterdir()) == []
 
 
 def test_a_directory_that_is_not_there_is_refused(granted: Path) -> None:
     """It is not made."""
-    assert checked(granted / "no" / "new", granted) == "bad-file"
-    assert refusal(granted / "no" / "new", granted) == "bad-file"
+    assert checked(granted / "no" / "new", grant(granted)) == "bad-file"
+    assert refusal(granted / "no" / "new", grant(granted)) == "bad-file"
 
 
 def test_a_name_that_is_too_long_is_refused(granted: Path) -> None:
     """As the file system says."""
-    assert checked(granted / ("n" * 256), granted) == "bad-file"
-    assert refusal(granted / ("n" * 256), granted) == "bad-file"
+    assert checked(granted / ("n" * 256), grant(granted)) == "bad-file"
+    assert refusal(granted / ("n" * 256), grant(granted)) == "bad-file"
 
 
 # Never over another.
@@ -243,8 +336,8 @@ def test_what_is_there_is_left_as_it_is(granted: Path, tmp_path: Path) -> None:
     (granted / "dangling").symlink_to(granted / "nowhere")
     os.mkfifo(granted / "fifo")
     for name in ("file", "folder", "link", "dangling", "fifo"):
-        assert checked(granted / name, granted) == "file-exists"
-        assert refusal(granted / name, granted) == "file-exists"
+        assert checked(granted / name, grant(granted)) == "file-exists"
+        assert refusal(granted / name, grant(granted)) == "file-exists"
 
     assert (granted / "file").read_text() == (tmp_path / "target").read_text() == "precious"
     assert not (granted / "nowhere").exists()
@@ -255,14 +348,14 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
     results: list[object] = []
     start = threading.Barrier(16)
 
-    def make() -> None:
+    def compete() -> None:
         start.wait()
         try:
-            results.append(overlay.make(str(granted / "new"), [str(granted)], image("/b"), SELF))
+            results.append(make(granted / "new", grant(granted)))
         except Refused as error:
             results.append(error.problem)
 
-    threads = [threading.Thread(target=make) for _ in range(16)]
+    threads = [threading.Thread(target=compete) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -279,7 +372,7 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
 
 def test_a_file_that_was_made_in_vain_is_removed(granted: Path) -> None:
     """QEMU refused it."""
-    made = overlay.make(str(granted / "new"), [str(granted)], image("/b"), SELF)
+    made = make(granted / "new", grant(granted))
     made.remove()
     made.remove()
 
@@ -290,7 +383,7 @@ def test_a_file_that_was_made_in_vain_is_removed(granted: Path) -> None:
 def test_a_file_that_took_its_place_is_not_removed(granted: Path, kind: str) -> None:
     """Nor what a link leads to."""
     path = granted / "new"
-    made = overlay.make(str(path), [str(granted)], image("/b"), SELF)
+    made = make(path, grant(granted))
     path.rename(granted / "moved")
     if kind == "file":
         path.write_text("precious")
@@ -313,7 +406,7 @@ def test_a_file_that_cannot_be_finished_is_removed(
 
     with monkeypatch.context() as patch:
         patch.setattr(overlay.os, "fsync", failing)
-        assert refusal(granted / "new", granted) == "bad-file"
+        assert refusal(granted / "new", grant(granted)) == "bad-file"
 
     assert list(granted.iterdir()) == []
 
@@ -321,22 +414,65 @@ def test_a_file_that_cannot_be_finished_is_removed(
 # Where QEMU is.
 
 
-def test_a_process_that_cannot_be_seen_is_taken_to_see_what_we_see(granted: Path) -> None:
-    """It is in another namespace of processes, or gone: QEMU itself says if there is no file."""
-    overlay.make(str(granted / "new"), [str(granted)], image("/b"), 0)
+def test_a_file_that_qemu_sees_is_made_for_it(granted: Path) -> None:
+    """Then no grant has to say that there is one."""
+    with qemu() as process:
+        tried = checked(granted / "new", grant(granted, same_files=False), process=process)
+        make(granted / "new", grant(granted, same_files=False), process=process)
 
+    assert tried == ""
     assert (granted / "new").exists()
 
 
-@pytest.mark.parametrize("there", ["nothing", "another"])
-def test_a_qemu_with_other_mounts_is_not_told_of_a_file_that_it_does_not_see(
-    granted: Path, there: str
+@pytest.mark.parametrize("who", ["nobody", "gone", "manager", "private"])
+def test_where_nobody_can_tell_what_qemu_sees_a_grant_has_to_say_it(
+    granted: Path, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """It would fail, or open another one; no file is left here."""
-    with elsewhere(granted, there) as process:
-        problem = refusal(granted / "new", granted, process=process)
+    """It is in another namespace, has ended, was handed its socket, or may not be looked into."""
+    with qemu() as running, running_in(granted) as manager:
+        with running_in(granted) as ended:
+            pass
+        process = {"nobody": 0, "gone": ended, "manager": manager, "private": running}[who]
+        if who == "private":
+            forbidden(monkeypatch, running)
+        silent, says_it = grant(granted, same_files=False), grant(granted)
+        refused = [
+            checked(granted / "new", silent, process=process),
+            refusal(granted / "new", silent, process=process),
+        ]
+        left = list(granted.iterdir())
+        allowed = checked(granted / "new", says_it, process=process)
+        make(granted / "new", says_it, process=process)
 
-    assert problem == "bad-file"
+    assert (refused, left, allowed) == (["bad-file", "bad-file"], [], "")
+    assert (granted / "new").exists()
+
+
+def test_why_a_file_is_refused_that_qemu_may_not_have_says_what_to_do(granted: Path) -> None:
+    """By the name of the option."""
+    with pytest.raises(Refused) as caught:
+        make(granted / "new", grant(granted, same_files=False), process=0)
+
+    assert str(caught.value) == (
+        f"{granted}/new: nobody can tell from here that QEMU has the same files under the same"
+        " names; a grant may say so (same_files)"
+    )
+
+
+@pytest.mark.parametrize("there", ["nothing", "another"])
+@pytest.mark.parametrize("same_files", [True, False])
+def test_a_qemu_with_other_mounts_is_not_told_of_a_file_that_it_does_not_see(
+    granted: Path, there: str, same_files: bool
+) -> None:
+    """It would fail, or open another one; no file is left here, whatever a grant says."""
+    with elsewhere(granted, there) as process:
+        says = grant(granted, same_files=same_files)
+        problems = [
+            checked(granted / "new", says, process=process),
+            refusal(granted / "new", says, process=process),
+        ]
+
+    assert problems == ["bad-file", "bad-file"]
     assert list(granted.iterdir()) == []
 
 
@@ -347,9 +483,61 @@ def test_a_qemu_with_other_mounts_that_sees_the_file_is_told_of_it(
     other = tmp_path / "other"
     other.mkdir()
     with elsewhere(other, "nothing") as process:
-        overlay.make(str(granted / "new"), [str(granted)], image("/b"), process)
+        make(granted / "new", grant(granted, same_files=False), process=process)
 
     assert (granted / "new").exists()
+
+
+@pytest.mark.parametrize("same_files", [True, False])
+def test_a_link_is_followed_where_qemu_is_and_not_from_here(
+    granted: Path, tmp_path: Path, same_files: bool
+) -> None:
+    """The link is the same there, and what is at its end is not."""
+    target = tmp_path / "target"
+    target.mkdir()
+    granted.rmdir()
+    granted.symlink_to(target)
+    with elsewhere(target, "nothing") as process:
+        says = grant(granted, same_files=same_files)
+        problems = [
+            checked(granted / "new", says, process=process),
+            refusal(granted / "new", says, process=process),
+        ]
+
+    assert problems == ["bad-file", "bad-file"]
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["below", "../{}/below", "../below/../{}/./below/"])
+def test_links_are_followed_as_the_kernel_does(granted: Path, target: str) -> None:
+    """One that is relative is so to where it is; one that leads to itself leads nowhere."""
+    (granted / "below").mkdir()
+    (granted.parent / "below").mkdir()
+    (granted / "link").symlink_to(target.format(granted.name))
+    with qemu() as process:
+        says = grant(granted, same_files=False)
+        problem = checked(granted / "link" / "new", says, process=process)
+
+    assert problem == ""
+
+
+def test_links_that_lead_in_a_circle_where_qemu_is_lead_nowhere(granted: Path) -> None:
+    """They are not followed for ever."""
+    (granted / "loop").mkdir()
+    with elsewhere(granted, "loop") as process:
+        assert checked(granted / "loop" / "new", grant(granted), process=process) == "bad-file"
+
+
+def forbidden(monkeypatch: pytest.MonkeyPatch, process: int) -> None:
+    """Let nobody look at the files of a process, as where another user runs it."""
+    real = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if str(path).startswith(f"/proc/{process}/"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(overlay.os, "listdir", listdir)
 
 
 class _Running:
@@ -376,13 +564,23 @@ def running_in(folder: Path) -> _Running:
     return _Running(["sh", "-c", "echo ready; cat"], folder)
 
 
+def qemu(before: str = "", *command: str) -> _Running:
+    """Run a process by the name of a QEMU, after what is done before."""
+    script = f"{before} echo qemu-system-x >/proc/$$/comm; echo ready; read line || :"
+    return _Running([*command, "sh", "-c", script])
+
+
 def elsewhere(folder: Path, there: str) -> _Running:
-    """Run a process for which a folder is an empty one, or one with another file of the name."""
+    """Run a QEMU for which a folder is another one, with nothing in it or what is said."""
     tool = shutil.which("unshare")
     assert tool, "the tests need unshare"
-    fill = "" if there == "nothing" else f"touch {folder}/new;"
-    script = f"mount -t tmpfs none {folder}; {fill} echo ready; cat"
-    return _Running([tool, "--mount", "--propagation", "private", "sh", "-c", script])
+    fill = {
+        "nothing": "",
+        "another": f"touch {folder}/new;",
+        "loop": f"ln -s loop {folder}/loop;",
+    }[there]
+    mount = f"mount -t tmpfs none {folder}; {fill}"
+    return qemu(mount, tool, "--mount", "--propagation", "private")
 
 
 @pytest.fixture(autouse=True)

@@ -202,6 +202,34 @@ def test_the_files_of_another_process_say_nothing() -> None:
     assert peer.open_files(0) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("qemu-system-x86", True), ("qemu-kvm", True), ("kvm", True), ("qemu", True), ("libvirtd", False),
+     ("xqemu", False), ("socat", False)],
+)  # fmt: skip
+async def test_a_qemu_is_known_by_the_name_of_its_program(
+    tmp_path: Path, name: str, expected: bool
+) -> None:
+    """A manager that made the socket, or a proxy that stands before it, is none."""
+    program = tmp_path / name
+    program.symlink_to("/bin/sleep")
+    process = await asyncio.create_subprocess_exec(program, "60")
+    found = peer.is_qemu(process.pid)
+    process.kill()
+    await process.wait()
+
+    assert found is expected
+
+
+def test_whether_a_process_is_a_qemu_may_not_be_seen() -> None:
+    """That is not the same as that it is none."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    for process in (0, -1, child.pid):
+        with pytest.raises(OSError, match="No such file"):
+            peer.is_qemu(process)
+
+
 def test_another_client_is_seen_only_while_one_waits(
     listener: socket.socket, sockets: Path
 ) -> None:

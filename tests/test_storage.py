@@ -327,22 +327,63 @@ def test_a_block_device_has_its_own_size(tmp_path: Path, monkeypatch: pytest.Mon
         return size
 
     monkeypatch.setattr(storage, "Path", sysfs)
-    monkeypatch.setattr(storage, "_statx", lambda path: (stat.S_IFBLK, 8, 17))
-    assert look_at(str(tmp_path)) == Sight(visible=True)
+    monkeypatch.setattr(storage, "_statx", lambda path: (stat.S_IFBLK, (0, 5), 99, (8, 17)))
+    assert look_at(str(tmp_path)) == Sight(visible=True, identity=(8, 17))
     size.write_text("2048\n")
 
-    assert look_at(str(tmp_path)) == Sight(visible=True, size_bytes=1048576)
+    assert look_at(str(tmp_path)) == Sight(visible=True, size_bytes=1048576, identity=(8, 17))
     assert asked[0] == "/sys/dev/block/8:17/size"
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/mountinfo", "/"])
+@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/mountinfo", "/", __file__])
 def test_what_the_server_says_of_a_file_is_what_stat_says(path: str) -> None:
     """The kernel's own structure is read, a member at a time."""
     state = os.stat(path)
 
     assert storage._statx(os.fsencode(path)) == (
-        state.st_mode, os.major(state.st_rdev), os.minor(state.st_rdev),
+        state.st_mode, (os.major(state.st_dev), os.minor(state.st_dev)), state.st_ino,
+        (os.major(state.st_rdev), os.minor(state.st_rdev)),
     )  # fmt: skip
+
+
+def test_a_file_is_one_under_all_of_its_names(tmp_path: Path) -> None:
+    """Links of both kinds, and ways around; what is in it, and what it was called, is no matter."""
+    file, other, folder = tmp_path / "a", tmp_path / "b", tmp_path / "folder"
+    for each in (file, other):
+        each.write_text("alike")
+    folder.symlink_to(tmp_path)
+    (tmp_path / "hard").hardlink_to(file)
+    (tmp_path / "soft").symlink_to("a")
+    paths = [file, tmp_path / "hard", tmp_path / "soft", folder / "hard", f"{tmp_path}/../{tmp_path.name}/a"]
+    identities = {look_at(str(path)).identity for path in paths}
+
+    assert len(identities) == 1
+    assert identities != {look_at(str(other)).identity}
+    assert None not in identities
+
+
+def test_a_block_device_is_one_under_all_of_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node is a file of its own, elsewhere; the device is what counts, and no file is it."""
+    nodes = {
+        "/dev/vg/disk": (stat.S_IFBLK | 0o660, (0, 5), 11, (253, 4)),
+        "/srv/node": (stat.S_IFBLK | 0o600, (8, 1), 12, (253, 4)),
+        "/dev/vg/other": (stat.S_IFBLK | 0o660, (0, 5), 13, (253, 5)),
+        f"{tmp_path}/file": (stat.S_IFREG | 0o600, (253, 4), 11, (0, 0)),
+    }
+    monkeypatch.setattr(storage, "_statx", lambda path: nodes[os.fsdecode(path)])
+    one, again, other, file = (look_at(path).identity for path in nodes)
+
+    assert one == again
+    assert len({one, other, file}) == 3
+
+
+@pytest.mark.parametrize("name", ["gone", "\0"])
+def test_what_cannot_be_seen_is_no_file_that_is_known(tmp_path: Path, name: str) -> None:
+    """Two of them are not taken for one."""
+    assert look_at(str(tmp_path / name)).identity is None
+    assert look_at("relative").identity is None
 
 
 @pytest.mark.parametrize("name", ["gone", "file/below", ""])

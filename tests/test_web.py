@@ -421,6 +421,39 @@ async def test_reload_reads_the_configuration_again(serve: Serve, method: str) -
     assert (answer.status, await answer.text(), web.reloads) == (200, "", 1)
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize(
+    ("header", "value", "why"),
+    [
+        ("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Site says that it is another site's"),
+        ("Sec-Fetch-Site", "same-site", "Sec-Fetch-Site says that it is another site's"),
+        ("Origin", "https://evil.example", "Origin is another site"),
+        ("Origin", "null", "Origin is another site"),
+        ("Origin", "", "Origin is another site"),
+    ],
+)
+async def test_a_page_of_another_site_does_not_reload(
+    serve: Serve, method: str, header: str, value: str, why: str
+) -> None:
+    """A browser that knows the password sends it along with whatever such a page asks for."""
+    web = await serve(lifecycle=True)
+    answer = await web.client.request(method, "/-/reload", headers={header: value})
+
+    assert (answer.status, web.reloads) == (403, 0)
+    assert await answer.text() == f"Cross-site request: {why}.\n"
+
+
+@pytest.mark.parametrize("site", ["none", "same-origin"])
+async def test_a_page_of_this_site_may_reload(serve: Serve, site: str) -> None:
+    """As may whoever uses no browser."""
+    web = await serve(lifecycle=True)
+    own = f"http://{web.client.host}:{web.client.port}"
+    headers = {"Sec-Fetch-Site": site, "Origin": own}
+    answer = await web.client.post("/-/reload", headers=headers)
+
+    assert (answer.status, web.reloads) == (200, 1)
+
+
 async def test_a_reload_that_fails_says_why(serve: Serve) -> None:
     """As Prometheus does."""
     web = await serve(lifecycle=True)

@@ -23,7 +23,7 @@ from exporter.web import admin as module
 from exporter.web.routes import ROUTES, Route
 from tests.conftest import series
 from tests.disks import Disk, block_job, plug, start
-from tests.fakeqmp import FakeQmp, dying
+from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import Answer, Reach, Site, begin, grant, serving
 
 SECRET = "SECRETPW"
@@ -34,7 +34,7 @@ JSON = "application/json"
 @pytest.fixture
 async def reach(reach: Reach, tmp_path: Path) -> Reach:
     """The fleet, with a directory for snapshots."""
-    reach.grant(grant(directories=(str(tmp_path),)))
+    reach.grant(grant(directories=(str(tmp_path),), same_files=True))
     return reach
 
 
@@ -237,6 +237,25 @@ async def test_what_is_not_there_is_a_problem_with_a_line(
     assert lines.one() == {
         "action": "other", "result": "refused", "user": "alice", "status": 404,
     }  # fmt: skip
+
+
+async def test_a_probe_that_tells_how_it_went_does_not_tell_of_requests(
+    site: Site, fake: FakeQmp, tmp_path: Path, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may look is not told who asked for what, from where, at the same time."""
+    caplog.set_level(logging.INFO)
+    fake.answering.clear()
+    probing = asyncio.create_task(site.send("GET", "/probe?target=vm&debug=true"))
+    await until(lambda: fake.received)
+    assert (await site.commit(user="bob")).status == 403
+    fake.answering.set()
+    told = (await probing).body
+    line = lines.one()
+
+    assert (line["user"], line["vm"]) == ("bob", "vm")
+    assert told.startswith("Logs for the probe:\n")
+    assert "msg=action" not in told
+    assert "bob" not in told
 
 
 async def test_reading_leaves_no_line(site: Site, lines: Lines) -> None:
@@ -442,6 +461,21 @@ async def test_pages_of_this_site_may_ask(fake: FakeQmp, reach: Reach, tmp_path:
         ]
 
     assert statuses == [200] * 4
+
+
+async def test_a_reload_may_be_asked_for_by_the_name_of_a_proxy(
+    fake: FakeQmp, reach: Reach, tmp_path: Path
+) -> None:
+    """The same sites may as of all else that is changed."""
+    async with serving(
+        reach, tmp_path, "alice", origins=["qemu.example"], lifecycle=True
+    ) as site:
+        statuses = [
+            (await site.send("POST", "/-/reload", headers={"Origin": origin})).status
+            for origin in ("https://qemu.example", "https://evil.example")
+        ]
+
+    assert statuses == [200, 403]
 
 
 # Answers.

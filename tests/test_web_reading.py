@@ -193,6 +193,55 @@ async def test_a_job_that_was_started_here_is_in_every_list_for_as_long_as_its_r
     assert (down.status, down.body["outcome"], down.body["status"]) == (200, "completed", None)
 
 
+async def test_a_job_on_record_is_told_of_when_its_vm_is_gone(
+    site: Site, fake: FakeQmp, sockets: Path
+) -> None:
+    """There is no target of that name any more: what became of the job is known all the same."""
+    await site.reach.commit()
+    end(fake, "qbe-1", "base")
+    for _ in range(4):
+        await site.reach.look()
+    (sockets / "vm.sock").unlink()
+    site.reach.fleet.discover()
+    job = await site.get("/vms/vm/block-jobs/qbe-1")
+    every = await site.get("/block-jobs")
+    lost = [await site.get(f"/vms/{path}") for path in ("vm", "vm/block-jobs/j", "w/block-jobs/qbe-1")]
+
+    assert (job.status, job.body["vm"], job.body["outcome"]) == (200, "vm", "completed")
+    assert (job.body["status"], job.body["top"], job.body["base"]) == (None, 0, 1)
+    assert every.body == {"jobs": [job.body]}
+    assert [answer.problem for answer in lost] == ["unknown-vm"] * 3
+
+
+async def test_jobs_of_vms_that_are_gone_stand_behind_those_that_run(
+    site: Site, fake: FakeQmp
+) -> None:
+    """By the names of the VMs, also of those that were gone when the exporter was started."""
+    await site.reach.commit()
+    assert site.reach.hand.ledger is not None
+    for name in ("z", "a"):
+        site.reach.hand.ledger.put(msgspec.structs.replace(site.reach.entry("qbe-1"), vm=name))
+    await site.reach.look()
+    jobs = (await site.get("/block-jobs")).body["jobs"]
+
+    assert [(job["vm"], job["job_id"], job["device"]) for job in jobs] == [
+        (vm, "qbe-1", "disk0") for vm in ("vm", "a", "z")
+    ]
+
+
+async def test_a_job_of_a_vm_that_has_just_gone_is_told_of_once(
+    site: Site, fake: FakeQmp, sockets: Path
+) -> None:
+    """The VM was there when all were asked, a moment ago, and is no target any more."""
+    await site.reach.commit()
+    before = await site.get("/block-jobs")
+    (sockets / "vm.sock").unlink()
+    site.reach.fleet.discover()
+    after = await site.get("/block-jobs")
+
+    assert [len(answer.body["jobs"]) for answer in (before, after)] == [1, 1]
+
+
 async def test_a_job_that_waits_to_be_dismissed_has_its_outcome(
     site: Site, fake: FakeQmp
 ) -> None:

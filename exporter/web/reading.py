@@ -63,7 +63,8 @@ class Reading:
         collected = await self._fleet.scrape(self._seconds)
         found = sorted(collected, key=lambda each: each.snapshot.vm)
         jobs = [job for each in found for job in self._jobs(each)]
-        gone = set(self._ledger.vms()) - set(self._fleet.members) if self._ledger else set()
+        here = {each.snapshot.vm for each in found}
+        gone = set(self._ledger.vms()) - here if self._ledger else set()
         return answer(api.JobList([*jobs, *(job for vm in sorted(gone) for job in self._past(vm))]))
 
     async def jobs(self, request: web.Request) -> web.Response:

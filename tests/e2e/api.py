@@ -135,10 +135,11 @@ def admin(
     config: Mapping[str, object] | None = None,
     sockets: bool = True,
     users: Sequence[str] = (),
+    before: Sequence[str] = (),
 ) -> Admin:
     """Start an exporter with the admin API; without grants one user may do everything.
 
-    `users` exist without a grant.
+    `users` exist without a grant; `before` is a command that runs it.
     """
     chosen = grants or (grant(directories=[str(lab.folder)], same_files=True),)
     names = {user for each in chosen for user in each["users"]}  # type: ignore[attr-defined]
@@ -156,6 +157,7 @@ def admin(
         "--web.enable-admin-api",
         *flags,
         sockets=sockets,
+        before=before,
     )
     exporter.authorization = f"Basic {base64.b64encode(f'{ALL}:{ALL * 2}'.encode()).decode()}"
     return Admin(exporter)

@@ -103,7 +103,7 @@ def site(shared_lab: Lab) -> Iterator[Site]:
     made.mkdir()
     root = admin(
         lab,
-        grant(directories=[str(made)]),
+        grant(directories=[str(made)], same_files=True),
         {"users": ["pauser"], "vms": ["v*"], "verbs": sorted(GRANTED["pauser"])},
         flags=[f"--qmp.sockets={lab.folder}/wire/*.sock"],
         sockets=False,

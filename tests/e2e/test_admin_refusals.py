@@ -148,6 +148,7 @@ def prepared(lab: Lab) -> Admin:
     granted = lab.folder / "granted"
     granted.mkdir()
     (lab.folder / "granted-not").mkdir()
+    (lab.folder / "link").symlink_to(granted)
     (granted / "out").symlink_to(lab.folder)
     (granted / "dangling.qcow2").symlink_to(granted / "nothing")
     (granted / "there.qcow2").write_text("what somebody keeps")
@@ -486,11 +487,15 @@ def test_a_snapshot_in_a_file_that_must_not_be_made(
     assert (stage.granted / "there.qcow2").read_text() == "what somebody keeps"
 
 
-@pytest.mark.parametrize("file", ["new.qcow2", "granted-not/new.qcow2"])
-def test_a_snapshot_in_a_directory_that_is_not_granted(stage: Stage, file: str) -> None:
-    """One beside it is another, however much its name is the same."""
-    ask = asked(stage, "snapshot", file=f"{stage.lab.folder}/{file}")
-    stage.refused(ask, "snapshot", 403, "not-granted")
+@pytest.mark.parametrize(
+    "folder", ["", "/granted-not", "/gone", "/granted-not/gone", "/vm.sock", "/state", "/link"]
+)
+def test_a_snapshot_in_a_directory_that_is_not_granted(stage: Stage, folder: str) -> None:
+    """One beside it, whatever its name is like; whether there is such a one is told to nobody."""
+    there = f"{stage.lab.folder}{folder}"
+    ask = asked(stage, "snapshot", file=f"{there}/new.qcow2")
+    detail = stage.refused(ask, "snapshot", 403, "not-granted")
+    assert detail == f"no grant names the directory {there}"
 
 
 @pytest.mark.parametrize("file", ["new.qcow2", "granted/new.qcow2", "./new.qcow2", "json:{}"])
@@ -594,9 +599,12 @@ def test_a_snapshot_in_a_directory_that_qemu_may_not_enter_is_rejected_by_qemu(l
     assert list(private.iterdir()) == []
 
 
+@pytest.mark.parametrize("same_files", [True, False])
 @pytest.mark.parametrize("there", ["another", "none"])
-def test_a_snapshot_in_a_directory_that_is_another_where_qemu_is(lab: Lab, there: str) -> None:
-    """A container's QEMU would open another file, or none: it is not asked to, and a try says so."""
+def test_a_snapshot_in_a_directory_that_is_another_where_qemu_is(
+    lab: Lab, there: str, same_files: bool
+) -> None:
+    """A container's QEMU would open another file, or none, whatever a grant says; a try says so."""
     shared = lab.folder / "shared"
     shared.mkdir()
     image = lab.image("disk")
@@ -605,7 +613,7 @@ def test_a_snapshot_in_a_directory_that_is_another_where_qemu_is(lab: Lab, there
     script = f'mount -t tmpfs none {shared}; exec "$@"'
     command = lab.qemu_command("vm", *drive("disk0", image))
     vm = lab.keep(Qemu(lab.folder, "vm", ["unshare", "-m", "sh", "-c", script, "sh", *command]))
-    user = admin(lab, grant(directories=[str(shared)]))
+    user = admin(lab, grant(directories=[str(shared)], same_files=same_files))
     before = state(vm), files(lab)
 
     for dry_run in (True, False):
@@ -613,6 +621,77 @@ def test_a_snapshot_in_a_directory_that_is_another_where_qemu_is(lab: Lab, there
         assert (answer.status, answer.problem) == (422, "bad-file"), answer.body
     assert (state(vm), files(lab)) == before
     assert len(audited(user.exporter, action="snapshot", problem="bad-file")) == 2
+
+
+def test_a_snapshot_over_a_link_that_leads_elsewhere_where_qemu_is(lab: Lab) -> None:
+    """The link is the same file to both, and the directory that it leads to is not."""
+    shared, link = lab.folder / "shared", lab.folder / "link"
+    shared.mkdir()
+    link.symlink_to(shared)
+    script = f'mount -t tmpfs none {shared}; exec "$@"'
+    command = lab.qemu_command("vm", *drive("disk0", lab.image("disk")))
+    vm = lab.keep(Qemu(lab.folder, "vm", ["unshare", "-m", "sh", "-c", script, "sh", *command]))
+    user = admin(lab, grant(directories=[str(link)], same_files=True))
+    before = state(vm), files(lab)
+
+    for dry_run in (True, False):
+        answer = user.snapshot("vm", "disk0", link / "new.qcow2", dry_run=dry_run)
+        assert (answer.status, answer.problem) == (422, "bad-file"), answer.body
+        assert "is another one where QEMU is" in answer.body["detail"]
+    assert (state(vm), files(lab)) == before
+
+
+def test_a_snapshot_of_a_qemu_that_may_not_be_looked_into_needs_a_grant_that_vouches(
+    lab: Lab,
+) -> None:
+    """Whether it has the same files nobody can tell: the exporter does not guess."""
+    vm = lab.qemu("vm", *drive("disk0", lab.image("disk")))
+    user = admin(
+        lab,
+        grant(directories=[str(lab.folder)]),
+        grant(users=["sure"], directories=[str(lab.folder)], same_files=True),
+        before=["setpriv", "--bounding-set=-sys_ptrace"],
+    )
+    sure = Admin(user.exporter, "sure")
+    file = lab.folder / "new.qcow2"
+    before = state(vm), files(lab)
+
+    for dry_run in (True, False):
+        answer = user.snapshot("vm", "disk0", file, dry_run=dry_run)
+        assert (answer.status, answer.problem) == (422, "bad-file"), answer.body
+        assert "same_files" in answer.body["detail"]
+    assert (state(vm), files(lab)) == before
+    assert len(audited(user.exporter, action="snapshot", problem="bad-file", user="root")) == 2
+
+    assert sure.snapshot("vm", "disk0", file, dry_run=True).status == 200
+    assert sure.snapshot("vm", "disk0", file).status == 201
+    assert vm.run("query-block")[0]["inserted"]["file"] == str(file)
+
+
+def test_what_no_grant_allows_alone_two_do_not_allow_together(lab: Lab) -> None:
+    """One names the directory, and the other lets VMs be changed that a manager runs."""
+    nodes = blockdev("virtio-disk0", *lab.chain("managed", 1), name="libvirt")
+    managed = lab.qemu("managed", *nodes, machine="pc")
+    vm = lab.qemu("vm", *drive("disk0", lab.image("disk")))
+    mine, lent = lab.folder / "mine", lab.folder / "lent"
+    mine.mkdir()
+    lent.mkdir()
+    user = admin(
+        lab, grant(directories=[str(mine)]), grant(directories=[str(lent)], allow_managed=True)
+    )
+    before = state(managed), files(lab)
+
+    for dry_run in (True, False):
+        answer = user.snapshot("managed", "virtio-disk0", mine / "new.qcow2", dry_run=dry_run)
+        assert (answer.status, answer.problem) == (403, "not-granted"), answer.body
+        assert answer.body["detail"] == f"no grant names the directory {mine}"
+    assert (state(managed), files(lab)) == before
+
+    assert user.snapshot("vm", "disk0", mine / "new.qcow2").status == 201
+    assert user.snapshot("managed", "virtio-disk0", lent / "new.qcow2").status == 201
+    assert vm.run("query-block")[0]["inserted"]["file"] == str(mine / "new.qcow2")
+    (disk,) = managed.run("query-block")
+    assert disk["inserted"]["file"] == str(lent / "new.qcow2")
 
 
 # Storage that hangs.
@@ -673,6 +752,25 @@ def test_a_snapshot_in_a_directory_that_hangs_is_not_tried(lab: Lab) -> None:
 
     wait_until(lambda: snapshot(dry_run=True).status == 200, "the storage answers")
     assert not (mount.folder / "new.qcow2").exists()
+
+
+def test_a_granted_directory_that_hangs_is_in_the_way_of_no_other(lab: Lab) -> None:
+    """Which one is meant is known by its name: the other is not asked whether it leads there."""
+    mount = lab.keep(Mount(lab.folder))
+    calm = lab.folder / "calm"
+    calm.mkdir()
+    vm = lab.qemu("vm", *drive("disk0", lab.image("disk")))
+    user = admin(
+        lab, grant(directories=[str(mount.folder), str(calm)]), flags=["--qmp.timeout=2"]
+    )
+    with mount.stopped():
+        for dry_run, status in ((True, 200), (False, 201)):
+            answer = user.snapshot("vm", "disk0", calm / "new.qcow2", dry_run=dry_run)
+            assert (answer.status, answer.kind) == (status, "application/json"), answer.body
+        outside = user.snapshot("vm", "disk0", lab.folder / "new.qcow2")
+        assert (outside.status, outside.problem) == (403, "not-granted")
+
+    assert vm.run("query-block")[0]["inserted"]["file"] == str(calm / "new.qcow2")
 
 
 def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> None:

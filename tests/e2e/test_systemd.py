@@ -267,7 +267,8 @@ def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_co
     password = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
     host.write("/etc/qbe-web.yml", f"basic_auth_users:\n  ops: {password}\n")
     host.write("/etc/qbe.yml", f"groups: [{{name: all, sockets: ['/run/{NAME}/*.sock']}}]\nadmin:\n  grants:\n"
-               "    - {users: [ops], verbs: [commit, snapshot], vms: ['*'], directories: [/srv/overlays]}\n")  # fmt: skip
+               "    - {users: [ops], verbs: [commit, snapshot], vms: ['*'], directories: [/srv/overlays],\n"
+               "       same_files: true}\n")  # fmt: skip
     host.run("install", "--directory", "--mode=0770", f"--owner={NAME}", "--group=kvm", "/srv/overlays")
     flags = "--web.enable-admin-api --web.config.file=/etc/qbe-web.yml --config.file=/etc/qbe.yml"
     admin = f"{URL}/api/v1/admin/vms"

@@ -225,16 +225,12 @@ class Actions:
         looking = {m.start(): m for m in self._fleet.members.values() if m.name != vm}
         if looking:
             await asyncio.wait(looking, timeout=_OTHERS_SECONDS)
-        silent = {}
-        for look, member in looking.items():
-            reason = member.outcome(look).snapshot.reason if look.done() else "timeout"
-            # Of a socket that nobody listens on, there is no QEMU.
-            if reason not in (None, "no_socket", "refused"):
-                silent[member.name] = reason
-        return [
-            f"{name} does not answer ({reason}): it may share a layer"
-            for name, reason in sorted(silent.items())
-        ]
+        late = "does not answer (timeout)"
+        said = {
+            member.name: guards.unsaid(member.outcome(look).snapshot) if look.done() else late
+            for look, member in looking.items()
+        }
+        return [f"{vm} {why}: it may share a layer" for vm, why in sorted(said.items()) if why]
 
     async def _commit_checked(
         self, mine: Turn, snapshot: Snapshot, request: api.Commit, warnings: list[str]

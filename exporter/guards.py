@@ -182,6 +182,17 @@ def unshared(
                 )
 
 
+def unsaid(snapshot: Snapshot) -> str:
+    """Return why nobody knows which layers the disks of a VM have, "" where that is known."""
+    if not snapshot.up:
+        # Of a socket that nobody listens on, there is no QEMU.
+        gone = snapshot.reason in ("no_socket", "refused")
+        return "" if gone else f"does not answer ({snapshot.reason})"
+    nodes = [node for each in snapshot.devices for node in each.nodes if node.role == "format"]
+    blind = any(node.image is None for node in nodes)
+    return "does not tell the files of all its disks" if blind else ""
+
+
 def _keys(vm: str, node: Node, identities: Mapping[str, object]) -> Iterator[object]:
     """Yield what a layer is known by: two that have one of these in common are one."""
     if node.node_name:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from exporter import api
 from exporter.api import Commit
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.storage import Sight
+from exporter.turn import Turn
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import USER, Reach, begin, end, gone, grant, run
@@ -355,6 +356,17 @@ async def test_the_disks_of_a_vm_that_is_being_migrated_are_left_alone(
     assert (await reach.commit()).command == "block-commit"
 
 
+async def test_the_same_request_is_answered_while_its_vm_is_being_migrated(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """It changes nothing."""
+    await reach.commit()
+    fake.replies["query-migrate"] = {"return": {"status": "active"}}
+    again = await reach.commit()
+
+    assert (again.replayed, again.job.status) == (True, "running")
+
+
 async def test_it_is_asked_whether_a_vm_is_being_migrated_just_before_it_is_changed(
     fake: FakeQmp, reach: Reach
 ) -> None:
@@ -417,6 +429,67 @@ async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
         )
         reach.sight = Sight(visible=True)
         assert (await reach.commit()).command == "block-commit"
+
+
+async def test_a_vm_that_has_come_since_the_last_scrape_is_looked_at(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """Its socket is looked for, however short ago that was done."""
+    await reach.fleet.scrape(20.0)
+    async with FakeQmp(str(sockets / "new.sock")) as new:
+        plug(new, Disk(nodes=("x", "base")))
+
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/images/base.qcow2 is layer 1 of disk0 of new too",
+        )
+
+
+async def test_a_vm_that_is_silent_is_not_waited_for_longer_than_a_moment(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named as any that does not answer."""
+    monkeypatch.setattr("exporter.actions._OTHERS_SECONDS", 0.05)
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        other.answering.clear()
+        done = await reach.commit()
+        other.answering.set()
+
+    assert done.warnings == ["other does not answer (timeout): it may share a layer"]
+
+
+async def test_a_vm_whose_files_are_not_known_may_share_a_layer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """It answers, and yet nobody can compare."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y")))
+        other.replies["query-block"] = {"error": {"class": "GenericError", "desc": "no"}}
+        done = await reach.commit()
+
+    assert done.warnings == [
+        "other does not tell the files of all its disks: it may share a layer"
+    ]
+
+
+async def test_files_that_cannot_be_looked_at_are_compared_by_name_alone(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is said; a name that is the same is refused as ever."""
+
+    async def see(self: Turn, paths: Collection[str]) -> Any:
+        assert "/mnt/y" in paths
+        raise Refused("storage-hangs", "/mnt hangs")
+
+    monkeypatch.setattr(Turn, "identities", see)
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y"), files=("/mnt/x", "/mnt/y")))
+        done = await reach.actions.commit(USER, "vm", commit(), dry_run=True)
+        plug(other, Disk(nodes=("z", "base")))
+        problem, _ = await refused(reach.commit())
+
+    assert done.warnings == ["layers of other disks were compared by name alone: /mnt hangs"]
+    assert problem == "shared-layer"
 
 
 async def test_a_vm_that_does_not_answer_may_share_a_layer(
@@ -517,7 +590,7 @@ async def test_a_grant_is_of_users_verbs_and_patterns_of_vms(
 
 
 async def test_only_grants_that_match_allow_managed_vms(fake: FakeQmp, reach: Reach) -> None:
-    """What another grant of the same user allows elsewhere does not count; two that match add up."""
+    """What another grant of the same user allows elsewhere does not count; one that matches does."""
     plug(fake, Disk(nodes=("libvirt-2-format", "libvirt-1-format")))
     elsewhere = [
         grant(vms=("other",), allow_managed=True),

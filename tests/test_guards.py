@@ -549,6 +549,27 @@ def test_the_name_of_a_driver_alone_is_not_compared() -> None:
     unshared(others(alike, of="b"))
 
 
+@pytest.mark.parametrize("reason", ["timeout", "stopped", "protocol", "busy", "no_socket", "refused"])
+def test_a_vm_that_does_not_answer_is_one_of_which_nothing_is_known(reason: str) -> None:
+    """But where nobody listens there is no VM."""
+    gone = reason in ("no_socket", "refused")
+    down = Snapshot(vm="vm", up=False, reason=reason)
+
+    assert guards.unsaid(down) == ("" if gone else f"does not answer ({reason})")
+
+
+def test_a_vm_of_which_not_every_layer_is_known_may_have_any() -> None:
+    """Its storage hangs, or query-block is not asked; nodes below the layers do not count."""
+    blind = Node(layer="1", role="format", node_name="x")
+    protocol = Node(layer="0", role="protocol", node_name="p")
+
+    assert guards.unsaid(vm(disk(), disk(node(0, "y"), blind, name="disk1"))) == (
+        "does not tell the files of all its disks"
+    )
+    assert guards.unsaid(vm(disk(), disk(node(0, "y"), protocol, name="disk1"))) == ""
+    assert guards.unsaid(Snapshot(vm="vm", up=True)) == ""
+
+
 # Jobs.
 
 

@@ -57,6 +57,8 @@ class Member:
         self._collecting: asyncio.Task[Collected] | None = None
         #: Whoever talks to the VM, a scrape or an action, does so alone.
         self._talking = asyncio.Lock()
+        #: How many actions have the VM, or wait for it.
+        self._actions = 0
         self._left = False
         self._devices: tuple[Device, ...] | None = None
         self._kept: Kept | None = None
@@ -69,13 +71,17 @@ class Member:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Vm]:
         """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
-        async with self._talking:
-            if self._left:
-                raise Unreachable("no_socket", "is no target any more")
-            try:
-                yield self._vm
-            finally:
-                await self._vm.leave()
+        self._actions += 1
+        try:
+            async with self._talking:
+                if self._left:
+                    raise Unreachable("no_socket", "is no target any more")
+                try:
+                    yield self._vm
+                finally:
+                    await self._vm.leave()
+        finally:
+            self._actions -= 1
 
     @property
     def ends(self) -> Mapping[str, End]:
@@ -155,9 +161,14 @@ class Member:
 
     async def _look(self) -> Snapshot | None:
         """Ask when nobody else talks to the VM; None if that is not soon: a sweep waits for all."""
-        deadline = time.monotonic() + self.target.settings.timeout_seconds
+        timeout_seconds = self.target.settings.timeout_seconds
+        if not self._actions:
+            # So it is in nearly all scrapes, and a timeout of asyncio's is dear.
+            async with self._talking:
+                return await self._vm.collect(timeout_seconds)
+        deadline = time.monotonic() + timeout_seconds
         try:
-            async with asyncio.timeout(self.target.settings.timeout_seconds):
+            async with asyncio.timeout(timeout_seconds):
                 await self._talking.acquire()
         except TimeoutError:
             return None

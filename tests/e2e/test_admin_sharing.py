@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.api import Admin, admin
 from tests.e2e.lab import Lab, Qemu, drive
+from tests.e2e.reading import value
 from tests.e2e.witness import files, records, state
 
 
@@ -132,5 +133,6 @@ def test_a_vm_that_does_not_say_what_it_has_is_named(lab: Lab) -> None:
         answer = user.commit("vm", "disk1", dry_run=True)
     assert said == f"{base} is layer 1 of disk0 of other too"
     assert answer.body["warnings"] == ["other does not answer (stopped): it may share a layer"]
+    user.exporter.until(lambda text: value(text, "qemu_vm_up", vm="other"))
     answer = user.commit("vm", "disk1", job_id="qbe-own")
     assert (answer.status, answer.body["warnings"]) == (202, [])

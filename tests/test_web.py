@@ -9,6 +9,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -509,16 +510,26 @@ async def test_a_client_that_does_not_read_holds_its_place_and_is_cut_off(
         return Response(body=bytes(32 << 20))
 
     web.endpoints._exposition = large  # type: ignore[method-assign]
-    monkeypatch.setattr("exporter.web.app._SEND_SECONDS", 0.5)
     address = web.client.server.host, web.client.server.port
-    reader, writer = await asyncio.open_connection(*address, limit=1)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    await until(lambda: web.endpoints._scrapes)
-    assert (await web.get("/metrics")).status == 503
+
+    async def ask() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*address, limit=1)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        return reader, writer
+
+    _, patient = await ask()
+    with closing(patient):
+        await until(lambda: web.endpoints._scrapes)
+        assert (await web.get("/metrics")).status == 503
     await until(lambda: not web.endpoints._scrapes)
-    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        await reader.readexactly(32 << 20)
-    writer.close()
+    with monkeypatch.context() as impatient:
+        impatient.setattr("exporter.web.app._SEND_SECONDS", 0.1)
+        reader, writer = await ask()
+        with closing(writer):
+            await until(lambda: caplog.records)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(32 << 20)
+    await until(lambda: not web.endpoints._scrapes)
     assert [record.message for record in caplog.records] == ["client cut off: it does not read"]
 
     assert len(await (await web.get("/metrics")).read()) == 32 << 20

@@ -133,12 +133,13 @@ def test_a_commit_shows_as_a_job_with_what_qemu_says_of_it(
         disk.write(number * 16 * MIB, 16 * MIB)
     job_id = commit(disk, speed=MIB)
     wait_until(lambda: disk.vm.job(job_id)["offset"], "the job begins")
+    before = disk.vm.job(job_id)["offset"]
     text = exporter.fresh()
     job = disk.vm.job(job_id)
     assert 0 < job["offset"] < job["len"] == 48 * MIB
     labels = {"device": disk.device, "job_id": job_id, "job_type": "commit"}
+    assert before <= value(text, "qemu_block_job_offset_bytes", **labels) <= job["offset"]
     shown = {
-        "offset_bytes": job["offset"],
         "length_bytes": job["len"],
         "speed_limit_bytes_per_second": MIB,
         "ready": 0,

@@ -14,6 +14,7 @@ import yaml
 from exporter import config
 from exporter.problems import PROBLEMS
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
+from exporter.web import config as web_config
 from exporter.web.app import OTHER_PATHS, Options
 from exporter.web.openapi import description
 from tests.parsers import OPERATORS, serving_commands, serving_parser
@@ -27,6 +28,7 @@ def interface() -> dict[str, list[str]]:
     found = {
         "flags": flags(),
         "configuration": keys(msgspec.json.schema(config._File)),
+        "web configuration": keys(msgspec.json.schema(web_config._File)),
         "pages": {*OTHER_PATHS, Options().telemetry_path},
         "operations": {f"{method.upper()} {path}" for path, methods in api["paths"].items() for method in methods},
         "fields": fields(api["components"]["schemas"]),

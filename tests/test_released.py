@@ -100,6 +100,7 @@ def test_every_kind_of_name_is_found() -> None:
 
     assert {"serve --qmp.sockets", "serve --qmp.connection per-scrape", "commit --complete-when-ready", "jobs"} <= {*found["flags"]}
     assert {"groups.pattern", "admin.grants.same_files", "topology: never", "latency_histograms.allow_managed"} <= {*found["configuration"]}
+    assert {"tls_server_config.client_allowed_sans", "basic_auth_users", "rate_limit.burst"} <= {*found["web configuration"]}
     assert {"GET /api/v1/vms/{vm}", "POST /api/v1/admin/vms/{vm}/snapshots"} <= {*found["operations"]}
     assert {"/metrics", "/probe", "/sd", "/-/healthy"} <= {*found["pages"]}
     assert {"Job.job_id", "Problem.type", "Commit.speed_bytes_per_second"} <= {*found["fields"]}

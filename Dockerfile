@@ -30,11 +30,15 @@ RUN ["/opt/qemu-block-exporter/bin/python", "-m", "compileall", "-q", "-f", "--i
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/qemu-block-exporter /opt/qemu-block-exporter
+ARG PYTHON_IMAGE
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="qemu-block-exporter" \
       org.opencontainers.image.description="Prometheus exporter for the block layer of QEMU virtual machines" \
+      org.opencontainers.image.vendor="The qemu-block-exporter maintainers" \
       org.opencontainers.image.source="https://github.com/qemu-block-exporter/qemu-block-exporter" \
+      org.opencontainers.image.documentation="https://github.com/qemu-block-exporter/qemu-block-exporter/blob/main/deploy/docker/README.md" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

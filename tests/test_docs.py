@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from exporter.config import Settings, load
+from exporter.discovery import _target
 from exporter.errors import REASONS
 from exporter.metrics import METRICS
 from exporter.serving import _parser
@@ -75,6 +77,27 @@ def test_the_example_configuration_is_a_configuration() -> None:
     assert groups["plain"].settings.connection == "persistent"
     assert groups["clones"].settings.expected_depth("virtio-disk0") == 1
     assert groups["by name"].targets[0].vm == "database"
+
+
+@pytest.mark.parametrize(("page", "found"), [
+    ("incus", {"/run/incus/web1/qemu-block-exporter.sock": "web1",
+               "/run/incus/project_web1/qemu-block-exporter.sock": "project_web1"}),
+    ("proxmox", {"/var/run/qemu-server/99.qmp": "99", "/var/run/qemu-server/1001.qmp": "1001",
+                 "/var/run/qemu-server/100.qmp": "", "/var/run/qemu-server/101.qmp": "",
+                 "/run/qemu-block-exporter/100.sock": "100"}),
+])  # fmt: skip
+def test_the_groups_of_a_recipe_name_the_vms_that_it_says(tmp_path: Path, page: str, found: dict[str, str]) -> None:
+    """Each socket once, by the group that it is for; one that another group has is left out."""
+    text = (ROOT / "deploy" / "recipes" / f"{page}.md").read_text()
+    sample = re.search(r"^    groups:\n(?:    .*\n?)+", text, re.MULTILINE)
+    assert sample is not None
+    (tmp_path / "config.yml").write_text(re.sub("^    ", "", sample[0], flags=re.MULTILINE))
+    groups = load(str(tmp_path / "config.yml"), Settings(), ()).groups
+
+    for socket, vm in found.items():
+        (group,) = [group for group in groups if any(fnmatchcase(socket, glob) for glob in group.sockets)]
+        target = _target(group, socket, "")
+        assert (target.vm if target else "") == vm
 
 
 def test_the_example_of_a_web_configuration_is_one(tmp_path: Path) -> None:

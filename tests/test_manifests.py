@@ -7,6 +7,7 @@ library), and what comes out of both is held to the schemas, and to each other.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -255,6 +256,29 @@ def test_prometheus_sees_a_job_that_the_rules_look_for(sets: dict[str, Objects])
     assert labels[monitor["jobLabel"]].startswith("qemu-block")
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
     assert monitor["podMetricsEndpoints"][0]["port"] == pod["spec"]["containers"][0]["ports"][0]["name"]
+
+
+@pytest.mark.parametrize("name", ["monitoring", "admin", "helm", "helm, changed"])
+def test_a_pod_that_is_replaced_goes_on_with_the_series_of_the_one_before(sets: dict[str, Objects], name: str) -> None:
+    """The operator names the pod in a label, before these rules: alerts would begin anew with each rollout."""
+    (endpoint,) = sets[name]["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    node, *_ = labels = [relabelled(endpoint["relabelings"], pod) for pod in ("exporter-abcde", "exporter-fghij")]
+
+    assert labels == [node, node]
+    assert node == {"job": NAME, "namespace": NAME, "container": "exporter", "endpoint": "metrics", "instance": "node1"}
+
+
+def relabelled(rules: list[dict[str, Any]], pod: str) -> dict[str, str]:
+    """Return the labels of a target, from those that the operator gives it."""
+    labels = {"job": NAME, "namespace": NAME, "container": "exporter", "endpoint": "metrics", "pod": pod,
+              "instance": "10.0.0.1:9709", "__meta_kubernetes_pod_node_name": "node1"}  # fmt: skip
+    for rule in rules:
+        if rule.get("action", "replace") == "labeldrop":
+            labels = {key: value for key, value in labels.items() if not re.fullmatch(rule["regex"], key)}
+        else:
+            assert rule.keys() == {"sourceLabels", "targetLabel"}
+            labels[rule["targetLabel"]] = ";".join(labels[key] for key in rule["sourceLabels"])
+    return {key: value for key, value in labels.items() if not key.startswith("__")}
 
 
 def test_the_version_is_that_of_the_program(sets: dict[str, Objects]) -> None:

@@ -6,6 +6,7 @@ import filecmp
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from exporter import __version__
 from tests.completions import PLACES
-from tests.packages import ROOT, Packages, install, other_pythons, run
+from tests.packages import ROOT, Packages, build, install, other_pythons, run
 from tests.process import exporter
 
 SHARE = ["man/man1/qemu-block-exporter.1", *(place for _, place in PLACES.values())]
@@ -154,11 +155,25 @@ def test_the_debian_package_has_its_parts(packages: Packages) -> None:
         "/usr/share/zsh/vendor-completions/_qemu-block-exporter",
         "/usr/share/fish/vendor_completions.d/qemu-block-exporter.fish",
         "/usr/share/doc/qemu-block-exporter/copyright",
-    }
+        "/usr/share/doc/qemu-block-exporter/examples/snapshots.conf",
+        *(f"/usr/share/doc/qemu-block-exporter/examples/recipes/{path.parent.name}/{path.name}"
+          for path in (ROOT / "deploy" / "recipes").glob("*/*")),
+    }  # fmt: skip
     assert {line.split()[1] for line in listed} == {"root/root"}
+    assert {line.split()[0] for line in listed if line.startswith("d")} == {"drwxr-xr-x"}
     assert (fields["Package"], fields["Version"]) == ("qemu-block-exporter", f"{__version__}-1")
     assert run(["dpkg-deb", "--info", packages.deb, "conffiles"]) == "/etc/default/qemu-block-exporter\n"
     assert fields["Architecture"] == {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+
+def test_the_package_is_the_only_one_of_its_folder(packages: Packages, tmp_path: Path) -> None:
+    """The pattern of the README names it to apt, also where an older version was built before."""
+    for path in (packages.wheel, tmp_path / "qemu-block-exporter_0.0.1-1_amd64.deb"):
+        shutil.copy(packages.wheel, tmp_path / path.name)
+    build("deploy/debian/build", tmp_path)
+
+    (built,) = tmp_path.glob("qemu-block-exporter_*.deb")
+    assert filecmp.cmp(built, packages.deb, shallow=False), "two builds differ"
 
 
 def test_lintian_finds_nothing_in_the_debian_package(packages: Packages) -> None:

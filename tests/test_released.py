@@ -1,4 +1,4 @@
-"""What users rest on: a release's metric names, and its records of what was asked for.
+"""What users rest on: a release's metric names, its other names, and its records of what was asked for.
 
 deploy/UPGRADING.md tells them what to expect, and us what to do where something has to go.
 """
@@ -15,6 +15,7 @@ from exporter import __version__
 from exporter.family import Metric
 from exporter.ledger import Ledger
 from exporter.metrics import COLLECTORS, METRICS
+from tests.interface import interface
 
 RELEASED = Path(__file__).parent / "data" / "released"
 #: The releases whose names are kept, the oldest first.
@@ -68,6 +69,44 @@ def test_no_name_type_label_or_state_of_a_release_is_gone(version: str) -> None:
 def test_every_collector_of_a_family_can_be_turned_off() -> None:
     """Its flag is API too."""
     assert {str(each["collector"]) for each in table().values()} - {""} <= {*COLLECTORS}
+
+
+# All other names.
+
+
+def test_what_else_this_version_has_is_kept_for_the_next(request: pytest.FixtureRequest) -> None:
+    """Flags, keys, paths, fields, problems, exit codes, alerts and recorded series: added, never taken away."""
+    path = RELEASED / "interface" / f"{__version__}.json"
+    kept = json.loads(path.read_text()) if path.exists() else dict.fromkeys(interface(), ())
+    if request.config.getoption("--update-golden"):
+        kept = {kind: sorted({*names, *kept.get(kind, ())}) for kind, names in interface().items()}
+        path.write_text(f"{json.dumps(kept, indent=1)}\n")
+
+    assert not [f"{kind}: {name}" for kind, names in interface().items() for name in names if name not in kept[kind]]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_other_name_of_a_release_is_gone(version: str) -> None:
+    """Whoever wrote it into a unit, a script, a file or a silence finds that it still holds."""
+    now = interface()
+    for kind, names in json.loads((RELEASED / "interface" / f"{version}.json").read_text()).items():
+        gone = [name for name in names if name not in now[kind]]
+        assert not gone, f"{kind} of {version}: {gone}: {_WHAT_TO_DO}"
+
+
+def test_every_kind_of_name_is_found() -> None:
+    """A list that came out short would promise nothing."""
+    found = interface()
+
+    assert {"serve --qmp.sockets", "serve --qmp.connection per-scrape", "commit --complete-when-ready", "jobs"} <= {*found["flags"]}
+    assert {"groups.pattern", "admin.grants.same_files", "topology: never", "latency_histograms.allow_managed"} <= {*found["configuration"]}
+    assert {"tls_server_config.client_allowed_sans", "basic_auth_users", "rate_limit.burst"} <= {*found["web configuration"]}
+    assert {"GET /api/v1/vms/{vm}", "POST /api/v1/admin/vms/{vm}/snapshots"} <= {*found["operations"]}
+    assert {"/metrics", "/probe", "/sd", "/-/healthy"} <= {*found["pages"]}
+    assert {"Job.job_id", "Problem.type", "Commit.speed_bytes_per_second"} <= {*found["fields"]}
+    assert ({*found["exit codes"]}, "managed-vm" in found["problems"]) == ({"0", "1", "2", "3", "4", "130"}, True)
+    assert "QemuBlockJobStalled" in found["alerts"]
+    assert "vm_job:qemu_block_job_state:now" in found["recorded"]
 
 
 # The state directory.

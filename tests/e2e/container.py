@@ -25,7 +25,7 @@ from typing import Any
 from tests.e2e.lab import ROOT, Memory, Process, tool, wait_until
 
 IMAGE = "localhost/qemu-block-exporter"
-_BASE = "localhost/python-stand-in"
+BASE = "localhost/python-stand-in"
 #: What the official slim images leave out as well, or what no test asks about.
 _WITHOUT = ("test", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip", "config-*",
             "site-packages", "dist-packages", "pydoc_data", "EXTERNALLY-MANAGED")  # fmt: skip
@@ -65,7 +65,7 @@ class Engine:
             conf.write_text(_PIP_CONF)
         volumes = [f"--volume={WHEELS}:/wheels:ro", f"--volume={conf}:/etc/pip.conf:ro"]
         command = ["build", "--isolation=chroot", "--format=docker", "--quiet", "--network=host"]
-        base = f"--build-arg=PYTHON_IMAGE={_BASE}"
+        base = f"--build-arg=PYTHON_IMAGE={BASE}"
         return self.buildah(*command, base, *volumes, *arguments, "--tag", IMAGE, str(ROOT)).split()[-1]
 
     def inspect(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Engine:
         _copy_libraries(root, [python, *library.rglob("*.so")])
         (self.folder / "Base").write_text("FROM scratch\nADD base /\nENV PATH=/usr/local/bin\n")
         self.buildah("build", "--quiet", "--format=docker", f"--file={self.folder}/Base",
-                     "--tag", _BASE, str(self.folder))  # fmt: skip
+                     "--tag", BASE, str(self.folder))  # fmt: skip
 
 
 class Container(Process):

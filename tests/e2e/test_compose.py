@@ -96,16 +96,51 @@ def test_alertmanager_takes_its_file() -> None:
     assert check.returncode == 0, check.stderr
 
 
+def alertmanager(lab: Lab) -> str:
+    """Start Alertmanager with its file, and return its address."""
+    address = free_address()
+    lab.process("alertmanager", [
+        "prometheus-alertmanager", f"--config.file={mounts('alertmanager')['/etc/alertmanager/alertmanager.yml']}",
+        f"--storage.path={lab.folder}/alertmanager", f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+    ])  # fmt: skip
+    return address
+
+
+def ask(url: str, body: Any = None) -> Any:
+    """Return what is said at a URL, None where nobody listens yet; a body is posted."""
+    request = urllib.request.Request(url, body and json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read() or "true")
+    except OSError:
+        return None
+
+
+def test_a_vm_whose_storage_hangs_silences_what_follows_from_that(lab: Lab) -> None:
+    """Of this VM alone, and nothing that is for now."""
+    severities = {rule["alert"]: rule["labels"]["severity"] for rule in shipped_rules("alert")}
+    url = f"http://{alertmanager(lab)}/api/v2/alerts"
+    hangs, stalled, corrupt = "QemuVmStorageNotResponding", "QemuBlockJobStalled", "QemuBlockImageCorrupt"
+    fired = [
+        {"labels": {"alertname": name, "severity": severities[name], "instance": "host1:9709", "vm": vm}}
+        for name, vm in ((hangs, "a"), (stalled, "a"), (corrupt, "a"), (stalled, "b"))
+    ]
+    wait_until(lambda: ask(url, fired), "Alertmanager takes alerts")
+
+    def silenced() -> set[tuple[str, str]]:
+        alerts = [(each["labels"], each["status"]) for each in ask(url)]
+        return {(labels["alertname"], labels["vm"]) for labels, status in alerts if status["inhibitedBy"]}
+
+    wait_until(silenced, "one is silenced")
+    assert silenced() == {(stalled, "a")}
+
+
 def test_prometheus_loads_the_rules_scrapes_the_exporter_and_finds_alertmanager(lab: Lab) -> None:
     """The real ones, with the files as they are mounted: only addresses and times are others."""
     lab.qemu("web1", *drive("disk0", lab.image("disk")))
     exporter = lab.exporter()
-    address, mail = free_address(), free_address()
-    lab.process("alertmanager", [
-        "prometheus-alertmanager", f"--config.file={mounts('alertmanager')['/etc/alertmanager/alertmanager.yml']}",
-        f"--storage.path={lab.folder}/alertmanager", f"--web.listen-address={mail}",
-        "--cluster.listen-address=",
-    ])  # fmt: skip
+    address, mail = free_address(), alertmanager(lab)
     inside = mounts("prometheus")
     text = inside.pop("/etc/prometheus/prometheus.yml").read_text()
     others = {"exporter:9709": exporter.url.removeprefix("http://"), "alertmanager:9093": mail, "15s": "1s"}
@@ -121,11 +156,7 @@ def test_prometheus_loads_the_rules_scrapes_the_exporter_and_finds_alertmanager(
     ])  # fmt: skip
 
     def api(path: str) -> Any:
-        try:
-            with urllib.request.urlopen(f"http://{address}/api/v1/{path}", timeout=10) as answer:
-                return json.load(answer)["data"]
-        except OSError:
-            return None
+        return (ask(f"http://{address}/api/v1/{path}") or {"data": None})["data"]
 
     seen = wait_until(
         lambda: (answer := api("query?query=qemu_vm_up")) and answer["result"], "a scrape"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from exporter import __version__
-from tests.e2e.container import Container, Engine
+from tests.e2e.container import BASE, Container, Engine
 from tests.e2e.lab import Lab, Monitor, drive
 from tests.e2e.reading import labels_of, value
 
@@ -125,6 +125,8 @@ def test_the_image_says_what_it_is_and_runs_as_nobody(engine: Engine) -> None:
     assert config["Entrypoint"] == ["qemu-block-exporter"]
     assert labels["title"] == "qemu-block-exporter"
     assert labels["licenses"] == "Apache-2.0"
+    assert labels.keys() >= {"description", "documentation", "source", "vendor"}
+    assert config["Labels"]["org.opencontainers.image.base.name"] == BASE
     assert (labels["revision"], labels["version"]) == ("abc", __version__)
     assert image["Healthcheck"]["Test"][0] == "CMD"
 

@@ -151,6 +151,13 @@ def test_a_domain_is_seen_with_all_its_disks(libvirt: Libvirt, name: str) -> Non
     assert value(text, "qemu_vm_storage_responding", vm=name) == 1
 
 
+def test_a_socket_has_the_group_of_its_folder_whoever_made_it(libvirt: Libvirt) -> None:
+    """QEMU's own is libvirt's user's, the proxy's is root's; and the group may write to both."""
+    owners = {name: libvirt.host.run("stat", "-c", "%U:%G %A", f"{SOCKETS}/{name}.sock").strip() for name in (OWN, PROXIED)}
+
+    assert owners == {OWN: "libvirt-qemu:kvm srwxrwxr-x", PROXIED: "root:kvm srw-rw----"}
+
+
 @both
 def test_libvirt_says_that_the_domain_is_tainted(libvirt: Libvirt, name: str) -> None:
     """By its own words, which the page has."""

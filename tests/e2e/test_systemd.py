@@ -17,6 +17,8 @@ from tests.e2e.host import Host, booted
 from tests.e2e.lab import wait_until
 from tests.packages import ROOT, Packages, run
 
+# A busy machine takes its time to build the package, boot the host and install.
+pytestmark = pytest.mark.timeout(400)
 NAME = "qemu-block-exporter"
 SERVICE, SOCKET = f"{NAME}.service", f"{NAME}.socket"
 URL = "http://127.0.0.1:9709"
@@ -329,9 +331,49 @@ def test_an_upgrade_restarts_the_service_with_the_flags_that_it_had(service: Ser
     assert "qemu_exporter_targets" not in service.metrics()
 
 
+def test_the_page_on_upgrades_leads_back_to_an_older_version_and_forth_again(
+    service: Service, packages: Packages, tmp_path: Path
+) -> None:
+    """By its own commands: the flags stay, and the new version judges the configuration before it is installed."""
+    host, page = service.host, (ROOT / "deploy" / "UPGRADING.md").read_text()
+    run(["dpkg-deb", "-R", packages.deb, tmp_path / "old"])
+    control = tmp_path / "old/DEBIAN/control"
+    control.write_text(re.sub("^Version: .*$", "Version: 0.0.1-1", control.read_text(), flags=re.MULTILINE))
+    run(["dpkg-deb", "--root-owner-group", "-b", tmp_path / "old", host.root / f"root/{NAME}_OLD_amd64.deb"])
+    shutil.copy(packages.deb, host.root / f"root/{NAME}_NEW_amd64.deb")
+    host.write("/etc/apt/apt.conf.d/yes", 'APT::Get::Assume-Yes "true";\n')
+    host.write("/root/good.yml", "groups: [{name: all, sockets: ['/run/*.sock']}]\n")
+    host.write("/root/web.yml", "http_server_config: {http2: true}\n")
+    host.write("/root/wrong.yml", "of_the_future: 1\n")
+    check = block(page, "The new version can judge").replace("--web.config.file=FILE", "--web.config.file=web.yml")
+    forth, back = re.findall(r"^\| Debian package \| `(apt install [^`]+)`", page, re.MULTILINE)
+
+    def shell(command: str, **more: bool) -> str:
+        return host.run("sh", "-ec", f"cd /root; PATH=/usr/sbin:/usr/bin:/sbin:/bin; {command}", **more)
+
+    shell(check.replace("FILE", "good.yml"))
+    assert "of_the_future" in shell(f"({check.replace('FILE', 'wrong.yml')}) 2>&1", check=False)
+    for command, version in (back, "0.0.1-1"), (forth, host.run("dpkg-query", "-Wf", "${Version}", NAME)):
+        before = service.pid
+        shell(command)
+        assert host.run("dpkg-query", "-Wf", "${Version}", NAME) == version
+        assert service.pid not in {before, "0"}
+        assert "qemu_exporter_targets" not in service.metrics()
+
+
+def block(page: str, after: str) -> str:
+    """Return the commands that stand first on a page after some words."""
+    found = re.search(r"\n\n((?:    .*\n)+)", page[page.index(after) :])
+    assert found is not None
+    return re.sub("^    ", "", found[1], flags=re.MULTILINE)
+
+
 def test_a_package_that_is_purged_leaves_nothing_but_its_user(service: Service, tmp_path: Path) -> None:
-    """Removed, it leaves its configuration and state."""
+    """Removed, it leaves its configuration and state. A socket that was enabled goes with it too."""
     host = service.host
+    host.systemctl("enable", SOCKET)
+    host.run("dpkg", "--force-unsafe-io", "--install", "/root/package.deb")
+    assert host.systemctl("is-enabled", SOCKET) == "enabled\n"
     ours = ["find", "/etc", "/lib", "/usr", "/var", "-xdev", "-name", f"*{NAME}*", "-not", "-path", "/var/log/*"]
     host.run("systemctl", "stop", *(f"vm-{vm}" for vm in IMAGES))
     host.run("rm", f"/etc/default/{NAME}.dist")
@@ -345,3 +387,33 @@ def test_a_package_that_is_purged_leaves_nothing_but_its_user(service: Service, 
     host.run("dpkg", "--force-unsafe-io", "--purge", NAME)
     assert not [path for path in host.run(*ours).split() if not path.startswith("/work")]
     assert host.run("getent", "passwd", NAME).startswith(f"{NAME}:")
+
+
+def test_the_page_leads_to_a_service_and_to_a_port_by_socket_without_the_package(service: Service) -> None:
+    """Its commands, as they stand there, on a host on which nothing is left; the package's program is moved."""
+    host, page = service.host, (ROOT / "deploy" / "systemd" / "README.md").read_text()
+    host.run("userdel", NAME)
+    shutil.copytree(ROOT / "deploy" / "systemd", host.root / "root/systemd")
+    host.run("sh", "-ec", f"cd /opt; dpkg -x /root/package.deb parts; mkdir -p {NAME}/bin;"
+             f"sed s,/usr/lib,/opt/parts/usr/lib, parts/usr/bin/{NAME} > {NAME}/bin/{NAME}; chmod 755 {NAME}/bin/{NAME}")  # fmt: skip
+    host.run("sh", "-ec", f"cd /root/systemd; {block(page, '# As a service')}")
+    assert "qemu_exporter_targets 0" in host.ask(f"{URL}/metrics")
+    assert host.run("stat", "-c", "%U:%G %a", f"/run/{NAME}") == f"{NAME}:kvm 3770\n"
+    assert host.systemctl("is-enabled", SERVICE) == "enabled\n"
+
+    host.run("sh", "-ec", block(page, "## The port by a socket unit"))
+    assert host.property("ActiveState", SERVICE) == "inactive"
+    assert "qemu_exporter_targets 0" in host.ask(f"{URL}/metrics")
+    assert host.run("systemctl", "is-enabled", SERVICE, SOCKET, check=False) == "disabled\nenabled\n"
+
+
+def test_the_folder_for_containers_is_one_in_which_the_group_makes_its_sockets(service: Service) -> None:
+    """By the commands of the page, and again after a boot: it is a file of tmpfiles.d."""
+    host, page = service.host, (ROOT / "deploy" / "docker" / "README.md").read_text()
+    host.systemctl("disable", "--now", SERVICE, SOCKET)
+    host.run("rmdir", f"/run/{NAME}")
+    commands = [line for line in block(page, "## 1.").splitlines() if "tmpfiles" in line]
+    assert len(commands) == 2
+    host.run("sh", "-ec", "\n".join(commands))
+
+    assert host.run("stat", "-c", "%U:%G %a", f"/run/{NAME}") == "root:kvm 3770\n"

@@ -7,8 +7,8 @@
 #
 # Every step is an exec form: the base needs Python and pip, and no shell. Nothing in it depends on
 # the architecture. For builds that are the same in a year, pin the base by its digest
-# (--build-arg PYTHON_IMAGE=docker.io/library/python@sha256:...).
-ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-trixie
+# (--build-arg PYTHON_IMAGE=python@sha256:...).
+ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \

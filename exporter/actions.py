@@ -142,7 +142,7 @@ class Actions:
         async with turn(self._member(vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._forget_completed(snapshot)
-            job = guards.job(snapshot, job_id)
+            job = guards.job(snapshot, job_id, mine.job(snapshot, job_id))
             known = view.job(vm, job)
             waits = known.status in _AFTER_COMPLETE
             crosses = verb == "complete" or (verb in _CROSSING and not waits)

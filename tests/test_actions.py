@@ -982,6 +982,28 @@ async def test_a_job_that_there_is_not_is_refused(fake: FakeQmp, reach: Reach) -
     assert fake.changes == []
 
 
+async def test_a_job_that_has_ended_is_refused_with_how_it_ended(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """Somebody else was faster."""
+    begin(fake, "j", kind="mirror")
+    await reach.look()
+    await fake.event("BLOCK_JOB_CANCELLED", device="j", type="mirror", len=100, offset=50, speed=0)
+    await fake.event("JOB_STATUS_CHANGE", id="j", status="null")
+    gone(fake)
+    await reach.look()
+    with pytest.raises(Refused) as caught:
+        await reach.actions.change(USER, "vm", "j", "complete", api.Complete())
+    job = caught.value.more["job"]
+
+    assert (caught.value.problem, str(caught.value)) == (
+        "unknown-job",
+        "vm has no block job 'j' any more",
+    )
+    assert isinstance(job, api.Job)
+    assert (job.job_id, job.outcome) == ("j", "cancelled")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 async def test_only_what_makes_qemu_wait_for_the_storage_minds_it(
     fake: FakeQmp, reach: Reach, verb: api.Verb, monkeypatch: pytest.MonkeyPatch

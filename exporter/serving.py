@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     admin = parser.add_argument_group("admin API").add_argument
     admin("--admin.state-directory", dest="admin_state_directory", metavar="DIR",
           default=os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE,
-          help=f"where each commit is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
+          help=f"where each commit and snapshot is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
 
     logs = parser.add_argument_group("logging").add_argument
     logs("--log.level", dest="log_level", choices=("debug", "info", "warn", "error"),

@@ -143,6 +143,12 @@ async def _serve(
         finally:
             service.notify("READY=1")
 
+    def look_ahead() -> None:
+        try:
+            hand.check(fleet.discovery.config, gate.users if gate else (), enabled=enabled)
+        except ConfigError as error:
+            log.warning("the next start will be refused", extra={"err": str(error)})
+
     listening = (
         service.systemd_sockets()
         if flags.web_systemd_socket
@@ -150,7 +156,7 @@ async def _serve(
     )
     fleet.discover()
     if live:
-        live.told = fleet.note_web_config
+        live.told, live.changed = fleet.note_web_config, look_ahead
     try:
         async with reaching.over(fleet) as actions:
             changing = Changing(

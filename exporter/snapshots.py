@@ -7,6 +7,7 @@ anybody else made, or that anything was written to, is never used.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -131,11 +132,8 @@ class Snapshots:
         try:
             with self._writing:
                 self._put(asked)
-        except OSError as error:
-            self.undo(asked)
-            raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
         except Refused:
-            self.undo(asked)
+            made.remove()
             raise
         return asked
 
@@ -152,15 +150,20 @@ class Snapshots:
         if path not in self._asked and len(self._asked) >= ENTRIES_LIMIT:
             limit = f"{ENTRIES_LIMIT} snapshots are on record for the last 7 days"
             raise Refused("not-recorded", limit)
-        durable.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
+        try:
+            durable.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
+        except OSError as error:
+            # It may be there all the same, of a file that will not be.
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            self._asked.pop(path, None)
+            raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
         self._asked[path] = asked
 
     def _remove(self, path: str) -> None:
         self._asked.pop(path, None)
         try:
             durable.remove(path)
-        except FileNotFoundError:
-            pass  # it could not be written
         except OSError as error:
             # Of a file that is gone it says nothing.
             log.warning("record not removed", extra={"record": path, "err": error.strerror})

@@ -158,7 +158,10 @@ async def test_an_exporter_that_is_not_there_is_code_1(shell: Shell, api: FakeAp
     await api.stop()
 
     assert await shell("cancel", "web", "j") == 1
-    assert shell.err == f"the exporter cannot be asked: {api.url}: Connection refused\n"
+    assert shell.err == (
+        f"the exporter cannot be asked: {api.url}: Connection refused\n"
+        "--url says where it is, and whether by http or https; does it run?\n"
+    )
 
 
 # No answer.

@@ -205,6 +205,7 @@ class Actions:
             except (Refused, Rejected):
                 await apart(self._snapshots.undo, prepared)
                 raise
+            await apart(self._snapshots.note_taken, vm, request)
             return await _after(mine, done)
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:

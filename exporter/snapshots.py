@@ -46,6 +46,8 @@ class Asked(Struct, kw_only=True, frozen=True):
     #: Which file it is: where, and its number there.
     file_device: int
     file_inode: int
+    #: Whether the disk was seen to have the layer: then its file is for no other one.
+    taken: bool = False
 
     @property
     def made(self) -> Made:
@@ -92,6 +94,7 @@ class Snapshots:
             if node.file == public(request.file):
                 asked = self.get(vm, request)
                 if asked and asked.made.is_there:
+                    self.note_taken(vm, request)
                     return True
                 where = f"layer {node.layer} of {request.device}"
                 raise Refused("file-exists", f"{request.file} is {where}")
@@ -103,8 +106,7 @@ class Snapshots:
         Raises:
             Refused: it may not.
         """
-        asked = self.get(vm, request)
-        overlay.check(request.file, where, _active(found), asked.made if asked else None)
+        overlay.check(request.file, where, _active(found), self._unused(vm, request))
 
     def prepare(
         self, vm: str, request: api.Snapshot, user: str, name: str, where: Granted, found: Found
@@ -114,8 +116,7 @@ class Snapshots:
         Raises:
             Refused: one of these cannot be had, and neither is left behind.
         """
-        before = self.get(vm, request)
-        kept = before.made if before else None
+        kept = self._unused(vm, request)
         made = overlay.make(request.file, where, _active(found), kept)
         if made is kept:
             return None
@@ -137,12 +138,35 @@ class Snapshots:
             raise
         return asked
 
+    def note_taken(self, vm: str, request: api.Snapshot) -> None:
+        """Have it on record that the disk has the layer."""
+        asked = self.get(vm, request)
+        if asked is None or asked.taken:
+            return
+        try:
+            with self._writing:
+                self._put(msgspec.structs.replace(asked, taken=True))
+        except Refused as error:
+            # All the same: what a guest wrote to is not used again.
+            log.warning("not recorded", extra={"vm": vm, "err": str(error)})
+
     def undo(self, asked: Asked | None) -> None:
         """Leave nothing of what was prepared in vain; what had been there before stays."""
         if asked is not None:
             asked.made.remove()
             with self._writing:
                 self._remove(self._path(asked.vm, asked.file))
+
+    def _unused(self, vm: str, request: api.Snapshot) -> Made | None:
+        """Return the file that was made for a request whose layer no disk was seen to have."""
+        asked = self.get(vm, request)
+        if asked is None or not asked.made.is_there:
+            return None
+        if asked.taken:
+            raise Refused(
+                "file-exists", f"{request.file} exists: it was a layer of {request.device} before"
+            )
+        return asked.made
 
     def _put(self, asked: Asked) -> None:
         self._forget_old()
@@ -153,10 +177,10 @@ class Snapshots:
         try:
             durable.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
         except OSError as error:
-            # It may be there all the same, of a file that will not be.
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            self._asked.pop(path, None)
+            if path not in self._asked:
+                # It may be there all the same, of a file that will not be.
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
         self._asked[path] = asked
 

@@ -127,6 +127,42 @@ def test_a_layer_of_that_name_that_was_not_made_for_it_is_refused(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("known", ["by-the-answer", "by-the-chain"])
+def test_a_file_that_was_a_layer_is_not_used_for_another_one(
+    folder: Path, request_: Snapshot, known: str
+) -> None:
+    """The layer was merged: who asks again has forgotten to name another file, or to remove it."""
+    account = Snapshots(str(folder))
+    prepare(account, request_)
+    if known == "by-the-answer":
+        account.note_taken("vm", request_)
+    else:
+        account.was_taken("vm", request_, found(request_.file, "/base"))
+    says = ("file-exists", f"{request_.file} exists: it was a layer of disk0 before")
+
+    assert problem(prepare, account, request_) == says
+    assert problem(prepare, Snapshots(str(folder)), request_) == says
+    Path(request_.file).rename(f"{request_.file}.old")
+    assert prepare(account, request_) is not None
+
+
+def test_a_record_that_cannot_be_completed_stays_as_it_is(
+    folder: Path, request_: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot was taken, which is what was asked for."""
+    account = Snapshots(str(folder))
+    asked = prepare(account, request_)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        account.note_taken("vm", request_)
+
+    assert account.get("vm", request_) == Snapshots(str(folder)).get("vm", request_) == asked
+
+
 def test_what_was_prepared_in_vain_is_undone(folder: Path, request_: Snapshot) -> None:
     """The file and its record; then the same request is a new one."""
     account = Snapshots(str(folder))

@@ -121,8 +121,8 @@ def _snapshot(add: Add) -> None:
     _name(add, "vm", "the VM")
     _name(add, "device", "the disk, as chain shows it")
     add("file", type=_path, metavar="FILE",
-        help="absolute path of the new layer, a qcow2 file that is made on the exporter's host; the"
-        " same command never puts a second layer on the disk, so that a retry is safe")  # fmt: skip
+        help="absolute path of the new layer, a qcow2 file that is made on the exporter's host; a"
+        " retry is safe: it finds the layer, or the file that was made for it")  # fmt: skip
     _dry_run(add)
     _poll(add)
 

@@ -28,6 +28,7 @@ from exporter.ledger import Entry, Ledger
 from exporter.member import Member
 from exporter.model import Device, Job, Snapshot
 from exporter.scrape import Fleet
+from exporter.snapshots import Snapshots
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,12 @@ class Permission:
 
 
 class Actions:
-    """The requests of users, over one fleet and one account."""
+    """The requests of users, over one fleet and the accounts of what was asked for."""
 
-    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(self, fleet: Fleet, ledger: Ledger, snapshots: Snapshots) -> None:
         self._fleet = fleet
         self._ledger = ledger
+        self._snapshots = snapshots
         #: Jobs that a complete was sent for: (VM, id) -> when it was first seen, and when that was
         #: sent, by the monotonic clock.
         self._completing: dict[tuple[str, str], tuple[float | None, float]] = {}
@@ -142,7 +144,7 @@ class Actions:
         async with turn(self._member(vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._forget_completed(snapshot)
-            job = guards.job(snapshot, job_id)
+            job = guards.job(snapshot, job_id, mine.job(snapshot, job_id))
             known = view.job(vm, job)
             waits = known.status in _AFTER_COMPLETE
             crosses = verb == "complete" or (verb in _CROSSING and not waits)
@@ -183,25 +185,27 @@ class Actions:
         async with turn(self._member(vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = guards.device(snapshot, request.device)
-            guards.idle(snapshot, request.device)
-            guards.writable(found)
-            warnings = guards.storage(snapshot)
-            active = found.layers[0].image
-            assert active is not None  # else it is not writable
-            node_name = f"{api.JOB_ID_PREFIX}{secrets.token_hex(8)}"
-            command = commands.snapshot(found.top_disk, request.file, request.format, node_name)
-            done = _checked(mine, snapshot, "snapshot", command, request.device, None, warnings)
             where = overlay.granted(request.file, permission.of(snapshot), qemu.pid)
             await mine.reach(os.path.dirname(request.file), *where.directories)
-            await apart(overlay.check, request.file, where)
+            name = self._snapshots.node_name(vm, request)
+            command = commands.snapshot(found.top_disk, request.file, request.format, name)
+            done = _checked(mine, snapshot, "snapshot", command, request.device, None, [])
+            if await apart(self._snapshots.was_taken, vm, request, found):
+                again: dict[str, Any] = {"replayed": True, "command": None, "arguments": {}}
+                return msgspec.structs.replace(done, dry_run=dry_run, **again)
+            guards.idle(snapshot, request.device)
+            guards.writable(found)
+            done.warnings.extend(guards.storage(snapshot))
+            await apart(self._snapshots.check, vm, request, where, found)
             if dry_run:
                 return done
-            made = await apart(overlay.make, request.file, where, active)
+            prepared = await apart(self._snapshots.prepare, vm, request, user, name, where, found)
             try:
                 await mine.send(command, effects.has_layer(request.device, request.file))
             except (Refused, Rejected):
-                await apart(made.remove)
+                await apart(self._snapshots.undo, prepared)
                 raise
+            await apart(self._snapshots.note_taken, vm, request)
             return await _after(mine, done)
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:

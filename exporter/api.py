@@ -119,7 +119,10 @@ class SetSpeed(Request, frozen=True):
 class Snapshot(Request, frozen=True):
     """Put a new layer on a device. [blockdev-snapshot-sync]
 
-    The file is made by the exporter, in a directory that a grant names; it must not exist.
+    The file is made by the exporter, in a directory that a grant names; it must not exist. The
+    path is the idempotency key: for 7 days the same request is answered with 200 while the disk has
+    that layer; where the first one did not take effect, the file that was made for it is used, if
+    nobody has written to it.
     """
 
     device: DeviceName

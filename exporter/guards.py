@@ -206,11 +206,14 @@ def _keys(vm: str, node: Node, identities: Mapping[str, object]) -> Iterator[obj
         yield node.file if node.file.startswith("/") or ":" in node.file else (vm, "", node.file)
 
 
-def job(snapshot: Snapshot, job_id: str) -> Job:
-    """QEMU has such a block job."""
+def job(snapshot: Snapshot, job_id: str, known: api.Job | None = None) -> Job:
+    """QEMU has such a block job; `known` is what is known of one that it has no more."""
     for each in snapshot.jobs:
         if each.job_id == job_id and each.job_type in BLOCK_JOB_TYPES:
             return each
+    if known is not None and known.outcome:
+        detail = f"{snapshot.vm} has no block job {job_id!r} any more"
+        raise Refused("unknown-job", detail, known)
     raise Refused("unknown-job", f"{snapshot.vm} has no block job {job_id!r}")
 
 
@@ -232,7 +235,9 @@ def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
     if _status(each) in ("concluded", "aborting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
     if _is_ready(each) and force is None:
-        raise _refused("force-required", snapshot, each, "is ready")
+        known = view.job(snapshot.vm, each)
+        detail = f"{each.job_type} {each.job_id} is ready, and force is not said"
+        raise Refused("force-required", detail, known)
 
 
 def may_pause(snapshot: Snapshot, each: Job) -> None:

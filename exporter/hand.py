@@ -14,6 +14,7 @@ from exporter.errors import ConfigError
 from exporter.keeper import Keeper
 from exporter.ledger import Ledger
 from exporter.scrape import Fleet
+from exporter.snapshots import Snapshots
 
 
 class Hand:
@@ -28,6 +29,7 @@ class Hand:
         enabled = state_directory is not None
         self.trail = Audit((*VERBS, *OWN) if enabled else OWN)
         self.ledger = Ledger(state_directory) if state_directory is not None else None
+        self.snapshots = Snapshots(state_directory) if state_directory is not None else None
         self.keeper = Keeper(self.ledger, self.trail)
 
     @asynccontextmanager
@@ -36,7 +38,10 @@ class Hand:
         fleet.actions = self.trail.counts
         keeping = asyncio.create_task(self.keeper.run(fleet))
         try:
-            yield Actions(fleet, self.ledger) if self.ledger is not None else None
+            if self.ledger is not None and self.snapshots is not None:
+                yield Actions(fleet, self.ledger, self.snapshots)
+            else:
+                yield None
         finally:
             keeping.cancel()
             await asyncio.wait((keeping,))

@@ -1,4 +1,4 @@
-"""The account of what was asked for: one file for each job id, written before the command leaves.
+"""The account of jobs that were asked for: one file for each id, written before the command leaves.
 
 A file is replaced whole and synced, so that whatever happens to this process or host, it says what
 may have been sent. It is kept for 7 days after the last change.
@@ -21,6 +21,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from exporter import durable
 from exporter.api import Outcome
 from exporter.errors import ConfigError, Refused
 from exporter.outcomes import End
@@ -38,7 +39,7 @@ _SUFFIX = ".json"
 _held: dict[tuple[int, int], int] = {}
 _NAME_LIMIT_BYTES = 200
 #: A file that was not replaced whole, as this program or its host ended.
-_UNFINISHED = re.compile(r"@qbe-[^@]*\.json\.[0-9a-f]{8}$")
+_UNFINISHED = re.compile(r"@qbe-[^@]*\.json" + durable.UNFINISHED)
 
 
 class Entry(Struct, kw_only=True, frozen=True):
@@ -160,7 +161,8 @@ class Ledger:
                     "not-recorded", f"{ENTRIES_LIMIT} requests are on record for the last 7 days"
                 )
         try:
-            self._write(entry)
+            text = msgspec.json.format(msgspec.json.encode(entry)) + b"\n"
+            durable.write(self._path(entry.vm, entry.job_id), text)
         except OSError as error:
             if known is None:
                 # It may be there all the same; the next process must not take it for sent.
@@ -180,8 +182,7 @@ class Ledger:
         if not of_vm:
             self._entries.pop(entry.vm, None)
         try:
-            os.unlink(self._path(entry.vm, entry.job_id))
-            self._sync()
+            durable.remove(self._path(entry.vm, entry.job_id))
         except OSError as error:
             log.warning("record not removed", extra={"job_id": entry.job_id, "err": error.strerror})
 
@@ -233,36 +234,14 @@ class Ledger:
             if entry.changed_timestamp_seconds < now - kept:
                 self._remove(entry)
 
-    def _write(self, entry: Entry) -> None:
-        path = self._path(entry.vm, entry.job_id)
-        new = f"{path}.{secrets.token_hex(4)}"
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(entry)) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-        except OSError:
-            os.unlink(new)
-            raise
-        self._sync()
-
-    def _sync(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
     def _path(self, vm: str, job_id: str) -> str:
         # "@" is in no quoted name: two entries never have one path.
-        name = quote(vm, safe="")
-        return os.path.join(self._folder, f"{_short(name)}@{job_id}{_SUFFIX}")
+        return os.path.join(self._folder, f"{short(vm)}@{job_id}{_SUFFIX}")
 
 
-def _short(name: str) -> str:
-    """Return a name that is no longer than a file's may be; a long one ends with its digest."""
+def short(vm: str) -> str:
+    """Return a VM as a file's name may begin with it; a long one ends with its digest."""
+    name = quote(vm, safe="")
     if len(name) <= _NAME_LIMIT_BYTES - 64:
         return name
     return name[: _NAME_LIMIT_BYTES - 129] + "=" + sha256(name.encode()).hexdigest()

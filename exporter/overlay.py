@@ -32,12 +32,33 @@ class Made:
     device: int
     inode: int
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the path leads to it, and to no other file."""
+        try:
+            return self._is(os.lstat(self.path))
+        except OSError:
+            return False
+
     def remove(self) -> None:
         """Remove it, if it is still the same."""
-        with contextlib.suppress(OSError):
-            found = os.lstat(self.path)
-            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+        if self.is_there:
+            with contextlib.suppress(OSError):
                 os.unlink(self.path)
+
+    def holds(self, image: bytes) -> bool:
+        """Whether it is still the same, and holds this and nothing else."""
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(file, "rb") as opened:
+                found = os.fstat(file)
+                same = self._is(found) and stat.S_ISREG(found.st_mode)
+                return same and opened.read(len(image) + 1) == image
+        except OSError:
+            return False
+
+    def _is(self, found: os.stat_result) -> bool:
+        return (found.st_dev, found.st_ino) == (self.device, self.inode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +92,8 @@ def granted(path: str, grants: Iterable[Grant], process: int) -> Granted:
     return Granted(directories, process, any(grant.same_files for _, grant in within))
 
 
-def check(path: str, where: Granted) -> None:
-    """See whether a file may be made, without making it.
+def check(path: str, where: Granted, active: Image, before: Made | None = None) -> None:
+    """See whether a file may be made, without making it, or whether that of `before` may be used.
 
     Raises:
         Refused: the directory is not granted, or cannot be seen from here or there, or the file
@@ -89,31 +110,29 @@ def check(path: str, where: Granted) -> None:
         except (OSError, ValueError) as error:
             raise Refused("bad-file", f"{path}: {_why(error)}") from error
         else:
-            raise Refused("file-exists", f"{path} exists")
+            _unused(path, where, active, before)
+            return
         if not os.access(folder, os.W_OK | os.X_OK):
             raise Refused("bad-file", f"{folder} cannot be written to from here")
 
 
-def make(path: str, where: Granted, active: Image) -> Made:
+def make(path: str, where: Granted, active: Image, before: Made | None = None) -> Made:
     """Make an empty qcow2 image on top of the image `active`, for QEMU to open.
+
+    Where `before` was made for the same and nobody has used it, it is returned: it is the same.
 
     Raises:
         Refused: it cannot be made, or the QEMU would open another file.
     """
     folder, name = _split(path)
-    backing = _backing(active, where.process)
-    size: int | None = getattr(active, "virtual_size", None)
-    try:
-        image, length = qcow2.overlay(size or 0, backing, active.format)
-    except ValueError as error:
-        raise Refused("bad-file", f"{path}: {error}") from error
+    image = _image(path, where, active)
     with _opened(folder) as descriptor:
         _within(descriptor, folder, where.directories)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             file = os.open(name, flags, 0o600, dir_fd=descriptor)
-        except FileExistsError as error:
-            raise Refused("file-exists", f"{path} exists") from error
+        except FileExistsError:
+            return _unused(path, where, active, before)
         except (OSError, ValueError) as error:
             raise Refused("bad-file", f"{path}: {_why(error)}") from error
     found = os.fstat(file)
@@ -121,8 +140,9 @@ def make(path: str, where: Granted, active: Image) -> Made:
     try:
         with os.fdopen(file, "wb") as opened:
             _own_as(file, active, where.process)
-            opened.write(image)
-            opened.truncate(length)
+            # Without the zeros at its end, which need no room.
+            opened.write(image.rstrip(b"\0"))
+            opened.truncate(len(image))
             opened.flush()
             os.fsync(file)
         _seen_by(where, path, found)
@@ -133,6 +153,33 @@ def make(path: str, where: Granted, active: Image) -> Made:
         made.remove()
         raise
     return made
+
+
+def _image(path: str, where: Granted, active: Image) -> bytes:
+    """Return what a new layer on top of `active` holds."""
+    backing = _backing(active, where.process)
+    size: int | None = getattr(active, "virtual_size", None)
+    try:
+        image, length = qcow2.overlay(size or 0, backing, active.format)
+    except ValueError as error:
+        raise Refused("bad-file", f"{path}: {error}") from error
+    return image.ljust(length, b"\0")
+
+
+def _unused(path: str, where: Granted, active: Image, before: Made | None) -> Made:
+    """Return the file that is there, if it was made here for the same, and nobody has used it."""
+    if before is None or not before.is_there:
+        raise Refused("file-exists", f"{path} exists")
+    if not before.holds(_image(path, where, active)):
+        raise Refused(
+            "file-exists",
+            f"{path} exists: it was made for this snapshot, and is not empty any more, or the disk"
+            " is not as it was",
+        )
+    if os.path.realpath(path) in (peer.open_files(where.process) or ()):
+        raise Refused("file-exists", f"{path} exists, and the VM has it open")
+    _seen_by(where, path, os.lstat(path))
+    return before
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -92,7 +92,12 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "job-id-taken": ProblemType(
         409, "Job id is taken", "Another request, or another job, has this id: choose a new one."
     ),
-    "file-exists": ProblemType(409, "File exists", "A snapshot never writes to what is there."),
+    "file-exists": ProblemType(
+        409,
+        "File exists",
+        "A snapshot never writes to what is there: name a file that does not exist. Only a file that"
+        " was made for the same request, and that nobody has written to since, is used.",
+    ),
     "too-large": ProblemType(413, "Body too large", "A request takes at most 16 kB."),
     "wrong-content-type": ProblemType(
         415, "Wrong content type", "Send Content-Type: application/json."
@@ -113,7 +118,8 @@ PROBLEMS: Mapping[str, ProblemType] = {
         502,
         "Outcome is unknown",
         "The command left, and the connection was lost before QEMU answered: it may have been"
-        " done. Look the job up; the same job_id never starts a second one.",
+        " done. Look the job up, or the disk; the same commit with the same job_id, and the same snapshot,"
+        " is never carried out twice.",
     ),
     "vm-down": ProblemType(503, "VM does not answer", "Nothing was sent."),
     "storage-hangs": ProblemType(
@@ -125,11 +131,12 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "not-recorded": ProblemType(
         503,
         "State directory cannot be written",
-        "Each commit is recorded before it is sent. Nothing was sent.",
+        "Each commit and snapshot is recorded before it is sent. Nothing was sent.",
     ),
     "no-answer": ProblemType(
         504,
         "No answer in time",
-        "The command left, and QEMU has not answered yet: it may still do it. Look the job up.",
+        "The command left, and QEMU has not answered yet: it may still do it. Look the job up, or the"
+        " disk.",
     ),
 }

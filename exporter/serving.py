@@ -143,6 +143,12 @@ async def _serve(
         finally:
             service.notify("READY=1")
 
+    def look_ahead() -> None:
+        try:
+            hand.check(fleet.discovery.config, gate.users if gate else (), enabled=enabled)
+        except ConfigError as error:
+            log.warning("the next start will be refused", extra={"err": str(error)})
+
     listening = (
         service.systemd_sockets()
         if flags.web_systemd_socket
@@ -150,7 +156,7 @@ async def _serve(
     )
     fleet.discover()
     if live:
-        live.told = fleet.note_web_config
+        live.told, live.changed = fleet.note_web_config, look_ahead
     try:
         async with reaching.over(fleet) as actions:
             changing = Changing(
@@ -281,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     admin = parser.add_argument_group("admin API").add_argument
     admin("--admin.state-directory", dest="admin_state_directory", metavar="DIR",
           default=os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE,
-          help=f"where each commit is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
+          help=f"where each commit and snapshot is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
 
     logs = parser.add_argument_group("logging").add_argument
     logs("--log.level", dest="log_level", choices=("debug", "info", "warn", "error"),

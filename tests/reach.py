@@ -58,8 +58,8 @@ class Reach:
         )
         self.fleet.actions = self.hand.trail.counts
         self.grant(grant())
-        if self.hand.ledger is not None:
-            self.actions = Actions(self.fleet, self.hand.ledger)
+        if self.hand.ledger is not None and self.hand.snapshots is not None:
+            self.actions = Actions(self.fleet, self.hand.ledger, self.hand.snapshots)
 
     def grant(self, *grants: Grant) -> None:
         """Have these be the grants from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -982,6 +983,28 @@ async def test_a_job_that_there_is_not_is_refused(fake: FakeQmp, reach: Reach) -
     assert fake.changes == []
 
 
+async def test_a_job_that_has_ended_is_refused_with_how_it_ended(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """Somebody else was faster."""
+    begin(fake, "j", kind="mirror")
+    await reach.look()
+    await fake.event("BLOCK_JOB_CANCELLED", device="j", type="mirror", len=100, offset=50, speed=0)
+    await fake.event("JOB_STATUS_CHANGE", id="j", status="null")
+    gone(fake)
+    await reach.look()
+    with pytest.raises(Refused) as caught:
+        await reach.actions.change(USER, "vm", "j", "complete", api.Complete())
+    job = caught.value.more["job"]
+
+    assert (caught.value.problem, str(caught.value)) == (
+        "unknown-job",
+        "vm has no block job 'j' any more",
+    )
+    assert isinstance(job, api.Job)
+    assert (job.job_id, job.outcome) == ("j", "cancelled")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 async def test_only_what_makes_qemu_wait_for_the_storage_minds_it(
     fake: FakeQmp, reach: Reach, verb: api.Verb, monkeypatch: pytest.MonkeyPatch
@@ -1234,13 +1257,50 @@ async def test_the_file_of_a_snapshot_that_qemu_refused_is_removed(
 async def test_the_file_of_a_snapshot_that_nobody_knows_of_stays(
     fake: FakeQmp, reach: Reach, granted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """QEMU may be writing to it."""
+    """QEMU may be writing to it; if it refuses to take it the next time, it stays as well."""
     monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
     fake.replies["blockdev-snapshot-sync"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await snapshot(reach, granted / "new.qcow2")
+    left = files(granted)
+    fake.replies["blockdev-snapshot-sync"] = {"error": {"class": "GenericError", "desc": "locked"}}
+    with pytest.raises(Rejected):
+        await snapshot(reach, granted / "new.qcow2")
 
-    assert files(granted) == ["new.qcow2"]
+    assert left == files(granted) == ["new.qcow2"]
+
+
+async def test_a_layer_that_is_there_is_told_whatever_the_disk_is_doing(
+    fake: FakeQmp, reach: Reach, granted: Path
+) -> None:
+    """The same request again is no second one: it stands in the way of nothing."""
+    file = granted / "new.qcow2"
+    first = await snapshot(reach, file)
+    plug(fake, Disk(nodes=("new", "top", "base"), files=(str(file), "/top", "/base")))
+    begin(fake, "j")
+    again = await snapshot(reach, file)
+    tried = await snapshot(reach, file, dry_run=True)
+    other = await refused(snapshot(reach, granted / "other.qcow2"))
+
+    assert (first.replayed, again.replayed, tried.replayed) == (False, True, True)
+    assert (again.command, again.arguments, again.dry_run, tried.dry_run) == (None, {}, False, True)
+    assert other[0] == "device-busy"
+    assert len(fake.changes) == 1
+
+
+async def test_a_snapshot_that_cannot_be_recorded_is_not_sent(
+    fake: FakeQmp, reach: Reach, granted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash nobody would know of it."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    problem, detail = await refused(snapshot(reach, granted / "new.qcow2"))
+
+    assert (problem, "No space left" in detail) == ("not-recorded", True)
+    assert (fake.changes, files(granted)) == ([], [])
 
 
 async def test_a_snapshot_needs_the_image_that_it_is_put_on(

@@ -660,7 +660,7 @@ def test_how_a_ready_job_is_cancelled_is_said_aloud(force: bool) -> None:
 
     assert refused(guards.may_cancel, vm(), ready, force=None) == (
         "force-required",
-        "commit disk0 is ready: it is ready",
+        "commit disk0 is ready, and force is not said",
     )
     guards.may_cancel(vm(), ready, force=force)
     guards.may_cancel(vm(), job(), force=force)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from exporter import ledger
+from exporter import durable, ledger
 from exporter.errors import ConfigError, Refused
 from exporter.ledger import KEPT_SECONDS, OPEN_SECONDS, Entry, Ledger
 from exporter.outcomes import End
@@ -168,11 +168,11 @@ def test_a_write_that_is_not_synced_to_its_end_has_happened(
     """The file is in its place; only a crash of the host could undo that."""
     account = Ledger(str(folder))
 
-    def killed(_: Ledger) -> None:
+    def killed(_: str) -> None:
         raise Killed("sync")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "_sync", killed)
+        patch.setattr(durable, "sync", killed)
         with pytest.raises(Killed):
             account.put(entry())
 
@@ -221,7 +221,7 @@ def test_a_first_write_whose_directory_cannot_be_synced_leaves_nothing(
     """Else the next process would take a request that was refused for one that was sent."""
     account = Ledger(str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "_sync", failing)
+        patch.setattr(durable, "sync", failing)
         with pytest.raises(Refused):
             account.put(entry())
 
@@ -235,7 +235,7 @@ def test_a_later_write_that_fails_keeps_the_entry(
     account = Ledger(str(folder))
     account.put(entry())
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "_sync", failing)
+        patch.setattr(durable, "sync", failing)
         with pytest.raises(Refused):
             account.put(entry(started=True))
     kept = account.get("vm", "qbe-a")

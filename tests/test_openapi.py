@@ -131,6 +131,19 @@ def test_each_body_and_answer_has_an_example_that_is_valid(operation: dict[str, 
             validator(reference).validate(content["example"])
 
 
+@by_operation
+def test_the_example_of_a_problem_is_one_that_the_operation_has(operation: dict[str, Any]) -> None:
+    """With its status, and with the outcome where nobody knows it."""
+    for status, response in operation["responses"].items():
+        for kind, content in response["content"].items():
+            if kind == "application/problem+json":
+                example = content["example"]
+                name = example["type"].rpartition("/")[2]
+                assert (str(example["status"]), PROBLEMS[name].status) == (status, int(status))
+                assert f"({name})" in response["description"]
+                assert ("outcome" in example) == (status in ("502", "504"))
+
+
 def test_each_example_is_read_as_its_type() -> None:
     """By the decoder that reads requests."""
     for kind, example in openapi.EXAMPLES.items():

@@ -82,7 +82,7 @@ def refusal(path: object, *grants: Grant, **more: Any) -> str:
 def checked(path: object, *grants: Grant, process: int = SELF) -> str:
     """Return which problem a dry run finds, empty for none."""
     try:
-        overlay.check(str(path), overlay.granted(str(path), grants, process))
+        overlay.check(str(path), overlay.granted(str(path), grants, process), image("/b"))
     except Refused as error:
         return error.problem
     return ""
@@ -365,6 +365,86 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
 
     assert results.count("file-exists") == 15
     assert (found.st_dev, found.st_ino) == (made.device, made.inode)
+
+
+# Used again, if nobody has used it.
+
+USED = "it was made for this snapshot, and is not empty any more, or the disk is not as it was"
+
+
+def again(made: overlay.Made, active: qapi.Image | None = None, process: int = SELF) -> set[str]:
+    """Return why a file that was made here is not used again, by a dry run and by a real one."""
+    grants, said = [grant(Path(made.path).parent)], set()
+    where = overlay.granted(made.path, grants, process)
+    for ask in (overlay.check, overlay.make):
+        try:
+            kept = ask(made.path, where, active or image("/b"), made)
+        except Refused as error:
+            said.add(str(error).removeprefix(f"{made.path} exists").lstrip(":, "))
+        else:
+            assert kept is (None if ask is overlay.check else made)
+            said.add("used")
+    return said
+
+
+def test_a_file_that_was_made_for_the_same_and_not_used_is_used(granted: Path, base: Path) -> None:
+    """It is what would be made now."""
+    made = make(granted / "new", grant(granted), active=image(base))
+    before = (granted / "new").stat()
+
+    assert again(made, image(base)) == {"used"}
+    assert (granted / "new").stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize("how", ["written", "longer", "shorter"])
+def test_a_file_that_somebody_wrote_to_is_not_used(granted: Path, how: str) -> None:
+    """A guest may have: what it wrote would be lost."""
+    path = granted / "new"
+    made = make(path, grant(granted))
+    length = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(length - 1)
+        file.write(b"x" if how == "written" else b"\0")
+        file.truncate({"longer": length + 1, "shorter": length - 1}.get(how, length))
+
+    assert again(made) == {USED}
+
+
+@pytest.mark.parametrize("now", [image("/other"), image("/b", **{"virtual-size": 65 * MIB})])
+def test_a_file_for_a_disk_that_is_not_as_it_was_is_not_used(
+    granted: Path, now: qapi.Image
+) -> None:
+    """It is on another layer by now, or has another size."""
+    made = make(granted / "new", grant(granted))
+
+    assert again(made, now) == {USED}
+
+
+@pytest.mark.parametrize("kind", ["copy", "link", "fifo", "folder"])
+def test_a_file_that_took_its_place_is_not_used(granted: Path, kind: str) -> None:
+    """Whatever is in it: it is somebody's."""
+    path = granted / "new"
+    made = make(path, grant(granted))
+    path.rename(granted / "moved")
+    if kind == "copy":
+        shutil.copy(granted / "moved", path)
+    elif kind == "link":
+        path.symlink_to(granted / "moved")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+
+    assert again(made) == {""}
+
+
+def test_a_file_that_qemu_has_open_is_not_used(granted: Path) -> None:
+    """It may be a layer of what no monitor shows."""
+    made = make(granted / "new", grant(granted))
+    with qemu(f"exec 9<{granted}/new;") as process:
+        assert again(made, process=process) == {"and the VM has it open"}
+    with qemu() as process:
+        assert again(made, process=process) == {"used"}
 
 
 # Removed, if it is still the same.

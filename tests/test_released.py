@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from exporter import __version__
+from exporter.api import Snapshot
 from exporter.family import Metric
 from exporter.ledger import Ledger
 from exporter.metrics import COLLECTORS, METRICS
+from exporter.snapshots import Snapshots
 from tests.interface import interface
 
 RELEASED = Path(__file__).parent / "data" / "released"
@@ -131,3 +134,21 @@ def test_a_record_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
 
     assert Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly") is not None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_record_of_a_snapshot_can_be_read_by_another_version(
+    version: str, tmp_path: Path
+) -> None:
+    """By one that knows more of it than it says, and by one that knows less."""
+    record = json.loads((RELEASED / "snapshots" / f"{version}.json").read_text())
+    request = Snapshot(device=record["device"], file=record["file"])
+    digest = sha256(record["file"].encode()).hexdigest()
+    record |= {"requested_timestamp_seconds": time.time()}
+    for name, more in (("web1", {}), ("web2", {"of_the_future": [1, {"x": None}]})):
+        told = record | {"vm": name} | more
+        (tmp_path / f"{name}@{digest}.snapshot").write_text(json.dumps(told))
+    account = Snapshots(str(tmp_path))
+    found = [account.get(name, request) for name in ("web1", "web2")]
+
+    assert [asked.made.inode if asked else None for asked in found] == [record["file_inode"]] * 2

@@ -158,7 +158,10 @@ async def test_an_exporter_that_is_not_there_is_code_1(shell: Shell, api: FakeAp
     await api.stop()
 
     assert await shell("cancel", "web", "j") == 1
-    assert shell.err == f"the exporter cannot be asked: {api.url}: Connection refused\n"
+    assert shell.err == (
+        f"the exporter cannot be asked: {api.url}: Connection refused\n"
+        "--url says where it is, and whether by http or https; does it run?\n"
+    )
 
 
 # No answer.
@@ -267,7 +270,8 @@ async def test_a_snapshot_without_an_answer_is_looked_up(shell: Shell, api: Fake
     assert "looked up: disk0 is on /images/0.qcow2 now" in shell.err
     api.vms = [vm(devices=[device("cd", 0), device()])]
     assert await shell("snapshot", "web", "disk0", "/images/9.qcow2", FAST) == 4
-    assert "disk0 is not seen on it; see qemu-block-exporter chain" in shell.err
+    assert "disk0 is not seen on it; the same command again puts no second layer" in shell.err
+    assert "see qemu-block-exporter chain" in shell.err
 
 
 async def test_a_dry_run_without_an_answer_changed_nothing(shell: Shell, api: FakeApi) -> None:

@@ -194,6 +194,35 @@ async def test_a_terminal_shows_tables_that_fit(api: FakeApi) -> None:
     assert terminal.plain.count("w") >= 100
 
 
+@pytest.mark.parametrize("columns", [60, 200])
+async def test_a_name_can_be_copied_from_a_narrow_terminal(api: FakeApi, columns: int) -> None:
+    """Where a table does not fit, each value has a line of its own; what is not known has none."""
+    job_id = "qbe-virtio-disk0-20261125T015011-205890"
+    api.lives = {job_id: [job(job_id)], "qbe-2": [ready("qbe-2")]}
+    terminal = Terminal(columns, NO_COLOR="1")
+    assert await terminal.run("jobs", f"--url={api.url}") == 0
+    lines = [line.split() for line in terminal.plain.splitlines()]
+
+    if columns == 60:
+        assert [line for line in lines if "JOB" in line] == [["JOB", "qbe-2"], ["JOB", job_id]]
+        assert lines[0] == ["VM", "web"]
+        assert ["STATUS", "running"] in lines
+        assert not [line for line in lines if "ERROR" in line]
+    else:
+        assert lines[0][:2] == ["VM", "JOB"]
+        assert [line[1] for line in lines[1:]] == ["qbe-2", job_id]
+
+
+async def test_the_files_of_a_chain_can_be_copied_from_a_narrow_terminal(api: FakeApi) -> None:
+    """One layer below the other."""
+    terminal = Terminal(columns=50, NO_COLOR="1")
+    assert await terminal.run("chain", "web", f"--url={api.url}") == 0
+    lines = [line.split() for line in terminal.plain.splitlines()]
+
+    files = [line[1] for line in lines if line[:1] == ["FILE"]]
+    assert files == ["/images/0.qcow2", "/images/1.qcow2", "/images/2.qcow2"]
+
+
 async def test_a_terminal_refreshes_jobs_in_place(api: FakeApi) -> None:
     """Until Ctrl-C, which the terminal turns into a signal."""
     api.lives = {

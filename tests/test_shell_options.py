@@ -28,6 +28,7 @@ from exporter.shell.commands import OPERATING
         (["speed", "web", "j", "1M"], "argument BYTES: '1M' is no number of bytes per second"),
         (["cancel", "web"], "the following arguments are required: JOB"),
         (["snapshot", "web", "d"], "the following arguments are required: FILE"),
+        (["snapshot", "web", "d", "x.qcow2"], "argument FILE: 'x.qcow2' is no absolute path"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

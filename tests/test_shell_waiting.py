@@ -53,6 +53,16 @@ async def test_a_poll_that_fails_is_tried_on(
     assert shell.err.count("trying on: ") == 1
 
 
+async def test_a_job_that_is_not_seen_has_a_next_step(shell: Shell, api: FakeApi) -> None:
+    """Its VM may have died: waiting goes on, and it is said once each time."""
+    unseen = job(status=None, busy=None, ready=None, paused=None)
+    api.completed = [unseen, unseen, job(), unseen, ended("vanished")]
+
+    assert await shell(*WAIT) == 3
+    says = f"QEMU is not known to have job qbe-1: see qemu-block-exporter vms --url={api.url}\n"
+    assert shell.err.count(says) == 2
+
+
 async def test_a_job_that_is_gone_is_code_4(shell: Shell, api: FakeApi) -> None:
     """Nobody knows how it ended."""
     api.completed = [job()]

@@ -127,6 +127,28 @@ def test_a_refusal_has_a_next_step(kind: str, status: int, says: str) -> None:
     assert says in next_step(problem(kind, status), PROMPT, "web", "j")
 
 
+def test_a_password_that_was_given_is_said_to_be_wrong() -> None:
+    """And not that one should be given; also by a proxy that knows no problems."""
+    given = Prompt(("--url=http://x", "--http.config.file=me.yml"))
+    blank = Problem(type="about:blank", title="", status=401, detail="", instance="")
+    for known in (problem("unauthorized", 401), blank):
+        assert next_step(known, PROMPT, "web", "j").startswith("give user and password")
+        assert next_step(known, given, "web", "j").startswith("the exporter has no such user")
+
+
+@pytest.mark.parametrize(
+    ("detail", "says"),
+    [("Node '#block3' is busy: node is used as backing hd of '#block2'", "blockdev-del"),
+     ("Device 'cd0' has no medium", "")],
+)  # fmt: skip
+def test_what_a_merged_layer_stands_in_the_way_of_has_a_next_step(detail: str, says: str) -> None:
+    """QEMU keeps the nodes of -blockdev, and they hold those below them."""
+    known = problem("refused-by-qemu", 422, detail=detail)
+
+    assert says in next_step(known, PROMPT, "web", "j")
+    assert bool(says) == bool(next_step(known, PROMPT, "web", "j"))
+
+
 @pytest.mark.parametrize(
     ("detail", "says"),
     [("this QEMU names a job by its device: give no job_id", "commit with --no-job-id"),

@@ -221,7 +221,9 @@ async def test_what_changes_is_posted(
 
     assert (answer.status, answer.problem) == (405, "method-not-allowed")
     assert answer.headers["Allow"] == "POST"
-    assert (lines.one()["action"], site.reach.counts) == ("other", {})
+    line = lines.one()
+    assert (line["action"], line["method"], site.reach.counts) == ("other", method, {})
+    assert line["path"] == "/api/v1/admin" + path_of(route)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +238,7 @@ async def test_what_is_not_there_is_a_problem_with_a_line(
     assert (answer.status, answer.problem) == (404, "not-found")
     assert lines.one() == {
         "action": "other", "result": "refused", "user": "alice", "status": 404,
+        "method": "POST", "path": f"/api/v1/admin{path}",
     }  # fmt: skip
 
 

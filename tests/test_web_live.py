@@ -180,6 +180,22 @@ def test_whoever_asks_is_told_whether_the_file_is_good(tmp_path: Path) -> None:
     assert told[-1] is True
 
 
+def test_whoever_asks_is_told_that_the_file_changed(tmp_path: Path) -> None:
+    """Not of one that is broken, nor of a reload that they asked for themselves."""
+    path = tmp_path / "web.yml"
+    path.write_text(USERS)
+    known = Live(str(path))
+    users: list[list[str]] = []
+    known.changed = lambda: users.append(list(known.config.users))
+    for text in ("broken", USERS.replace("a:", "b:", 1)):
+        path.write_text(text)
+        assert known.config is not None
+    path.write_text(USERS)
+    known.reload()
+
+    assert users == [["b"]]
+
+
 def test_a_reload_that_somebody_asks_for_says_what_is_wrong(
     tmp_path: Path, said: Callable[[], list[str]]
 ) -> None:

@@ -140,7 +140,8 @@ class Actions:
                 self._screen.note(f"looked up: {request.device} is on {request.file} now")
                 return 0
             look = self._prompt.line("chain", self._vm, request.device)
-            self._unknown(error, None, f"{request.device} is not seen on it; see {look}")
+            again = "the same command again puts no second layer on it"
+            self._unknown(error, None, f"{request.device} is not seen on it; {again}; see {look}")
             return UNKNOWN
         self._accepted(done)
         return 0

@@ -190,7 +190,10 @@ def _reason(error: BaseException) -> str:
         return "no answer in time"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {cause.verify_message}"
+        return (
+            f"its certificate is not trusted: {cause.verify_message.rstrip('.')}"
+            " (ca_file in --http.config.file names who is)"
+        )
     if isinstance(cause, ssl.SSLError):
         return f"no TLS: {cause.reason}"
     if isinstance(cause, OSError) and cause.errno and cause.errno > 0:

@@ -53,6 +53,7 @@ async def _told(client: Client, screen: Screen, prompt: Prompt, flags: argparse.
         _refused(screen, prompt, flags, error)
     except (NotSent, NoAnswer) as error:
         screen.note(f"the exporter cannot be asked: {error}", "bold red")
+        screen.note("--url says where it is, and whether by http or https; does it run?")
     except Lost as error:
         screen.note(f"how it ends is not known: {error}", "bold red")
         return UNKNOWN

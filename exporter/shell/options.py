@@ -120,7 +120,9 @@ def _set_speed(add: Add) -> None:
 def _snapshot(add: Add) -> None:
     _name(add, "vm", "the VM")
     _name(add, "device", "the disk, as chain shows it")
-    _name(add, "file", "absolute path of the new layer, a qcow2 file that is made")
+    add("file", type=_path, metavar="FILE",
+        help="absolute path of the new layer, a qcow2 file that is made on the exporter's host; a"
+        " retry is safe: it finds the layer, or the file that was made for it")  # fmt: skip
     _dry_run(add)
     _poll(add)
 
@@ -153,6 +155,12 @@ def _text(given: str) -> str:
         raise argparse.ArgumentTypeError(f"{given!r} is not UTF-8") from None
     if not given:
         raise argparse.ArgumentTypeError("is empty")
+    return given
+
+
+def _path(given: str) -> str:
+    if not _text(given).startswith("/"):
+        raise argparse.ArgumentTypeError(f"{given!r} is no absolute path")
     return given
 
 

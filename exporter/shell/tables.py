@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,11 @@ from exporter.shell.rates import Rates
 from exporter.shell.text import NOTHING, SENTENCE_LIMIT, clean
 
 _BAR_COLUMNS = 16
+#: What is folded where a terminal is narrow, and how narrow it may get. Names are to be copied.
+_FOLDED = frozenset({"FILE", "ERROR", "JOBS"})
+_FOLDED_COLUMNS = 20
+_GAP_COLUMNS = 2
+_ENDLESS_COLUMNS = 100_000
 _STYLES = {
     "ready": "bold yellow",
     "pending": "bold yellow",
@@ -30,7 +36,41 @@ _STYLES = {
 }
 
 
-def vms(summaries: Iterable[VmSummary]) -> Table:
+class Fitting:
+    """A table; where that is too wide for a terminal, its rows one below the other."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        endless = options.update(width=_ENDLESS_COLUMNS)
+        needed = -_GAP_COLUMNS
+        for column in self._table.columns:
+            cells = (column.header, *column.cells)
+            widest = max(Measurement.get(console, endless, cell).maximum for cell in cells)
+            least = _FOLDED_COLUMNS if column.header in _FOLDED else widest
+            needed += min(widest, least) + _GAP_COLUMNS
+        if needed <= options.max_width or not self._table.row_count:
+            yield self._table
+        else:
+            yield self._stacked()
+
+    def _stacked(self) -> Table:
+        """Return what is known of each row, each value behind the name of its column."""
+        stacked = Table.grid(padding=(0, _GAP_COLUMNS, 0, 0))
+        stacked.add_column(style="bold", no_wrap=True)
+        stacked.add_column(overflow="fold")
+        columns = self._table.columns
+        for number, row in enumerate(zip(*(column.cells for column in columns), strict=True)):
+            if number:
+                stacked.add_row()
+            for column, cell in zip(columns, row, strict=True):
+                if str(cell) != NOTHING:
+                    stacked.add_row(column.header, cell)
+        return stacked
+
+
+def vms(summaries: Iterable[VmSummary]) -> Fitting:
     """Return the VMs, one a line."""
     table = _table(
         "VM", "UP", "STATUS", "QEMU", "MANAGER", *map(_right, ("DISKS", "DEPTH", "JOBS"))
@@ -48,10 +88,10 @@ def vms(summaries: Iterable[VmSummary]) -> Table:
             _cell(vm.backing_depth_max),
             _cell(vm.job_count),
         )
-    return table
+    return Fitting(table)
 
 
-def jobs(found: Iterable[Job], rates: Rates, *, bars: bool) -> Table:
+def jobs(found: Iterable[Job], rates: Rates, *, bars: bool) -> Fitting:
     """Return jobs, one a line; `bars` for a terminal."""
     table = _table(
         *("VM", "JOB", "TYPE", "DEVICE", "STATUS", "PROGRESS"),
@@ -71,7 +111,7 @@ def jobs(found: Iterable[Job], rates: Rates, *, bars: bool) -> Table:
             text.speed(job.speed_limit_bytes_per_second or None),
             _cell(job.error, "red", SENTENCE_LIMIT),
         )
-    return table
+    return Fitting(table)
 
 
 def job_line(job: Job, rates: Rates) -> RenderableType:
@@ -120,7 +160,7 @@ def _device(device: Device) -> str:
     return clean(device.device) + (f": {', '.join(map(clean, facts))}" if facts else "")
 
 
-def _layers(layers: Iterable[Layer], at_work: Sequence[Job]) -> Table:
+def _layers(layers: Iterable[Layer], at_work: Sequence[Job]) -> Fitting:
     table = _table(
         *(_right("LAYER"), "NODE", "DRIVER", "FILE"), *map(_right, ("VIRTUAL", "ALLOCATED")), "JOBS"
     )
@@ -135,7 +175,7 @@ def _layers(layers: Iterable[Layer], at_work: Sequence[Job]) -> Table:
             text.size(layer.allocated_bytes),
             Text("\n").join(marks) if marks else NOTHING,
         )
-    return table
+    return Fitting(table)
 
 
 def _marks(job: Job, layer: int) -> Iterable[Text]:
@@ -177,12 +217,12 @@ def _right(name: str) -> tuple[str]:
 
 def _table(*columns: str | tuple[str]) -> Table:
     """Return a table without lines; a name in a tuple stands above numbers, on the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP_COLUMNS, 0, 0), header_style="bold")
     for column in columns:
         if isinstance(column, tuple):
             table.add_column(column[0], justify="right", no_wrap=True)
         else:
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
     return table
 
 

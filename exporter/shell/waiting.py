@@ -15,7 +15,7 @@ from exporter.shell.client import Client, NoAnswer, NotSent, Refused
 from exporter.shell.progress import Progress
 from exporter.shell.rates import Rates
 from exporter.shell.screen import Screen
-from exporter.shell.text import is_ready, state
+from exporter.shell.text import is_ready, is_seen, state
 from exporter.shell.words import Prompt
 
 #: An exporter that was just restarted may not have seen its VMs yet.
@@ -67,6 +67,7 @@ class Wait:
 
     async def _follow(self, vm: str, job_id: str, progress: Progress, *, ready: bool) -> Job:
         gone = concluded = 0
+        seen = True
         while True:
             try:
                 job = await self.client.job(vm, job_id)
@@ -80,6 +81,10 @@ class Wait:
                 gone = 0
                 self.rates.update([job], time.monotonic())
                 progress.job(job, self.rates)
+                if seen and not is_seen(job) and not job.outcome:
+                    look = self.prompt.line("vms")
+                    self.screen.note(f"QEMU is not known to have job {job_id}: see {look}")
+                seen = is_seen(job)
                 if job.outcome or (ready and (is_ready(job) or job.status == "pending")):
                     return job
                 concluded = concluded + 1 if job.status == "concluded" else 0

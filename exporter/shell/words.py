@@ -131,12 +131,27 @@ _MANAGERS = {
 }
 
 
+def _credentials(prompt: Prompt) -> str:
+    if any(flag.startswith("--http.config.file=") for flag in prompt.flags):
+        return "the exporter has no such user with this password: see --http.config.file"
+    return "give user and password by --http.config.file"
+
+
 def _managed(case: _Case) -> str:
     manager = case.problem.manager
     tool = _MANAGERS.get(manager) if isinstance(manager, str) else None
     return (
         f"use the manager's own tool ({tool or 'see MANAGER in vms'}), or have a grant"
         " with allow_managed"
+    )
+
+
+def _held(case: _Case) -> str:
+    if "is used as backing hd of" not in case.problem.detail:
+        return ""
+    return (
+        "a layer that was merged is a node of -blockdev, which QEMU keeps, and which holds those below"
+        " it: let go of it with blockdev-del"
     )
 
 
@@ -173,17 +188,17 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
     "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
     "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",
     "file-exists": lambda _: "name a file that does not exist: it is made",
+    "refused-by-qemu": _held,
     "not-supported": _unnamed,
-    "unauthorized": lambda _: _CREDENTIALS,
+    "unauthorized": lambda case: _credentials(case.prompt),
     "not-found": lambda _: _URL,
     "too-many": lambda _: _LATER,
 }
-_CREDENTIALS = "give user and password by --http.config.file"
 _URL = "is --url that of an exporter, with its route prefix, and is the API enabled?"
 _LATER = "too many requests: try again later"
 #: What the layer before the API answers, or a proxy.
 _BY_STATUS: dict[int, Callable[[_Case], str]] = {
-    401: lambda _: _CREDENTIALS,
+    401: lambda case: _credentials(case.prompt),
     404: lambda _: _URL,
     429: lambda _: _LATER,
 }

@@ -81,6 +81,8 @@ class Changing:
         names = [r.name for r in ROUTES if (r.path, r.method) == (path, request.method)]
         result = str(about.pop("result", audit.REFUSED))
         told: dict[str, object] = dict(request.match_info)
+        if not names:
+            told |= {"method": request.method, "path": public(request.path)}
         told |= about | {"status": status, "duration_seconds": round(seconds, 6)}
         who = {"user": self._user_of(request), "client": str(request.remote)}
         self._trail.record(names[0] if names else "other", result, who | told)

@@ -34,6 +34,8 @@ class Live:
         self._config, self._context = self._read()
         #: Is told whether the file is good whenever it was read.
         self.told: Callable[[bool], None] = lambda _: None
+        #: Is called when the file was read because it changed, and is good.
+        self.changed: Callable[[], None] = lambda: None
 
     @property
     def config(self) -> WebConfig:
@@ -82,6 +84,7 @@ class Live:
             return
         if any(now[path][:-1] != before[path][:-1] for path in now):
             log.info("web configuration reloaded")
+            self.changed()
 
     def _read(self) -> tuple[WebConfig, ssl.SSLContext | None]:
         """Read all files. What a wrong state named is watched too: there it will be put right."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -194,7 +194,7 @@ def _operation(route: Route) -> dict[str, Any]:
         }
     if parameters:
         operation["parameters"] = parameters
-    responses = {**_successes(route), **_refusals(route.problems), **_GATE}
+    responses = {**_successes(route), **_refusals(route), **_GATE}
     operation["responses"] = dict(sorted(responses.items()))
     return operation
 
@@ -211,22 +211,35 @@ def _successes(route: Route) -> dict[str, Any]:
     return {"200": nothing, str(route.status): sent}
 
 
-def _refusals(names: Iterable[str]) -> dict[str, Any]:
+def _refusals(route: Route) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
-    for name in names:
+    for name in route.problems:
         by_status.setdefault(PROBLEMS[name].status, []).append(name)
     return {
         str(status): {
             "description": "; ".join(f"{PROBLEMS[name].title} ({name})" for name in each),
-            "content": _content(api.Problem, _PROBLEM),
+            "content": _content(api.Problem, _PROBLEM, _problem(each[0], route)),
         }
         for status, each in by_status.items()
     }
 
 
-def _content(type: type, kind: str = _JSON) -> dict[str, Any]:
-    example = msgspec.to_builtins(EXAMPLES[type])
-    return {kind: {"schema": {"$ref": _REF.format(name=type.__name__)}, "example": example}}
+def _problem(name: str, route: Route) -> api.Problem:
+    """Return an example of what a route is refused with."""
+    kind, path = PROBLEMS[name], route.path
+    values = {each: _PARAMETERS[each]["example"] for each in re.findall(r"{(\w+)}", path)}
+    return api.Problem(
+        type=PATH + name, title=kind.title, status=kind.status, detail=kind.text,
+        instance=path.format(**values), vm=values.get("vm", msgspec.UNSET),
+        outcome="unknown" if kind.status in (502, 504) else msgspec.UNSET,
+    )  # fmt: skip
+
+
+def _content(
+    type: type, kind: str = _JSON, example: msgspec.Struct | None = None
+) -> dict[str, Any]:
+    shown = msgspec.to_builtins(example or EXAMPLES[type])
+    return {kind: {"schema": {"$ref": _REF.format(name=type.__name__)}, "example": shown}}
 
 
 def _plain(route: Route) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.e2e.api import Answer
 from tests.e2e.cutting import Fleet, Machine, Plan
-from tests.e2e.lab import laboratory, wait_until
+from tests.e2e.lab import laboratory, tool, wait_until
 
 #: How many VMs share the bytes of one exchange: each unknown outcome takes the exporter a second.
 _VMS = 12
@@ -218,35 +219,97 @@ def test_a_change_of_a_job_that_is_cut_is_only_called_done_when_it_is(
     assert_true(fleet.each(some_bytes(plan), probe))
 
 
-def test_a_snapshot_that_is_cut_keeps_its_file_while_qemu_may_use_it(fleet: Fleet) -> None:
-    """What is called done is done, and no file is removed that QEMU has or may have opened."""
+SNAPSHOT = b'{"execute":"blockdev-snapshot-sync"'
+
+
+def new_file(at: Machine) -> Path:
+    """Return a name for a layer that none has."""
+    at.jobs += 1
+    return at.lab.folder / f"{at.vm.name}-{at.jobs:04}.qcow2"
+
+
+def snapshot(at: Machine, file: Path) -> Answer:
+    return at.user.snapshot(at.vm.name, "disk0", file)
+
+
+def test_a_snapshot_that_is_cut_at_any_byte_is_taken_once_however_often_it_is_asked_for(
+    fleet: Fleet,
+) -> None:
+    """The same request finds the layer, or its own file and uses it, then and after a restart."""
 
     def probe(at: Machine, point: Point) -> tuple[str, bool]:
-        file = new_file(at)
-        plan = at.proxy.arm(b'{"execute":"blockdev-snapshot-sync"', **{point[0]: point[1]})
-        answer = at.user.snapshot(at.vm.name, "disk0", file)
+        file, before = new_file(at), at.proxy.count("blockdev-snapshot-sync")
+        plan = at.proxy.arm(SNAPSHOT, **{point[0]: point[1]})
+        answer = snapshot(at, file)
         assert plan.reached.is_set(), answer
         used = at.active() == str(file)
+        inode = file.stat().st_ino
+        sent = at.proxy.count("blockdev-snapshot-sync")
+        again = snapshot(at, file)
+        assert (again.status, again.body.get("replayed")) == ((200, True) if used else (201, False))
+        assert at.active() == str(file)
+        assert file.stat().st_ino == inode
         if used:
-            at.files.insert(0, str(file))
-        assert file.exists()
-        again = at.user.snapshot(at.vm.name, "disk0", file)
-        assert (again.status, again.problem) == (409, "file-exists")
+            assert at.proxy.count("blockdev-snapshot-sync") == sent <= before + 1
+        at.files.insert(0, str(file))
         return verdict(answer), used
-
-    def new_file(at: Machine) -> Path:
-        at.jobs += 1
-        return at.lab.folder / f"{at.vm.name}-{at.jobs:04}.qcow2"
 
     first = fleet.machines[0]
     file = new_file(first)
-    plan = first.proxy.arm(b'{"execute":"blockdev-snapshot-sync"')
-    assert first.user.snapshot(first.vm.name, "disk0", file).status == 201
+    plan = first.proxy.arm(SNAPSHOT)
+    assert snapshot(first, file).status == 201
     first.files.insert(0, str(file))
     results = fleet.each(some_bytes(plan), probe)
+    fleet.restart()
+    chains = [at.user.layers(at.vm.name, "disk0") for at in fleet.machines]
+    told = [snapshot(at, Path(at.files[0])) for at in fleet.machines if "-0" in at.files[0]]
 
     assert_true(results)
-    assert [at.active() for at in fleet.machines] == [at.files[0] for at in fleet.machines]
+    assert ("unknown", False) in results
+    assert chains == [at.files for at in fleet.machines]
+    assert {(answer.status, answer.body["replayed"]) for answer in told} == {(200, True)}
+
+
+def test_a_snapshot_that_did_not_reach_qemu_can_be_asked_for_after_a_restart(fleet: Fleet) -> None:
+    """What was made for it is used, and by nobody else."""
+    at, other = fleet.machines[:2]
+    file = new_file(at)
+    at.proxy.arm(SNAPSHOT, sent=1)
+    assert verdict(snapshot(at, file)) == "unknown"
+    inode = file.stat().st_ino
+    fleet.restart()
+    foreign = snapshot(other, file)
+    tried = at.user.snapshot(at.vm.name, "disk0", file, dry_run=True)
+    taken = snapshot(at, file)
+    at.files.insert(0, str(file))
+
+    assert (foreign.status, foreign.problem) == (409, "file-exists")
+    assert (tried.status, tried.body["replayed"]) == (200, False)
+    assert (taken.status, taken.body["replayed"]) == (201, False)
+    assert (at.active(), file.stat().st_ino) == (str(file), inode)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_layer_of_a_qemu_that_died_is_used_again_only_where_no_guest_wrote_to_it(
+    fleet: Fleet, written: bool
+) -> None:
+    """The snapshot was taken and not told of, and the next QEMU is started on the disk below it."""
+    at = fleet.machines[2]
+    file = new_file(at)
+    at.proxy.arm(SNAPSHOT, answered=0, then=at.vm.kill)
+    assert verdict(snapshot(at, file)) == "unknown"
+    if written:
+        subprocess.run([tool("qemu-io"), "-c", "write -q -P 7 0 64k", str(file)], check=True)
+    content, inode = file.read_bytes(), file.stat().st_ino
+    at.restart()
+    again = snapshot(at, file)
+    if not written:
+        at.files.insert(0, str(file))
+
+    assert (again.status, again.problem) == ((409, "file-exists") if written else (201, ""))
+    assert ("is not empty any more" in again.body.get("detail", "")) is written
+    assert at.active() == at.files[0]
+    assert (file.read_bytes(), file.stat().st_ino) == (content, inode)
 
 
 def test_a_connection_that_is_cut_before_the_command_leaves_the_id_free(fleet: Fleet) -> None:

@@ -21,6 +21,7 @@ from exporter.audit import Audit
 from exporter.config import Config
 from exporter.ledger import Ledger
 from exporter.scrape import Fleet
+from exporter.snapshots import Snapshots
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options
 from tests.e2e.api import Admin, admin, grant
@@ -224,7 +225,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     """The answer comes when its time is up, and the connection ends."""
     monkeypatch.setattr("exporter.web.admin.BODY_SECONDS", 0.02)
     fleet = Fleet(Config(groups=()))
-    actions = Actions(fleet, Ledger(str(tmp_path)))
+    actions = Actions(fleet, Ledger(str(tmp_path)), Snapshots(str(tmp_path)))
     changing = Changing(actions, Audit(), prefix="")
     app = Endpoints(fleet, Options(), lambda: None, changing=changing).application()
     async with TestServer(app) as server:

@@ -193,6 +193,22 @@ def test_ctrl_c_leaves_the_job_alone_and_says_so(
     assert vm.job(JOB)
 
 
+def test_a_layer_of_blockdev_that_was_merged_is_let_go_of_before_the_next_snapshot(
+    lab: Lab,
+) -> None:
+    """QEMU keeps it, says so in words of its own, and it is said what to do."""
+    vm = lab.qemu("vm", *blockdev("disk1", *lab.chain("disk1", 2)), machine="pc")
+    shell = Shell(lab, admin(lab))
+    snapshot = ("snapshot", "vm", "disk1", str(lab.folder / "overlay.qcow2"))
+    shell.run("commit", "vm", "disk1", "--complete-when-ready", FAST)
+    said = shell.run(*snapshot, code=1)
+    vm.run("blockdev-del", {"node-name": "disk1-0"})
+    shell.run(*snapshot)
+
+    assert "is used as backing hd of 'disk1-0'" in said
+    assert "let go of it with blockdev-del" in said
+
+
 @pytest.mark.parametrize("kind", ["drive"])
 def test_a_refusal_is_told_in_words_and_changes_nothing(
     lab: Lab, vm: Qemu, disk: Disk, shell: Shell

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
+from tests.e2e.api import admin, grant
 from tests.e2e.lab import Lab, drive, wait_until
 from tests.e2e.prometheus import Prometheus
 from tests.pki import Pki, hashed
@@ -86,3 +88,19 @@ def test_prometheus_scrapes_over_tls_as_a_user(lab: Lab) -> None:
     scrape = f'timestamp(up{{job="good"}} == 1) > {time.time()}'
     wait_until(lambda: judge.query(scrape), "a scrape with the new files")
     assert judge.query("qemu_exporter_config_last_reload_successful") == {"good": 1}
+
+
+def test_a_grant_of_a_user_who_is_taken_out_is_told_of_before_the_next_start(lab: Lab) -> None:
+    """The user is out at once; the next start, whenever that is, is refused."""
+    root = admin(lab, grant(users=["root", "ann"]))
+    web = lab.folder / "web.json"
+    content = json.loads(web.read_text())
+    del content["basic_auth_users"]["ann"]
+    web.write_text(json.dumps(content))
+    before = root.get("/vms").status
+    root.user = "ann"
+    after = root.get("/vms").status
+
+    assert (before, after) == (200, 401)
+    assert "the next start will be refused" in root.exporter.said()
+    assert "there is no user 'ann' in --web.config.file" in root.exporter.said()

@@ -1,0 +1,224 @@
+"""The account of snapshots that were asked for: one file for each, written before the command leaves.
+
+The path of a layer's file is the key of its request. Where no answer came, the same request again
+finds the disk on that layer, or the file as it was made, which is then used for it. A file that
+anybody else made, or that anything was written to, is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import secrets
+import threading
+import time
+from hashlib import sha256
+
+import msgspec
+from msgspec import Struct
+
+from exporter import api, durable, overlay
+from exporter.errors import ConfigError, Refused
+from exporter.filename import public
+from exporter.guards import Found
+from exporter.ledger import ENTRIES_LIMIT, KEPT_SECONDS, short
+from exporter.overlay import Granted, Made
+from exporter.qapi import Image
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".snapshot"
+_UNFINISHED = re.compile(r"@[0-9a-f]{64}\.snapshot" + durable.UNFINISHED)
+
+
+class Asked(Struct, kw_only=True, frozen=True):
+    """A snapshot that was asked for, and the file that was made for it."""
+
+    vm: str
+    device: str
+    file: str
+    user: str
+    requested_timestamp_seconds: float
+    #: What QEMU was told to call the new layer: it takes no name twice.
+    node_name: str
+    #: Which file it is: where, and its number there.
+    file_device: int
+    file_inode: int
+    #: Whether the disk was seen to have the layer: then its file is for no other one.
+    taken: bool = False
+
+    @property
+    def made(self) -> Made:
+        """The file that was made for it."""
+        return Made(self.file, self.file_device, self.file_inode)
+
+
+class Snapshots:
+    """All that is on record, in the directory of the ledger, which has it for itself."""
+
+    def __init__(self, folder: str) -> None:
+        """Read what is there.
+
+        Raises:
+            ConfigError: the directory cannot be read.
+        """
+        self._folder = folder
+        self._writing = threading.Lock()
+        #: The path of a record -> what it says.
+        self._asked: dict[str, Asked] = {}
+        try:
+            self._read()
+        except OSError as error:
+            where = f"--admin.state-directory: {error.filename or folder}"
+            raise ConfigError(f"{where}: {error.strerror}") from error
+
+    def get(self, vm: str, request: api.Snapshot) -> Asked | None:
+        """Return what is on record of a request, None where there is no such."""
+        asked = self._asked.get(self._path(vm, request.file))
+        return asked if asked is not None and asked.device == request.device else None
+
+    def node_name(self, vm: str, request: api.Snapshot) -> str:
+        """Return what QEMU is told to call the layer, at each try the same."""
+        asked = self.get(vm, request)
+        return asked.node_name if asked else f"{api.JOB_ID_PREFIX}{secrets.token_hex(8)}"
+
+    def was_taken(self, vm: str, request: api.Snapshot, found: Found) -> bool:
+        """Whether the same request was carried out before: the disk has the layer.
+
+        Raises:
+            Refused: it has one in a file of this name that was not made for this request.
+        """
+        for node in found.layers:
+            if node.file == public(request.file):
+                asked = self.get(vm, request)
+                if asked and asked.made.is_there:
+                    self.note_taken(vm, request)
+                    return True
+                where = f"layer {node.layer} of {request.device}"
+                raise Refused("file-exists", f"{request.file} is {where}")
+        return False
+
+    def check(self, vm: str, request: api.Snapshot, where: Granted, found: Found) -> None:
+        """See whether the file may be made, or used again, without making it.
+
+        Raises:
+            Refused: it may not.
+        """
+        overlay.check(request.file, where, _active(found), self._unused(vm, request))
+
+    def prepare(
+        self, vm: str, request: api.Snapshot, user: str, name: str, where: Granted, found: Found
+    ) -> Asked | None:
+        """Have the file, and have it on record; return None where both were there already.
+
+        Raises:
+            Refused: one of these cannot be had, and neither is left behind.
+        """
+        kept = self._unused(vm, request)
+        made = overlay.make(request.file, where, _active(found), kept)
+        if made is kept:
+            return None
+        asked = Asked(
+            vm=vm,
+            device=request.device,
+            file=request.file,
+            user=user,
+            requested_timestamp_seconds=time.time(),
+            node_name=name,
+            file_device=made.device,
+            file_inode=made.inode,
+        )
+        try:
+            with self._writing:
+                self._put(asked)
+        except Refused:
+            made.remove()
+            raise
+        return asked
+
+    def note_taken(self, vm: str, request: api.Snapshot) -> None:
+        """Have it on record that the disk has the layer."""
+        asked = self.get(vm, request)
+        if asked is None or asked.taken:
+            return
+        try:
+            with self._writing:
+                self._put(msgspec.structs.replace(asked, taken=True))
+        except Refused as error:
+            # All the same: what a guest wrote to is not used again.
+            log.warning("not recorded", extra={"vm": vm, "err": str(error)})
+
+    def undo(self, asked: Asked | None) -> None:
+        """Leave nothing of what was prepared in vain; what had been there before stays."""
+        if asked is not None:
+            asked.made.remove()
+            with self._writing:
+                self._remove(self._path(asked.vm, asked.file))
+
+    def _unused(self, vm: str, request: api.Snapshot) -> Made | None:
+        """Return the file that was made for a request whose layer no disk was seen to have."""
+        asked = self.get(vm, request)
+        if asked is None or not asked.made.is_there:
+            return None
+        if asked.taken:
+            raise Refused(
+                "file-exists", f"{request.file} exists: it was a layer of {request.device} before"
+            )
+        return asked.made
+
+    def _put(self, asked: Asked) -> None:
+        self._forget_old()
+        path = self._path(asked.vm, asked.file)
+        if path not in self._asked and len(self._asked) >= ENTRIES_LIMIT:
+            limit = f"{ENTRIES_LIMIT} snapshots are on record for the last 7 days"
+            raise Refused("not-recorded", limit)
+        try:
+            durable.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
+        except OSError as error:
+            if path not in self._asked:
+                # It may be there all the same, of a file that will not be.
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
+        self._asked[path] = asked
+
+    def _remove(self, path: str) -> None:
+        self._asked.pop(path, None)
+        try:
+            durable.remove(path)
+        except OSError as error:
+            # Of a file that is gone it says nothing.
+            log.warning("record not removed", extra={"record": path, "err": error.strerror})
+
+    def _read(self) -> None:
+        for name in sorted(os.listdir(self._folder)):
+            path = os.path.join(self._folder, name)
+            if _UNFINISHED.search(name):
+                os.unlink(path)
+            if not name.endswith(_SUFFIX):
+                continue
+            with open(path, "rb") as file:
+                text = file.read()
+            try:
+                self._asked[path] = msgspec.json.decode(text, type=Asked)
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                raise ConfigError(f"--admin.state-directory: {path}: {error}") from error
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        since = time.time() - KEPT_SECONDS
+        for path, asked in list(self._asked.items()):
+            if asked.requested_timestamp_seconds < since:
+                self._remove(path)
+
+    def _path(self, vm: str, file: str) -> str:
+        digest = sha256(file.encode("utf-8", "surrogatepass")).hexdigest()
+        return os.path.join(self._folder, f"{short(vm)}@{digest}{_SUFFIX}")
+
+
+def _active(found: Found) -> Image:
+    image = found.layers[0].image
+    assert image is not None  # else it is not writable
+    return image

@@ -19,6 +19,7 @@ from exporter.filename import public_text
 from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.outcomes import End
+from exporter.scrape import Fleet
 from exporter.storage import StorageBusy, StorageHangs
 from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm
@@ -133,6 +134,19 @@ class Turn:
                 concluded = getattr(each.job, "status", None) == "concluded"
                 return view.job(self.member.name, each, end if concluded else None)
         return view.ended(self.member.name, job_id, end) if end else None
+
+
+def target(fleet: Fleet, vm: str) -> Member:
+    """Return the target of this name; sockets are looked for where there is none.
+
+    Raises:
+        Refused: there is none then either.
+    """
+    if vm not in fleet.members:
+        fleet.discover()
+    if (member := fleet.members.get(vm)) is None:
+        raise Refused("unknown-vm", f"there is no VM {vm!r}")
+    return member
 
 
 @asynccontextmanager

@@ -16,15 +16,16 @@ ORDER = (
     "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
     "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
-    "web.tls", "web.config", "hand", "keeper", "actions", "turn", "apart", "overlay", "qcow2", "guards", "effects",
-    "audit", "view", "ledger", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
+    "web.tls", "web.config", "hand", "keeper", "actions", "commits", "neighbours", "done", "pivots", "turn", "apart",
+    "overlay", "qcow2", "guards", "effects", "audit", "view", "ledger", "grants", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
     "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
     "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
     "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
-    "api", "chain", "commands", "effects", "events", "family", "filename", "graph", "guards", "identity",
+    "api", "chain", "commands", "effects", "events", "family", "filename", "grants", "graph", "guards",
+    "identity",
     "jobs", "known", "metrics", "model", "outcomes", "parse", "problems", "qapi", "qcow2", "render",
     "template", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
 }  # fmt: skip
@@ -43,9 +44,10 @@ DOORS = {
 
 #: Who alone may import what can change a VM.
 HANDS = {
-    "commands": {"actions", "effects", "guards", "keeper", "qmp", "turn", "vm"},
+    "commands": {"actions", "commits", "done", "effects", "guards", "keeper", "qmp", "turn", "vm"},
     "actions": {"hand", "web.admin"},
-    "turn": {"actions", "keeper"},
+    "commits": {"actions"},
+    "turn": {"actions", "commits", "done", "keeper", "neighbours"},
 }
 
 MODULES = {

@@ -158,6 +158,7 @@ WRITERS = {
 CALLS = {
     ("actions", "mine.send"): "QEMU, by way of Session.execute",
     ("client", "self._do_send"): "QEMU: queries, or one command; both against their lists",
+    ("commits", "mine.send"): "QEMU, by way of Session.execute",
     ("demo.disks", "monitor.execute"): "QEMU of the demo's own",
     ("demo.simulated_vm", "self._chain.write"): "a simulated disk",
     ("demo.simulated_vm", "self._life.send"): "a generator",

@@ -10,17 +10,14 @@ import os
 import secrets
 import time
 
-from msgspec import UnsetType
-
-from exporter import api, commands, done, effects, grants, guards, overlay, view
+from exporter import api, commands, done, effects, grants, guards, overlay, verbs, view
 from exporter.apart import apart
-from exporter.commands import Command, Qemu
 from exporter.commits import Commits
 from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
 from exporter.grants import Permission
 from exporter.ledger import Ledger
 from exporter.member import Member
-from exporter.model import Job, Snapshot
+from exporter.model import Job
 from exporter.pivots import Pivots
 from exporter.scrape import Fleet
 from exporter.turn import target, turn
@@ -71,14 +68,15 @@ class Actions:
         permission = self._permission(user, verb, vm)
         async with turn(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-            self._pivots.forget_past(snapshot)
+            self._pivots.update(mine.member, snapshot)
             job = guards.job(snapshot, job_id)
             known = view.job(vm, job)
             waits = known.status in _AFTER_COMPLETE
             crosses = verb == "complete" or (verb in _CROSSING and not waits)
-            if crosses and self._pivots.is_under_way(vm, job_id):
+            if crosses and self._pivots.is_under_way(mine.member, job_id):
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
-            command = _command(snapshot, qemu, job, verb, request)
+            verbs.guard(snapshot, job, verb, request)
+            command = verbs.command(qemu, job, verb, request)
             # These let QEMU wait for the storage.
             drains = verb in ("complete", "cancel", "finalize")
             warnings = guards.storage(snapshot) if drains else []
@@ -90,7 +88,7 @@ class Actions:
             if verb == "dismiss":
                 await self._record_before_dismissal(mine.member, job)
             if verb == "complete":
-                self._pivots.begin(vm, job)
+                self._pivots.begin(mine.member, job)
             effect = effects.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
@@ -99,7 +97,7 @@ class Actions:
                 # twice is harmless; of a mirror with `replaces` QEMU may die. [mirror_complete]
                 arrived = isinstance(error, OutcomeUnknown) and job.job_type != "commit"
                 if verb == "complete" and not arrived:
-                    self._pivots.withdraw(vm, job_id)
+                    self._pivots.withdraw(mine.member, job_id)
                 raise
             return await done.after(mine, passed)
 
@@ -148,20 +146,3 @@ class Actions:
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
         await apart(self._ledger.put, entry.with_end(end))
-
-
-def _command(
-    snapshot: Snapshot, qemu: Qemu, job: Job, verb: api.Verb, request: api.Request
-) -> Command:
-    """See whether a job may be changed so, and return the command."""
-    if isinstance(request, api.Cancel):
-        force = None if isinstance(request.force, UnsetType) else request.force
-        guards.may_cancel(snapshot, job, force=force)
-        return commands.cancel(job.job_id, force=bool(force))
-    guards.OF_JOBS[verb](snapshot, job)
-    if isinstance(request, api.SetSpeed):
-        return commands.set_speed(job.job_id, request.speed_bytes_per_second)
-    command = commands.change(qemu, verb, job.job_id)
-    if command is None:
-        raise Refused("not-supported", f"this QEMU cannot {verb} a job")
-    return command

@@ -13,7 +13,9 @@ from msgspec import UNSET
 from exporter import api, commands, done, effects, guards, neighbours, view
 from exporter.apart import apart
 from exporter.commands import Command, Qemu
+from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
+from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
 from exporter.model import Snapshot
 from exporter.scrape import Fleet
@@ -48,12 +50,12 @@ class Commits:
         if vm not in self._fleet.members:
             self._fleet.discover()
         if (entry := self._ledger.get(vm, job_id)) and vm not in self._fleet.members:
-            return await _replayed(None, entry, wanted, dry_run=dry_run)
+            return _replayed(entry, view.recorded(entry), wanted, dry_run=dry_run)
         member = target(self._fleet, vm)
         unseen = [] if entry else await neighbours.see(self._fleet, vm)
         async with turn(member) as mine:
             if entry := self._ledger.get(vm, job_id):
-                return await _replayed(mine, entry, wanted, dry_run=dry_run)
+                return _replayed(entry, await _now(mine, entry), wanted, dry_run=dry_run)
             snapshot, qemu = await mine.look(allow_managed=allow_managed)
             warnings = [*guards.storage(snapshot), *unseen]
             found = guards.device(snapshot, request.device)
@@ -62,17 +64,7 @@ class Commits:
             layers = guards.commit_range(found, request)
             warnings += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
             job_id = _usable_id(snapshot, qemu, request, job_id)
-            command = commands.commit(
-                qemu,
-                found.disk,
-                job_id,
-                found.image(layers.top),
-                found.image(layers.base),
-                active=layers.top == 0,
-                speed=request.speed_bytes_per_second or None,
-            )
-            if "" in command.arguments.values():
-                raise Refused("wrong-device-state", f"the images of {request.device} are not known")
+            command = _command(qemu, found, layers, job_id, request)
             passed = done.checked(
                 mine, snapshot, "commit", command, request.device, job_id, warnings
             )
@@ -91,32 +83,33 @@ class Commits:
                 top=layers.top,
                 base=layers.base,
             )
-            await self._start(
-                mine, command, entry, recorded=qemu.version >= commands.JOB_ID_VERSION
-            )
+            since = entry.requested_timestamp_seconds
+            effect = effects.started(job_id, mine.member.ends, since)
+            if qemu.version >= commands.JOB_ID_VERSION:
+                await self._send_on_record(mine, command, effect, entry)
+            else:
+                # Its jobs have the names of their devices: a record of one would be taken for the
+                # next one's.
+                await mine.send(command, effect)
             return await done.after(mine, passed)
 
-    async def _start(self, mine: Turn, command: Command, entry: Entry, *, recorded: bool) -> None:
-        """Start a job; what may have left this process is on record before and afterwards."""
-        if recorded:
-            await apart(self._ledger.put, entry)
-        effect = effects.started(entry.job_id, mine.member.ends, entry.requested_timestamp_seconds)
+    async def _send_on_record(
+        self, mine: Turn, command: Command, effect: Effect, entry: Entry
+    ) -> None:
+        """Send a command; what may have left this process is on record before and afterwards."""
+        await apart(self._ledger.put, entry)
         try:
             await mine.send(command, effect)
         except (Refused, Rejected):
-            if recorded:
-                await apart(self._ledger.remove, entry)
+            await apart(self._ledger.remove, entry)
             raise
-        if recorded:
-            started = msgspec.structs.replace(entry, started=True)
-            try:
-                await apart(self._ledger.put, started)
-            except Refused as error:
-                # It runs, and is on record as asked for: the keeper will see that it was started.
-                log.warning(
-                    "not recorded",
-                    extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)},
-                )
+        try:
+            await apart(self._ledger.put, msgspec.structs.replace(entry, started=True))
+        except Refused as error:
+            # It runs, and is on record as asked for: the keeper will see that it was started.
+            log.warning(
+                "not recorded", extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)}
+            )
 
 
 def _new_id(device: str) -> str:
@@ -136,14 +129,31 @@ def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str)
     return job_id
 
 
-async def _replayed(
-    mine: Turn | None, entry: Entry, wanted: dict[str, Any], *, dry_run: bool
-) -> api.Done:
-    """Return what is said of a request that was made before: the state, or the outcome."""
-    snapshot = await mine.look_again() if mine else None
-    told = mine.job(snapshot, entry.job_id, entry.end) if mine and snapshot else None
+def _command(qemu: Qemu, found: Found, layers: Range, job_id: str, request: api.Commit) -> Command:
+    command = commands.commit(
+        qemu,
+        found.disk,
+        job_id,
+        found.image(layers.top),
+        found.image(layers.base),
+        active=layers.top == 0,
+        speed=request.speed_bytes_per_second or None,
+    )
+    if "" in command.arguments.values():
+        raise Refused("wrong-device-state", f"the images of {request.device} are not known")
+    return command
+
+
+async def _now(mine: Turn, entry: Entry) -> api.Job:
+    """Return the job of an entry as it is now, or as the account has it where that tells more."""
+    snapshot = await mine.look_again()
+    told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
     known = told is not None and (told.status is not None or entry.outcome is None)
-    job = told if told is not None and known else view.recorded(entry)
+    return told if told is not None and known else view.recorded(entry)
+
+
+def _replayed(entry: Entry, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
+    """Return what is said of a request that was made before: the state, or the outcome."""
     if entry.request != wanted:
         raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
     return api.Done(

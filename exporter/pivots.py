@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-from exporter import guards
+from exporter import verbs
+from exporter.member import Member
 from exporter.model import Job, Snapshot
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """A complete that was sent."""
+
+    #: Of the job: another one may get its id.
+    first_seen_timestamp_seconds: float | None
+    #: By the monotonic clock.
+    sent_at: float
+
+
 class Pivots:
     """What was sent and has not shown yet, of all VMs."""
 
     def __init__(self) -> None:
-        #: (VM, job id) -> when the job was first seen, and when it was told, by the monotonic clock.
-        self._sent: dict[tuple[str, str], tuple[float | None, float]] = {}
+        #: Target -> job id -> what was sent; a target that is left takes its own along.
+        self._sent: WeakKeyDictionary[Member, dict[str, Pivot]] = WeakKeyDictionary()
 
-    def begin(self, vm: str, job: Job) -> None:
+    def begin(self, member: Member, job: Job) -> None:
         """Note that a job is about to be told to complete."""
-        self._sent[vm, job.job_id] = (job.first_seen_timestamp_seconds, time.monotonic())
+        pivot = Pivot(job.first_seen_timestamp_seconds, time.monotonic())
+        self._sent.setdefault(member, {})[job.job_id] = pivot
 
-    def withdraw(self, vm: str, job_id: str) -> None:
+    def withdraw(self, member: Member, job_id: str) -> None:
         """Note that it was not told after all."""
-        del self._sent[vm, job_id]
+        del self._sent[member][job_id]
 
-    def is_under_way(self, vm: str, job_id: str) -> bool:
-        """Whether a job was told to complete, as far as `forget_past` was asked last."""
-        return (vm, job_id) in self._sent
+    def is_under_way(self, member: Member, job_id: str) -> bool:
+        """Whether a job was told to complete, and had not shown it when `update` was called."""
+        return job_id in self._sent.get(member, {})
 
-    def forget_past(self, snapshot: Snapshot) -> None:
+    def update(self, member: Member, snapshot: Snapshot) -> None:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
         listed = {job.job_id: job for job in snapshot.jobs}
         since = time.monotonic() - _COMPLETING_SECONDS
-        for key, (first_seen, sent) in list(self._sent.items()):
-            if key[0] != snapshot.vm:
-                continue
-            job = listed.get(key[1])
+        for job_id, pivot in list(self._sent.get(member, {}).items()):
+            job = listed.get(job_id)
+            first_seen = pivot.first_seen_timestamp_seconds
             same = job is not None and job.first_seen_timestamp_seconds == first_seen
-            if job is None or not same or (sent < since and guards.rests(job)):
-                del self._sent[key]
+            if job is None or not same or (pivot.sent_at < since and verbs.rests(job)):
+                self.withdraw(member, job_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from exporter import api, guards, view
 from exporter.commands import Command, Qemu
@@ -156,17 +156,14 @@ async def turn(member: Member) -> AsyncIterator[Turn]:
     Raises:
         Refused: that did not happen in time.
     """
-    alone = member.alone()
-    try:
-        async with asyncio.timeout(_WAIT_SECONDS):
-            vm = await alone.__aenter__()
-    except TargetError as error:
-        raise Refused("vm-down", f"{member.name}: {error}") from None
-    except TimeoutError:
-        raise Refused(
-            "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
-        ) from None
-    try:
+    async with AsyncExitStack() as having:
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                vm = await having.enter_async_context(member.alone())
+        except TargetError as error:
+            raise Refused("vm-down", f"{member.name}: {error}") from None
+        except TimeoutError:
+            raise Refused(
+                "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
+            ) from None
         yield Turn(member, vm)
-    finally:
-        await alone.__aexit__(None, None, None)

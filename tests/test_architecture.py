@@ -17,7 +17,7 @@ ORDER = (
     "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
     "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
     "web.tls", "web.config", "hand", "keeper", "actions", "commits", "neighbours", "done", "pivots", "turn", "apart",
-    "overlay", "qcow2", "guards", "effects", "audit", "view", "ledger", "grants", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
+    "overlay", "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "grants", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
     "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
     "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
     "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",
@@ -27,7 +27,7 @@ PURE = {
     "api", "chain", "commands", "effects", "events", "family", "filename", "grants", "graph", "guards",
     "identity",
     "jobs", "known", "metrics", "model", "outcomes", "parse", "problems", "qapi", "qcow2", "render",
-    "template", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
+    "template", "verbs", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {
@@ -44,7 +44,7 @@ DOORS = {
 
 #: Who alone may import what can change a VM.
 HANDS = {
-    "commands": {"actions", "commits", "done", "effects", "guards", "keeper", "qmp", "turn", "vm"},
+    "commands": {"actions", "commits", "done", "effects", "guards", "keeper", "qmp", "turn", "verbs", "vm"},
     "actions": {"hand", "web.admin"},
     "commits": {"actions"},
     "turn": {"actions", "commits", "done", "keeper", "neighbours"},

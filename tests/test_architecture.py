@@ -11,23 +11,27 @@ ROOT = Path(__file__).parent.parent / "exporter"
 
 #: From the top down; a module imports only what stands below it.
 ORDER = (
-    "__main__", "cli", "serving", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
-    "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials",
-    "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
-    "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
-    "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
-    "web.tls", "web.config", "hand", "keeper", "actions", "commits", "neighbours", "done", "pivots", "turn", "apart",
-    "overlay", "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "grants", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
-    "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
-    "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
-    "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",
+    "__main__", "cli", "serving", "options", "shell.main", "shell.views", "shell.actions",
+    "shell.lookup", "shell.waiting", "shell.progress", "shell.screen", "shell.tables",
+    "shell.client", "shell.credentials", "shell.options", "shell.words", "shell.rates",
+    "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation",
+    "demo.simulated_vm", "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app",
+    "web.admin", "web.reading", "web.openapi", "web.routes", "web.answers", "web.server",
+    "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
+    "commits", "neighbours", "done", "pivots", "turn", "apart", "overlay", "qcow2", "guards",
+    "verbs", "effects", "audit", "view", "ledger", "grants", "scrape", "member", "vm", "refresh",
+    "inquiry", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "qmp",
+    "client", "lines", "pace", "peer", "commands", "discovery", "config", "api", "problems",
+    "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
+    "parse", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
+    "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
-    "api", "chain", "commands", "effects", "events", "family", "filename", "grants", "graph", "guards",
-    "identity",
-    "jobs", "known", "metrics", "model", "outcomes", "parse", "problems", "qapi", "qcow2", "render",
-    "template", "verbs", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
+    "api", "chain", "commands", "effects", "events", "families", "family", "filename", "grants",
+    "graph", "guards", "identity", "jobs", "known", "metrics", "model", "outcomes", "parse",
+    "problems", "qapi", "qcow2", "render", "samples", "template", "verbs", "view",
+    "shell.rates", "shell.text", "shell.words", "web.routes",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from exporter import parse, qapi
 from exporter.chain import walk
 from exporter.errors import ProtocolError
+from exporter.families import join
 from exporter.identity import key
 from exporter.model import Device, Snapshot
 from exporter.parse import Topology
 from exporter.qapi import Query
-from exporter.render import Plan, join
+from exporter.render import Plan
 from tests.conftest import samples, series
 
 NAMES = st.sampled_from(["", "disk0", "disk1", "a\nb", '"'])

@@ -13,8 +13,8 @@ import pytest
 
 from exporter import scrape
 from exporter.config import Config, Group, Settings, Target
+from exporter.families import join
 from exporter.member import Collected
-from exporter.render import join
 from exporter.scrape import Fleet
 from exporter.storage import Sight, Storage
 from tests.conftest import series

@@ -19,8 +19,9 @@ from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.errors import ProtocolError
+from exporter.families import join
 from exporter.model import Snapshot
-from exporter.render import Plan, join
+from exporter.render import Plan
 from exporter.storage import Sight, Storage
 from exporter.vm import Vm
 from tests.conftest import series

@@ -30,7 +30,7 @@ ORDER = (
 PURE = {
     "api", "chain", "commands", "effects", "events", "families", "family", "filename", "grants",
     "graph", "guards", "identity", "jobs", "known", "metrics", "model", "outcomes", "parse",
-    "problems", "qapi", "qcow2", "render", "samples", "template", "verbs", "view",
+    "problems", "qapi", "qcow2", "queries", "render", "samples", "template", "verbs", "view",
     "shell.rates", "shell.text", "shell.words", "web.routes",
 }  # fmt: skip
 #: Who alone may import a library.

@@ -20,7 +20,8 @@ from exporter.config import Settings
 from exporter.identity import key
 from exporter.model import Space
 from exporter.parse import Topology
-from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
+from exporter.sight import Sight
+from exporter.storage import Storage, StorageBusy, StorageHangs
 
 log = logging.getLogger(__name__)
 

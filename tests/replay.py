@@ -14,7 +14,8 @@ from exporter.discovery import Target
 from exporter.families import join
 from exporter.model import Snapshot
 from exporter.render import Plan
-from exporter.storage import Sight, Storage
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.vm import Vm
 from tests.fakeqmp import GREETING, FakeQmp
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ ORDER = (
     "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
     "commits", "neighbours", "done", "pivots", "turn", "apart", "overlay", "qcow2", "guards",
     "verbs", "effects", "audit", "view", "ledger", "grants", "scrape", "member", "vm", "refresh",
-    "inquiry", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "qmp",
+    "inquiry", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "mounts", "sight", "qmp",
     "client", "lines", "pace", "peer", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
     "parse", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
@@ -43,7 +44,7 @@ DOORS = {
     "prometheus_client": {"exposition"},
     "yaml": {"yamlfile"},
     "ssl": {"shell.client", "shell.credentials", "web.live", "web.server", "web.tls"},
-    "ctypes": {"storage", "demo.vms"},
+    "ctypes": {"sight", "demo.vms"},
 }
 
 #: Who alone may import what can change a VM.
@@ -75,6 +76,17 @@ def imports(path: Path) -> set[str]:
 def test_every_module_has_its_place() -> None:
     """A new module is put where it belongs, or this fails."""
     assert MODULES.keys() <= set(ORDER)
+
+
+def test_every_module_is_explained_to_newcomers() -> None:
+    """In CONTRIBUTING.md, the demo as a whole, and no module that there is not."""
+    table = (ROOT.parent / "CONTRIBUTING.md").read_text().partition("| module | what it is |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row.split(" | ")[0])}
+    parts = {module.partition(".")[0] for module in MODULES if "." in module}
+
+    assert {module for module in MODULES if not module.startswith("demo.")} <= named
+    assert named <= MODULES.keys() | parts
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -16,7 +16,7 @@ import pytest
 from exporter import api
 from exporter.api import Commit
 from exporter.errors import Refused, Rejected
-from exporter.storage import Sight
+from exporter.sight import Sight
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp
 from tests.reach import USER, Reach, begin, commit, end, files, grant, refused, run

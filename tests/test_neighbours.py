@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import Refused
-from exporter.storage import Sight
+from exporter.sight import Sight
 from exporter.turn import Turn
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp

@@ -22,7 +22,8 @@ from exporter.errors import ProtocolError
 from exporter.families import join
 from exporter.model import Snapshot
 from exporter.render import Plan
-from exporter.storage import Sight, Storage
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.vm import Vm
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter

@@ -111,6 +111,7 @@ class Answers:
             self.done.set_result(None)
 
     def fail(self, error: TargetError) -> None:
+        """Let whoever waits have an error: no more answers will come."""
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # whoever asked may have given up: that is no news then

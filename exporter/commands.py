@@ -1,4 +1,4 @@
-"""The commands that may change a VM, each built from what was checked; `actions` alone sends them.
+"""The commands that may change a VM, each built from what was checked; `turn` alone sends them.
 
 Every command that can ever leave this process is in `COMMANDS` or in `queries.COMMANDS`; there is no
 way to send another.
@@ -70,6 +70,7 @@ class Disk:
 
     @property
     def device_or_node(self) -> str:
+        """What QEMU takes as `device` where it takes the root node of a disk too."""
         return self.device or self.root_node
 
 

@@ -47,11 +47,13 @@ class Commits:
         """
         job_id = request.job_id or _new_id(request.device)
         wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
-        if vm not in self._fleet.members:
-            self._fleet.discover()
-        if (entry := self._ledger.get(vm, job_id)) and vm not in self._fleet.members:
+        entry = self._ledger.get(vm, job_id)
+        try:
+            member = target(self._fleet, vm)
+        except Refused:
+            if entry is None:
+                raise
             return _replayed(entry, view.recorded(entry), wanted, dry_run=dry_run)
-        member = target(self._fleet, vm)
         unseen = [] if entry else await neighbours.see(self._fleet, vm)
         async with turn(member) as mine:
             if entry := self._ledger.get(vm, job_id):

@@ -18,6 +18,7 @@ class Permission:
 
     @property
     def allow_managed(self) -> bool:
+        """Whether it holds of a VM that a manager runs too."""
         return any(grant.allow_managed for grant in self.grants)
 
     def of(self, snapshot: Snapshot) -> tuple[Grant, ...]:

@@ -48,12 +48,8 @@ class Inquiry:
         self.unknown |= answers.unknown()
         return answers
 
-    async def later(
-        self, answers: Answers, query: Query[T], deadline: float, wanted: bool
-    ) -> T | None:
+    async def later(self, answers: Answers, query: Query[T], deadline: float) -> T | None:
         """Return the answer to a query that the first batch may have had already."""
-        if not wanted:
-            return None
         if query not in answers.queries:
             return await self.ask_optional(query, deadline)
         return self.optional(answers, query)

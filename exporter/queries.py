@@ -55,6 +55,7 @@ class CommandError(Struct, frozen=True):
 
     @property
     def unknown_command(self) -> bool:
+        """Whether this QEMU has no such command, or was built without it."""
         return self.class_ == "CommandNotFound"
 
 

@@ -124,7 +124,7 @@ class Vm:
         return Qemu(self._session.version, self._commands, self._session.peer_pid, status)
 
     async def execute(self, command: Command, timeout_seconds: float) -> None:
-        """Send a command that changes something; for `actions` alone. See `Session.execute`."""
+        """Send a command that changes something; for `turn` alone. See `Session.execute`."""
         await self._session.execute(command, timeout_seconds)
 
     async def leave(self) -> None:
@@ -167,9 +167,9 @@ class Vm:
             graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
             self._watch.place(new, graph, entries)
         block_jobs = self._watch.placed(block_jobs)
-        nodes = await self._inquiry.later(
-            answers, queries.NODESTATS, deadline, self._ask_nodes or not entries
-        )
+        nodes = None
+        if self._ask_nodes or not entries:
+            nodes = await self._inquiry.later(answers, queries.NODESTATS, deadline)
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, {job.device for job in told}, deadline)
         status = answers.get(queries.STATUS)
@@ -258,8 +258,9 @@ class Vm:
         self, answers: Answers, ids: set[str], deadline: float
     ) -> list[qapi.JobInfo] | None:
         """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
-        wanted = self._ask_jobs or bool(self.jobs.named - ids)
-        jobs = await self._inquiry.later(answers, queries.JOBS, deadline, wanted)
+        jobs = None
+        if self._ask_jobs or self.jobs.named - ids:
+            jobs = await self._inquiry.later(answers, queries.JOBS, deadline)
         self.jobs.named -= ids.union(job.id for job in jobs or ())
         others = None if jobs is None else parse.other_jobs(jobs, ids)
         self._ask_jobs = bool(others)

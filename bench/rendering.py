@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.fleets import qemus, record
 from bench.report import Bar, Results, Table
-from exporter import chain, exposition, parse, qapi
+from exporter import chain, exposition, parse, queries
+from exporter.families import join
 from exporter.identity import key
 from exporter.model import Snapshot
 from exporter.parse import Topology
-from exporter.render import Plan, join
+from exporter.render import Plan
 
 _SAMPLES = 100_000
 
@@ -88,8 +89,8 @@ def rendering(results: Results, rounds: int = 5) -> None:
 
 def snapshot(vm: str, replies: dict[str, str]) -> Snapshot:
     """Return what the exporter makes of a VM that said this."""
-    entries: Any = qapi.BLOCKSTATS.decoder.decode(replies["query-blockstats"]).return_
-    blocks: Any = qapi.BLOCK.decoder.decode(replies["query-block"]).return_
+    entries: Any = queries.BLOCKSTATS.decoder.decode(replies["query-blockstats"]).return_
+    blocks: Any = queries.BLOCK.decoder.decode(replies["query-block"]).return_
     topology = Topology(blocks={key(info): info for info in blocks})
     known = parse.devices(entries, topology, lambda _: 0)
     return Snapshot(

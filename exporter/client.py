@@ -18,11 +18,11 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 from qemu.qmp import Message, QMPClient, Runstate
 
-from exporter import qapi
+from exporter import queries
 from exporter.errors import CommandRefused, ProtocolError, TargetError
 from exporter.lines import LINE_LIMIT_BYTES, Lines
 from exporter.pace import Pace
-from exporter.qapi import CommandError, Query
+from exporter.queries import CommandError, Query
 
 T = TypeVar("T")
 
@@ -111,6 +111,7 @@ class Answers:
             self.done.set_result(None)
 
     def fail(self, error: TargetError) -> None:
+        """Let whoever waits have an error: no more answers will come."""
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # whoever asked may have given up: that is no news then
@@ -145,7 +146,7 @@ class Client(QMPClient):
         self._on_event = on_event
         self._pace = pace
 
-    def ask(self, answers: Answers, allowed: Container[str] = qapi.COMMANDS) -> None:
+    def ask(self, answers: Answers, allowed: Container[str] = queries.COMMANDS) -> None:
         """Send the queries in one write, or each after the other where it has to be so."""
         for query in answers.queries:
             if query.name not in allowed:
@@ -227,7 +228,7 @@ class Client(QMPClient):
     def _read(self, query: Query[Any] | None, line: bytes) -> object:
         """Return what a line answers, None if it was an event."""
         try:
-            message = qapi.UNASKED.decode(line)
+            message = queries.UNASKED.decode(line)
         except (msgspec.ValidationError, RecursionError) as error:
             return _not_understood(query, error)
         except (msgspec.DecodeError, UnicodeError):

@@ -1,6 +1,6 @@
-"""The commands that may change a VM, each built from what was checked; `actions` alone sends them.
+"""The commands that may change a VM, each built from what was checked; `turn` alone sends them.
 
-Every command that can ever leave this process is in `COMMANDS` or in `qapi.COMMANDS`; there is no
+Every command that can ever leave this process is in `COMMANDS` or in `queries.COMMANDS`; there is no
 way to send another.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from exporter import qapi
+from exporter import queries
 from exporter.family import NS
-from exporter.qapi import Query
+from exporter.queries import Query
 
 #: Command -> why it may leave this process.
 COMMANDS: Mapping[str, str] = {
@@ -70,6 +70,7 @@ class Disk:
 
     @property
     def device_or_node(self) -> str:
+        """What QEMU takes as `device` where it takes the root node of a disk too."""
         return self.device or self.root_node
 
 
@@ -144,7 +145,7 @@ def latency_histogram(device: str, boundaries_seconds: Sequence[float]) -> Comma
     return _command("block-latency-histogram-set", {"id": device, "boundaries": boundaries})
 
 
-_ANYTHING: msgspec.json.Decoder[qapi.Message[Any]] = msgspec.json.Decoder(qapi.Message[Any])
+_ANYTHING: msgspec.json.Decoder[queries.Message[Any]] = msgspec.json.Decoder(queries.Message[Any])
 
 
 def _command(name: str, arguments: Mapping[str, object]) -> Command:

@@ -64,7 +64,7 @@ class ProtocolError(TargetError):
 
 
 class CommandRefused(ExporterError):
-    """A command was about to be sent that is neither a query of `qapi` nor one of `commands`."""
+    """A command was about to be sent that is neither one of `queries` nor one of `commands`."""
 
 
 class ActionError(ExporterError):

@@ -106,4 +106,5 @@ class Metric:
 
     @property
     def help(self) -> str:
+        """The HELP text, which ends with QEMU's own field."""
         return f"{self.text} [{self.field}]" if self.field else self.text

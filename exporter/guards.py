@@ -5,13 +5,12 @@ A guard raises `Refused`, which names the problem and the job that stands in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec import UnsetType
 
-from exporter import api, chain, view
+from exporter import api, chain, verbs, view
 from exporter.commands import Disk, Image, Qemu
 from exporter.errors import Refused
 from exporter.filename import local_path, public
@@ -32,9 +31,6 @@ _UNTOUCHABLE = frozenset(
 )
 #: MigrationStatus of a VM that goes nowhere; one that went is known by its RunState.
 _AT_HOME = frozenset({"", "none", "completed", "failed", "cancelled"})
-#: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
-_PAUSABLE = frozenset({"running", "ready", "created"})
-_RESUMABLE = _PAUSABLE | {"paused", "standby"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +104,7 @@ def idle(snapshot: Snapshot, name: str) -> None:
     """No job works on the device."""
     for job in snapshot.jobs:
         # One that has ended and was not dismissed holds nothing any more.
-        ended = _status(job) in ("concluded", "null") or job.job_type not in BLOCK_JOB_TYPES
+        ended = verbs.status(job) in ("concluded", "null") or job.job_type not in BLOCK_JOB_TYPES
         if ended or job.device not in (name, ""):
             continue
         where = name if job.device else "a disk that QEMU does not tell"
@@ -215,91 +211,6 @@ def job(snapshot: Snapshot, job_id: str, known: api.Job | None = None) -> Job:
         detail = f"{snapshot.vm} has no block job {job_id!r} any more"
         raise Refused("unknown-job", detail, known)
     raise Refused("unknown-job", f"{snapshot.vm} has no block job {job_id!r}")
-
-
-def may_complete(snapshot: Snapshot, each: Job) -> None:
-    """QEMU itself says that it is ready."""
-    if not _is_ready(each):
-        raise _refused("not-ready", snapshot, each, "is not ready")
-    if _status(each) not in ("", "ready"):
-        raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
-
-
-def rests(each: Job) -> bool:
-    """It is ready and does nothing: one that completes is paused and busy until it is gone."""
-    return _is(each, "ready") and not _is(each, "paused") and not _is(each, "busy")
-
-
-def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
-    """It has not ended, and of one that is ready it was said how."""
-    if _status(each) in ("concluded", "aborting", "null"):
-        raise _refused("wrong-job-state", snapshot, each, "has ended")
-    if _is_ready(each) and force is None:
-        known = view.job(snapshot.vm, each)
-        detail = f"{each.job_type} {each.job_id} is ready, and force is not said"
-        raise Refused("force-required", detail, known)
-
-
-def may_pause(snapshot: Snapshot, each: Job) -> None:
-    """It runs."""
-    if _is(each, "paused") or _status(each) not in ("", *_PAUSABLE):
-        raise _refused("wrong-job-state", snapshot, each, "does not run")
-
-
-def may_resume(snapshot: Snapshot, each: Job) -> None:
-    """It is paused; QEMU itself holds one that it has just completed, and says the same of it."""
-    if not _is(each, "paused") or _status(each) not in ("", *_RESUMABLE):
-        raise _refused("wrong-job-state", snapshot, each, "is not paused")
-
-
-def may_finalize(snapshot: Snapshot, each: Job) -> None:
-    """It waits to be finalized."""
-    if _status(each) != "pending":
-        raise _refused("wrong-job-state", snapshot, each, "is not pending")
-
-
-def may_dismiss(snapshot: Snapshot, each: Job) -> None:
-    """It has ended."""
-    if _status(each) != "concluded":
-        raise _refused("wrong-job-state", snapshot, each, "has not ended")
-
-
-def may_set_speed(snapshot: Snapshot, each: Job) -> None:
-    """It has not ended."""
-    if _status(each) in ("concluded", "aborting", "pending", "waiting", "null"):
-        raise _refused("wrong-job-state", snapshot, each, "has ended")
-
-
-#: Verb -> its guard; `cancel` takes `force` too.
-OF_JOBS: dict[str, Callable[[Snapshot, Job], None]] = {
-    "complete": may_complete,
-    "pause": may_pause,
-    "resume": may_resume,
-    "finalize": may_finalize,
-    "dismiss": may_dismiss,
-    "speed": may_set_speed,
-}
-
-
-def _refused(problem: str, snapshot: Snapshot, each: Job, what: str) -> Refused:
-    state = _status(each) or ("ready" if _is_ready(each) else "running")
-    known = view.job(snapshot.vm, each)
-    return Refused(problem, f"{each.job_type} {each.job_id} {what}: it is {state}", known)
-
-
-def _status(each: Job) -> str:
-    status: Any = getattr(each.job, "status", None)
-    return status or ""
-
-
-def _is(each: Job, flag: str) -> bool:
-    return bool(getattr(each.job, flag, None))
-
-
-def _is_ready(each: Job) -> bool:
-    """Whether QEMU says so: before 2.2 it does by an event alone."""
-    ready: bool | None = getattr(each.job, "ready", None)
-    return each.ready_timestamp_seconds is not None if ready is None else ready
 
 
 def _layer(found: Found, name: str, which: str) -> int:

@@ -38,6 +38,7 @@ class Known:
 
     @property
     def may_have_been_ready(self) -> bool:
+        """Whether it may have waited to be completed: a commit of the active layer does."""
         if self.ready_at is not None:
             return True
         if self.place is not None and self.place.top:

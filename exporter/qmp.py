@@ -1,7 +1,7 @@
 """One VM's QMP session, built on qemu.qmp: the only door to a monitor socket.
 
-A session is read-only by construction: `ask` sends `qapi` queries and nothing else, and `execute`,
-which is for `actions`, one of `commands`. Queries leave in one write and are answered in order, so
+A session is read-only by construction: `ask` sends `queries` and nothing else, and `execute`,
+which is for `turn`, one of `commands`. Queries leave in one write and are answered in order, so
 they carry no ids; an answer that comes after its asker has given up is dropped, and until then
 nothing more is asked.
 """
@@ -33,7 +33,7 @@ from exporter.errors import (
 )
 from exporter.model import Process
 from exporter.pace import Pace
-from exporter.qapi import Query
+from exporter.queries import Query
 
 #: A greeting comes within milliseconds; after this long somebody looks why it does not.
 GREETING_PATIENCE_SECONDS = 0.2

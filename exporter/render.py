@@ -1,57 +1,26 @@
-"""Table x Snapshot -> bytes per family, and families -> exposition. Pure.
+"""Table x Snapshot -> bytes per family. Pure.
 
-A VM is rendered once, into one blob of lines per family; an exposition is the heads of the
-families, each with the blobs of all VMs behind it. The lines are the same in both formats, only
-the heads differ.
+A VM is rendered once, into one blob of lines per family; `families` joins those of all VMs.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from exporter import qapi
-from exporter.errors import ProtocolError
 from exporter.family import Metric, Scope, Zero
 from exporter.metrics import METRICS
 from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle
 from exporter.parse import intervals
+from exporter.samples import escape, info_line, labels, lines_of
 from exporter.template import Template, flatten, number, template
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
 Blobs = tuple[bytes, ...]
 
 _SLOT = {metric.name: slot for slot, metric in enumerate(METRICS)}
-#: No name of QEMU's is longer; a label of a liar's stands in every line of its device.
-LABEL_LIMIT = 8192
-_BINS_LIMIT = 1000
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
-#: What cannot stand in a label value as it is: a lone surrogate has no UTF-8.
-_find_special = re.compile('[\\\\"\n\ud800-\udfff]').search
-
-
-@lru_cache(maxsize=8192)
-def escape(text: str) -> str:
-    """Return a label value as both formats want it between its quotes."""
-    if len(text) > LABEL_LIMIT:
-        raise ProtocolError(f"sent a name of more than {LABEL_LIMIT} characters")
-    if _find_special(text) is None:
-        return text
-    # QEMU never sends a lone surrogate, a liar might.
-    return text.translate(_ESCAPES).encode("utf-8", "replace").decode()
-
-
-def labels(names: Sequence[str], values: Sequence[str]) -> str:
-    """Return `name="value",...` without braces.
-
-    >>> labels(("vm",), ('a"b',))
-    'vm="a\\\\"b"'
-    """
-    return ",".join(f'{n}="{escape(v)}"' for n, v in zip(names, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +84,7 @@ class Plan:
         _records(blobs, live[Scope.VM], (snapshot,), (identity,), {})
         if snapshot.up:
             for metric in self._info:
-                blobs[_SLOT[metric.name]] = _info(metric, snapshot, identity).encode()
+                blobs[_SLOT[metric.name]] = info_line(metric, snapshot, identity).encode()
         _records(blobs, live[Scope.DEVICE], counters.devices, kept.devices, templates)
         timed = [
             (f"{of_device},{labels(('interval_seconds',), (interval.interval_seconds,))}", interval)
@@ -267,7 +236,7 @@ def _records(
         for (slot, metric), column in zip(group.rows, zip(*values, strict=True), strict=True):
             blobs[slot] = "".join(
                 [
-                    _value(metric, record, identity, value)
+                    lines_of(metric, record, identity, value)
                     for identity, record, value in zip(of, those, column, strict=True)
                     if value is not None
                 ]
@@ -292,47 +261,6 @@ def _numbers(
         blobs[slot] = lines
 
 
-def _value(metric: Metric, record: Any, identity: str, value: Any) -> str:
-    """Return the lines of a value that is more than an integer."""
-    if metric.states:
-        return _states(metric.name, metric.path[-1], metric.states, identity, value)
-    if metric.kind == "info" or metric.labels:
-        return _info(metric, record, identity)
-    if isinstance(value, qapi.Histogram):
-        return _histogram(metric, identity, value)
-    if not value and metric.zero is Zero.UNSET:
-        return ""
-    return f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n"
-
-
-@lru_cache(maxsize=8192)
-def _states(name: str, path: str, states: Sequence[str], identity: str, value: str) -> str:
-    """A status family: the state of a VM is the same in nearly every scrape."""
-    start = f'{name}{{{identity},{path.rpartition("_")[2]}="'
-    lines = [f'{start}{state}"}} {int(state == value)}\n' for state in states]
-    if value not in states:
-        lines.append(f'{start}{escape(value)}"}} 1\n')
-    return "".join(lines)
-
-
-def _info(metric: Metric, record: Any, identity: str) -> str:
-    """An info family, or a reason."""
-    more = labels(metric.labels, [getattr(record, name) for name in metric.labels])
-    return f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n"
-
-
-def _histogram(metric: Metric, identity: str, histogram: qapi.Histogram) -> str:
-    if len(histogram.bins) > _BINS_LIMIT:
-        raise ProtocolError(f"sent a histogram of more than {_BINS_LIMIT} bins")
-    total = 0
-    lines = []
-    edges = [number(edge, metric.divisor) for edge in histogram.boundaries]
-    for edge, count in zip([*edges, "+Inf"], histogram.bins, strict=False):
-        total += count
-        lines.append(f'{metric.name}_bucket{{{identity},le="{edge}"}} {total}\n')
-    return "".join(lines)
-
-
 def render_exporter(exporter: Exporter) -> Blobs:
     """Return the lines of the program itself, one blob per family of the table."""
     blobs = [b""] * len(METRICS)
@@ -341,7 +269,7 @@ def render_exporter(exporter: Exporter) -> Blobs:
             continue
         value: Any = getattr(exporter, metric.path[-1]) if metric.path else None
         if metric.kind == "info":
-            text = _info(metric, exporter, "")
+            text = info_line(metric, exporter, "")
         elif metric.labels:
             text = "".join(
                 f"{metric.name}{{{labels(metric.labels, each)}}} {count}\n"
@@ -352,43 +280,3 @@ def render_exporter(exporter: Exporter) -> Blobs:
             text = f"{metric.name} {number(value)}\n"
         blobs[slot] = text.encode()
     return tuple(blobs)
-
-
-def _escape_help(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
-
-
-def _text_head(metric: Metric) -> bytes:
-    kind = "gauge" if metric.kind == "info" else metric.kind
-    return (
-        f"# HELP {metric.name} {_escape_help(metric.help)}\n# TYPE {metric.name} {kind}\n"
-    ).encode()
-
-
-def _openmetrics_head(metric: Metric) -> bytes:
-    family = metric.family
-    unit = f"# UNIT {family} {metric.unit}\n" if metric.unit else ""
-    help_text = _escape_help(metric.help).replace('"', '\\"')
-    return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {help_text}\n".encode()
-
-
-_TEXT_HEADS = tuple(_text_head(metric) for metric in METRICS)
-_OPENMETRICS_HEADS = tuple(_openmetrics_head(metric) for metric in METRICS)
-
-
-def families(blobs: Iterable[Blobs], *, openmetrics: bool) -> Iterator[bytes]:
-    """Yield the exposition of all blobs family by family: its head, and the lines of all.
-
-    An OpenMetrics body still wants its `# EOF`, which is the caller's: more may follow.
-    """
-    heads = _OPENMETRICS_HEADS if openmetrics else _TEXT_HEADS
-    for head, *of_family in zip(heads, *blobs, strict=True):
-        lines = b"".join(of_family)
-        if lines:
-            yield head
-            yield lines
-
-
-def join(blobs: Iterable[Blobs], *, openmetrics: bool) -> bytes:
-    """Return `families` as a whole."""
-    return b"".join(families(blobs, openmetrics=openmetrics))

@@ -1,4 +1,4 @@
-"""The serving commands: their flags, and what these start."""
+"""The serving commands: what their flags start."""
 
 from __future__ import annotations
 
@@ -6,49 +6,23 @@ import argparse
 import asyncio
 import logging
 import os
-import platform
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import get_args
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exporter import __version__, exposition, garbage, hand, service
-from exporter.config import (
-    DEFAULT_PORT,
-    DEFAULT_SOCKETS,
-    Config,
-    Connection,
-    Settings,
-    Topology,
-    check_glob,
-    load,
-)
+from exporter import exposition, garbage, hand, options, service
+from exporter.config import Config, Settings, load
 from exporter.discovery import printable
 from exporter.errors import ConfigError
-from exporter.flags import Parser, seconds
-from exporter.metrics import COLLECTORS
 from exporter.scrape import Fleet
-from exporter.shell.commands import OPERATING
 from exporter.web.admin import Changing
-from exporter.web.app import OTHER_PATHS, Endpoints, Options
+from exporter.web.app import Endpoints, Options
 from exporter.web.auth import Gate, user_of
 from exporter.web.live import Live
 from exporter.web.reading import GRACE_SECONDS, Reading
-from exporter.web.routes import ROOT
 from exporter.web.server import listen, serve
 
 log = logging.getLogger(__name__)
-
-#: systemd says where it is, where it made it. [systemd.exec(5), StateDirectory=]
-DEFAULT_STATE = "/var/lib/qemu-block-exporter"
-_PATH = re.compile(r"[\w./~-]*", re.ASCII)
-
-_SERVING = {
-    "serve": "serve metrics over HTTP (the default)",
-    "once": "collect once, print the metrics, and exit",
-    "demo": "run small virtual machines with block jobs, and serve their metrics",
-}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -57,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: a flag or a file is wrong.
     """
-    flags = _parser().parse_args(arguments)
+    flags = options.parser().parse_args(arguments)
     service.set_up_logging(flags.log_level, flags.log_format)
     return _run(flags)
 
@@ -69,9 +43,9 @@ def _run(flags: argparse.Namespace) -> int:
         from exporter.demo import main as demo  # noqa: PLC0415  # it is no part of the serving process
 
         return demo.run(flags.web_listen_address)
-    settings = _settings(flags)
+    settings = options.settings(flags)
     sockets = tuple(flags.qmp_sockets)
-    options = _options(flags)
+    web = options.web(flags)
     config = load(flags.config_file, settings, sockets)
     live = Live(flags.web_config_file) if flags.web_config_file else None
     if flags.command == "serve":
@@ -82,7 +56,7 @@ def _run(flags: argparse.Namespace) -> int:
         return 0
     if flags.command == "once":
         return asyncio.run(_once(config, flags))
-    return asyncio.run(_serve(config, settings, sockets, flags, options, live))
+    return asyncio.run(_serve(config, settings, sockets, flags, web, live))
 
 
 async def _once(config: Config, flags: argparse.Namespace) -> int:
@@ -118,7 +92,7 @@ async def _serve(
     settings: Settings,
     sockets: tuple[str, ...],
     flags: argparse.Namespace,
-    options: Options,
+    web: Options,
     live: Live | None,
 ) -> int:
     service.raise_file_limit()
@@ -162,154 +136,13 @@ async def _serve(
             changing = Changing(
                 actions,
                 reaching.trail,
-                prefix=options.route_prefix,
+                prefix=web.route_prefix,
                 origins=[urlsplit(flags.web_external_url).netloc],
                 user_of=user_of,
             )
-            reading = Reading(fleet, reaching.ledger, options.route_prefix)
-            app = Endpoints(fleet, options, reload, reading, changing).application(gate)
+            reading = Reading(fleet, reaching.ledger, web.route_prefix)
+            app = Endpoints(fleet, web, reload, reading, changing).application(gate)
             await serve(app, listening, reload, tls=live.context if live else None)
     finally:
         await fleet.close()
     return 0
-
-
-def _settings(flags: argparse.Namespace) -> Settings:
-    settings = Settings(
-        timeout_seconds=flags.qmp_timeout,
-        connection=flags.qmp_connection,
-        without=frozenset(name for name in COLLECTORS if not getattr(flags, f"collector_{name}")),
-        nodes=flags.collector_nodes,
-        topology=flags.collector_topology,
-        topology_max_age_seconds=flags.collector_topology_max_age,
-    )
-    for pattern in flags.qmp_sockets:
-        check_glob(pattern, "--qmp.sockets")
-    return settings
-
-
-def _options(flags: argparse.Namespace) -> Options:
-    prefix = flags.web_route_prefix
-    if prefix is None:
-        prefix = flags.web_external_url.partition("://")[2].partition("/")[2]
-    prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
-    if not flags.web_telemetry_path.startswith("/"):
-        raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} must begin with /")
-    if flags.web_telemetry_path in OTHER_PATHS or flags.web_telemetry_path.startswith(f"{ROOT}/"):
-        raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} is another page")
-    for flag, path in (("telemetry-path", flags.web_telemetry_path), ("route-prefix", prefix)):
-        if not _PATH.fullmatch(path):
-            raise ConfigError(f"--web.{flag}: {path!r} is no path such as /metrics")
-    if flags.web_max_requests < 0:
-        raise ConfigError("--web.max-requests: must be 0 (no limit) or more")
-    return Options(
-        telemetry_path=flags.web_telemetry_path,
-        route_prefix=prefix,
-        max_requests=flags.web_max_requests,
-        exporter_metrics=flags.exporter_metrics,
-        lifecycle=flags.web_enable_lifecycle,
-        timeout_seconds=flags.qmp_timeout + GRACE_SECONDS,
-    )
-
-
-def _version() -> str:
-    return (
-        f"qemu-block-exporter, version {__version__}\n"
-        f"  python: {platform.python_version()}\n  platform: {sys.platform}/{platform.machine()}"
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="qemu-block-exporter",
-        description="Prometheus exporter for the block layer of QEMU virtual machines.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"serving:\n{_listed(_SERVING)}\n\n"
-        f"operating, by a running exporter's HTTP API (COMMAND --help):\n{_listed(OPERATING)}",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("command", nargs="?", choices=_SERVING, default="serve", metavar="COMMAND",
-        help="serve, once or demo; or, before all flags, one of those for operating")  # fmt: skip
-    add("--version", action="version", version=_version())
-    add(
-        "--config.file", dest="config_file", metavar="FILE", help="YAML file with groups of targets"
-    )
-    add("--config.check", dest="config_check", action="store_true",
-        help="check the configuration and exit")  # fmt: skip
-
-    qmp = parser.add_argument_group("monitor sockets").add_argument
-    qmp("--qmp.sockets", dest="qmp_sockets", action="append", default=[], metavar="GLOB",
-        help=f"monitor sockets to collect; may be repeated (default: {DEFAULT_SOCKETS})")  # fmt: skip
-    qmp("--qmp.timeout", dest="qmp_timeout", type=seconds, default=5.0, metavar="SECONDS",
-        help="longest that one VM may take to answer (default: 5)")  # fmt: skip
-    qmp("--qmp.connection", dest="qmp_connection", choices=get_args(Connection),
-        default="persistent",
-        help="per-scrape for a socket shared with another tool (default: persistent)")  # fmt: skip
-
-    collector = parser.add_argument_group("collectors").add_argument
-    for name, text in COLLECTORS.items():
-        collector(f"--collector.{name}", dest=f"collector_{name}", default=True,
-                  action=argparse.BooleanOptionalAction, help=text)  # fmt: skip
-    collector("--collector.nodes", dest="collector_nodes", default=False,
-              action=argparse.BooleanOptionalAction,
-              help="nodes under no device; costs QEMU half a query-blockstats more")  # fmt: skip
-    collector("--collector.topology", dest="collector_topology", choices=get_args(Topology),
-              default="auto",
-              help="when query-block is asked: auto only while the storage answers")  # fmt: skip
-    collector("--collector.topology.max-age", dest="collector_topology_max_age", type=seconds,
-              default=60.0, metavar="SECONDS",
-              help="ask query-block again after this long (default: 60)")  # fmt: skip
-
-    web = parser.add_argument_group("web").add_argument
-    web("--web.listen-address", dest="web_listen_address", action=_Replace, metavar="HOST:PORT",
-        default=[f"127.0.0.1:{DEFAULT_PORT}"],
-        help=f"address to listen on; may be repeated (default: 127.0.0.1:{DEFAULT_PORT})")  # fmt: skip
-    web("--web.systemd-socket", dest="web_systemd_socket", action="store_true",
-        help="listen on the sockets of systemd's socket activation")  # fmt: skip
-    web("--web.config.file", dest="web_config_file", default="", metavar="FILE",
-        help="file with TLS, users and headers, in the format of Prometheus exporters")  # fmt: skip
-    web("--web.telemetry-path", dest="web_telemetry_path", default="/metrics", metavar="PATH",
-        help="path of the metrics (default: /metrics)")  # fmt: skip
-    web("--web.max-requests", dest="web_max_requests", type=int, default=40, metavar="N",
-        help="most scrapes at once, 0 for no limit (default: 40)")  # fmt: skip
-    web("--web.disable-exporter-metrics", dest="exporter_metrics", action="store_false",
-        help="leave out the metrics of the exporter itself")  # fmt: skip
-    web("--web.enable-lifecycle", dest="web_enable_lifecycle", action="store_true",
-        help="allow reloading by POST /-/reload")  # fmt: skip
-    web("--web.enable-admin-api", dest="web_enable_admin_api", action="store_true",
-        help="let users start and end block jobs, as the configuration grants it")  # fmt: skip
-    web("--web.external-url", dest="web_external_url", default="", metavar="URL",
-        help="URL that the exporter is reached by, behind a proxy")  # fmt: skip
-    web("--web.route-prefix", dest="web_route_prefix", metavar="PATH",
-        help="prefix of every path (default: the path of --web.external-url)")  # fmt: skip
-
-    admin = parser.add_argument_group("admin API").add_argument
-    admin("--admin.state-directory", dest="admin_state_directory", metavar="DIR",
-          default=os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE,
-          help=f"where each commit and snapshot is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
-
-    logs = parser.add_argument_group("logging").add_argument
-    logs("--log.level", dest="log_level", choices=("debug", "info", "warn", "error"),
-         default="info", help="least severe lines to log (default: info)")  # fmt: skip
-    logs("--log.format", dest="log_format", choices=("logfmt", "json"), default="logfmt",
-         help="format of log lines (default: logfmt)")  # fmt: skip
-    return parser
-
-
-def _listed(commands: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name:10}{text}" for name, text in commands.items())
-
-
-class _Replace(argparse.Action):
-    """Append, but to an empty list: the default goes when the flag is given."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        chosen = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [values] if chosen is self.default else [*chosen, values])

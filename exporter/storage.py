@@ -9,38 +9,20 @@ second one.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import errno
-import os
 import queue
-import stat
-import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+from exporter import mounts
 from exporter.errors import ExporterError
 from exporter.pace import Pace
+from exporter.sight import Sight, look_at
 
-_AT_FDCWD = -100
-_AT_STATX_FORCE_SYNC = 0x2000
-_STATX_BASIC_STATS = 0x7FF
-#: Size of struct statx, and where in it some members stand. [statx(2)]
-_STATX_BYTES, _STX_MODE, _STX_INO, _STX_RDEV, _STX_DEV = 256, 28, 32, 128, 136
-_NETWORK_FILE_SYSTEMS = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3"}
-)
 #: Longest that what was seen of one file is told to others: the VMs of a fleet share layers.
 _RECENT_SECONDS = 2.0
-#: How long the table of mounts is taken to stay as it is: a fleet would read it for each VM.
-_MOUNTS_SECONDS = 1.0
-_mount_points: Mapping[str, str] = {}
-_mount_points_at = float("-inf")
 #: Most paths whose mount is remembered.
 _PATHS_LIMIT = 100_000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StorageHangs(ExporterError):
@@ -49,19 +31,6 @@ class StorageHangs(ExporterError):
 
 class StorageBusy(ExporterError):
     """A mount answered others within the deadline, and not yet us: a fleet asks one thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What was seen of one image file."""
-
-    #: Whether the file can be seen from here at all.
-    visible: bool
-    #: Bytes of the file system, or of the block device; None where unknown.
-    size_bytes: int | None = None
-    available_bytes: int | None = None
-    #: Equal for two names of one file or block device.
-    identity: tuple[int, ...] | None = None
 
 
 class Storage:
@@ -85,17 +54,17 @@ class Storage:
             StorageHangs: a mount did not answer in time, or still owes an earlier answer.
             StorageBusy: it answered others.
         """
-        mounts = self._by_mount(paths)
-        if not mounts:
+        asking = self._by_mount(paths)
+        if not asking:
             return {}
-        if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
+        if hanging := [mount.point for mount, _ in asking if mount.hangs]:
             raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
-        looks = [mount.looks for mount, _ in mounts]
-        asked = [mount.ask(of_mount) for mount, of_mount in mounts]
+        looks = [mount.looks for mount, _ in asking]
+        asked = [mount.ask(of_mount) for mount, of_mount in asking]
         late = await self._late(asked, timeout_seconds)
-        for (mount, _), answer, before in zip(mounts, asked, looks, strict=True):
+        for (mount, _), answer, before in zip(asking, asked, looks, strict=True):
             mount.hangs |= answer in late and mount.looks == before
-        if hanging := [mount.point for mount, _ in mounts if mount.hangs]:
+        if hanging := [mount.point for mount, _ in asking if mount.hangs]:
             raise StorageHangs(f"{hanging[0]} did not answer within {timeout_seconds:g} s")
         for answer in late:
             answer.cancel()  # nobody waits for it any more
@@ -106,7 +75,7 @@ class Storage:
     def _by_mount(self, paths: Collection[str]) -> list[tuple[_Mount, list[str]]]:
         if not paths:
             return []
-        points = mount_points()
+        points = mounts.points()
         if points is not self._points:
             if points != self._points or len(self._point_of) > _PATHS_LIMIT:
                 self._point_of = {}
@@ -114,7 +83,7 @@ class Storage:
         by_mount: dict[str, list[str]] = {}
         for path in paths:
             if (point := self._point_of.get(path)) is None:
-                point = self._point_of[path] = _mount_of(path, points)
+                point = self._point_of[path] = mounts.point_of(path, points)
             by_mount.setdefault(point, []).append(path)
         return [
             (self._mounts.setdefault(point, _Mount(point, self._look)), of_mount)
@@ -153,7 +122,7 @@ class Storage:
             StorageBusy: it answered others.
         """
         await self.see(
-            [point for point, kind in mount_points().items() if _is_network(kind)],
+            [point for point, kind in mounts.points().items() if mounts.is_network(kind)],
             timeout_seconds,
         )
 
@@ -209,85 +178,3 @@ class _Mount:
         self.hangs = False
         if not answer.done():
             answer.set_result(sights)
-
-
-def look_at(path: str) -> Sight:
-    """Ask the server of a file system for a file's attributes and for the space that is left.
-
-    Blocks for as long as the server does not answer.
-    """
-    # A relative path is relative to a folder that only QEMU knows; at a NUL the kernel would stop.
-    if not path.startswith("/") or "\0" in path:
-        return Sight(visible=False)
-    try:
-        if (found := _statx(os.fsencode(path))) is None:
-            return Sight(visible=False)
-        mode, device, inode, rdev = found
-        if stat.S_ISBLK(mode):
-            return Sight(True, _device_size(*rdev), identity=rdev)
-        identity = (*device, inode)
-        space = os.statvfs(os.path.dirname(path) or "/")
-    except ValueError:  # half a character: JSON has it, file names do not
-        return Sight(visible=False)
-    except OSError:
-        return Sight(visible=True)
-    size, available = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-    return Sight(True, size, available, identity)
-
-
-def mount_points() -> Mapping[str, str]:
-    """Return every mount point of this namespace with its file system's type, as a second ago."""
-    global _mount_points, _mount_points_at
-    if time.monotonic() - _mount_points_at >= _MOUNTS_SECONDS:
-        _mount_points, _mount_points_at = _read_mount_points(), time.monotonic()
-    return _mount_points
-
-
-def _read_mount_points() -> dict[str, str]:
-    points = {}
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
-        fields, _, kinds = line.partition(" - ")
-        point = fields.split(" ")[4]
-        for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-            point = point.replace(code, character)
-        points[point] = kinds.split(" ")[0]
-    return points
-
-
-def _mount_of(path: str, points: Container[str]) -> str:
-    # By the name alone: to resolve a link is to ask the file system.
-    folder = os.path.normpath(path).replace("//", "/")
-    while folder not in points and folder != "/":
-        folder = os.path.dirname(folder) or "/"
-    return folder
-
-
-def _is_network(kind: str) -> bool:
-    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.") or kind == "fuse"
-
-
-def _statx(path: bytes) -> tuple[int, tuple[int, int], int, tuple[int, int]] | None:
-    """Return mode, device, inode and, of a device, the numbers of a file, as its server has them.
-
-    Return None where there is none that is ours to see.
-
-    Raises:
-        OSError: any other answer of the server.
-    """
-    buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc.statx(_AT_FDCWD, path, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) != 0:
-        error = ctypes.get_errno()
-        if error in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM):
-            return None
-        raise OSError(error, os.strerror(error))
-    (mode,) = struct.unpack_from("=H", buffer, _STX_MODE)
-    (inode,) = struct.unpack_from("=Q", buffer, _STX_INO)
-    rdev = struct.unpack_from("=II", buffer, _STX_RDEV)
-    return mode, struct.unpack_from("=II", buffer, _STX_DEV), inode, rdev
-
-
-def _device_size(major: int, minor: int) -> int | None:
-    try:
-        return int(Path(f"/sys/dev/block/{major}:{minor}/size").read_text()) * 512
-    except (OSError, ValueError):
-        return None

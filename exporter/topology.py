@@ -14,13 +14,14 @@ from typing import Any
 from zlib import crc32
 
 from exporter import chain as chains
-from exporter import parse, peer, qapi
+from exporter import parse, peer, qapi, queries
 from exporter.client import Answers
 from exporter.config import Settings
 from exporter.identity import key
 from exporter.model import Space
 from exporter.parse import Topology
-from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
+from exporter.sight import Sight
+from exporter.storage import Storage, StorageBusy, StorageHangs
 
 log = logging.getLogger(__name__)
 
@@ -243,20 +244,20 @@ class TopologyCache:
         self._all_visible = all(visible)
 
 
-def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, qapi.Query[dict[str, int]]]:
+def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, queries.Query[dict[str, int]]]:
     """Return the query for the limits of each throttle filter's group."""
     by_key = {str(index): info for index, info in enumerate(blocks)}
     return {
         group: query
         for group in sorted(parse.throttle_groups(by_key))
-        if (query := qapi.throttle_limits(group))
+        if (query := queries.throttle_limits(group))
     }
 
 
 async def throttle_limits(
     blocks: Sequence[qapi.BlockInfo],
     settings: Settings,
-    batch: Callable[[Sequence[qapi.Query[Any]]], Awaitable[Answers]],
+    batch: Callable[[Sequence[queries.Query[Any]]], Awaitable[Answers]],
 ) -> dict[str, qapi.Limits]:
     """Ask for the limits of each throttle filter's group, by `batch`.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from exporter import api, guards, view
 from exporter.commands import Command, Qemu
@@ -19,6 +19,7 @@ from exporter.filename import public_text
 from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.outcomes import End
+from exporter.scrape import Fleet
 from exporter.storage import StorageBusy, StorageHangs
 from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm
@@ -135,6 +136,19 @@ class Turn:
         return view.ended(self.member.name, job_id, end) if end else None
 
 
+def target(fleet: Fleet, vm: str) -> Member:
+    """Return the target of this name; sockets are looked for where there is none.
+
+    Raises:
+        Refused: there is none then either.
+    """
+    if vm not in fleet.members:
+        fleet.discover()
+    if (member := fleet.members.get(vm)) is None:
+        raise Refused("unknown-vm", f"there is no VM {vm!r}")
+    return member
+
+
 @asynccontextmanager
 async def turn(member: Member) -> AsyncIterator[Turn]:
     """Wait until nobody talks to a VM, and have it.
@@ -142,17 +156,14 @@ async def turn(member: Member) -> AsyncIterator[Turn]:
     Raises:
         Refused: that did not happen in time.
     """
-    alone = member.alone()
-    try:
-        async with asyncio.timeout(_WAIT_SECONDS):
-            vm = await alone.__aenter__()
-    except TargetError as error:
-        raise Refused("vm-down", f"{member.name}: {error}") from None
-    except TimeoutError:
-        raise Refused(
-            "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
-        ) from None
-    try:
+    async with AsyncExitStack() as having:
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                vm = await having.enter_async_context(member.alone())
+        except TargetError as error:
+            raise Refused("vm-down", f"{member.name}: {error}") from None
+        except TimeoutError:
+            raise Refused(
+                "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
+            ) from None
         yield Turn(member, vm)
-    finally:
-        await alone.__aexit__(None, None, None)

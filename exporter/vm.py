@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from exporter import chain as chains
-from exporter import parse, qapi
+from exporter import parse, qapi, queries
 from exporter.client import Answers, Tally
 from exporter.commands import Command, Qemu
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, TargetError
+from exporter.inquiry import Inquiry, left
 from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
-from exporter.qapi import Query
 from exporter.qmp import Session
+from exporter.queries import Query
+from exporter.refresh import Refresh
 from exporter.storage import Storage
-from exporter.topology import NodeNames, TopologyCache, agree, throttle_limits
-from exporter.watch import DEVICES_LIMIT, Watch
+from exporter.topology import TopologyCache
+from exporter.watch import Watch
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-#: The first QEMU whose query-block can leave the backing images out.
-_FLAT_VERSION = (11, 1)
-#: The first QEMU that counts I/O at the device and not at each node.
-_DEVICE_COUNTERS = (2, 5)
-#: How often a chain that two queries tell differently is asked for in one scrape.
-_AGREE_TRIES = 2
 
 
 class Vm:
@@ -41,13 +34,14 @@ class Vm:
         self, target: Target, tally: Tally, storage: Storage, pace: Pace | None = None
     ) -> None:
         self.target = target
-        self._tally = tally
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
         self._watch = Watch(self._session)
         #: What is remembered of the jobs.
         self.jobs = self._watch.jobs
+        self._inquiry = Inquiry(target.vm, self._session)
         self._topology = TopologyCache(target.vm, target.settings, storage)
+        self._refresh = Refresh(self._session, self._inquiry, self._topology, target.settings)
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
@@ -110,7 +104,7 @@ class Vm:
             raise ProtocolError("hung up before all was asked")
         if self.target.settings.topology == "never":
             # Nothing was asked of the storage, and a command waits for it as query-block does.
-            await self._topology.may_ask((), self._session.peer_pid, _left(deadline))
+            await self._topology.may_ask((), self._session.peer_pid, left(deadline))
         elif snapshot.devices and (self._topology.timestamp or 0.0) < began:
             # Storage that had no time for us has none for QEMU either.
             return msgspec.structs.replace(snapshot, storage_responding=False)
@@ -122,15 +116,15 @@ class Vm:
         Raises:
             TargetError: the VM does not answer.
         """
-        new = () if self._commands else (qapi.KNOWN_COMMANDS,)
-        answers = await self._session.ask(qapi.MIGRATE, *new, timeout_seconds=timeout_seconds)
+        new = () if self._commands else (queries.KNOWN_COMMANDS,)
+        answers = await self._session.ask(queries.MIGRATE, *new, timeout_seconds=timeout_seconds)
         if new:
-            self._commands = frozenset(c.name for c in answers.get(qapi.KNOWN_COMMANDS) or ())
-        status = (answers.get(qapi.MIGRATE) or qapi.Migration()).status
+            self._commands = frozenset(c.name for c in answers.get(queries.KNOWN_COMMANDS) or ())
+        status = (answers.get(queries.MIGRATE) or qapi.Migration()).status
         return Qemu(self._session.version, self._commands, self._session.peer_pid, status)
 
     async def execute(self, command: Command, timeout_seconds: float) -> None:
-        """Send a command that changes something; for `actions` alone. See `Session.execute`."""
+        """Send a command that changes something; for `turn` alone. See `Session.execute`."""
         await self._session.execute(command, timeout_seconds)
 
     async def leave(self) -> None:
@@ -149,46 +143,43 @@ class Vm:
         self._name: str | None = None
         self._uuid = ""
         self._commands = frozenset()
-        #: Queries that this QEMU does not know.
-        self._unknown: set[Query[Any]] = set()
-        #: Optional queries whose failure was logged.
-        self._failed: set[str] = set()
         self._devices = None
-        self._flat = True
-        old = self._session.version < _DEVICE_COUNTERS
-        self._blockstats = qapi.LAYERSTATS if old else qapi.BLOCKSTATS
+        self._inquiry.connection_is_new()
+        self._refresh.connection_is_new()
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
 
     async def _ask(self, deadline: float) -> Snapshot:
         answers = await self._first_answers(deadline)
-        entries = self._entries(answers)
+        entries = self._refresh.entries(answers)
         walk = chains.walk(entries)
-        block_jobs = answers.get(qapi.BLOCK_JOBS) or []
-        if self._topology_matters(entries) and self._topology.is_due(walk.names):
+        block_jobs = answers.get(queries.BLOCK_JOBS) or []
+        if self._refresh.matters(entries) and self._topology.is_due(walk.names):
             try:
-                entries, block_jobs = await self._ask_topology(
+                entries, block_jobs = await self._refresh.ask(
                     entries, walk.names, block_jobs, deadline
                 )
             except TargetError as error:
-                self._say_failed(qapi.BLOCK.name, error)
+                self._inquiry.say_failed(queries.BLOCK.name, error)
             walk = chains.walk(entries)
         told = block_jobs
         if new := self._watch.unplaced(block_jobs):
-            graph = await self._ask_optional(qapi.GRAPH, deadline)
+            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
             self._watch.place(new, graph, entries)
         block_jobs = self._watch.placed(block_jobs)
-        nodes = await self._later(answers, qapi.NODESTATS, deadline, self._ask_nodes or not entries)
+        nodes = None
+        if self._ask_nodes or not entries:
+            nodes = await self._inquiry.later(answers, queries.NODESTATS, deadline)
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, {job.device for job in told}, deadline)
-        status = answers.get(qapi.STATUS)
+        status = answers.get(queries.STATUS)
         devices, counters = self._count(entries, walk)
         free_nodes: tuple[Node, ...] = ()
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
         jobs = parse.jobs(block_jobs, others or (), self._watch.places)
-        readable = self._blockstats not in self._unknown
+        readable = self._inquiry.blockstats not in self._inquiry.unknown
         self.jobs.poll(told, others, self._watch.places, devices, time.time(), readable=readable)
         return Snapshot(
             vm=self.target.vm,
@@ -230,7 +221,7 @@ class Vm:
             if not self._session.connected:
                 fresh = True
                 await self._pace.turn()
-                await self._session.connect(_left(deadline), keep_waiting=keep_waiting)
+                await self._session.connect(left(deadline), keep_waiting=keep_waiting)
             if self._session.generation != self._generation:
                 self._connection_is_new()
                 if keep_waiting or self._session.peer_pid != self._peer_pid:
@@ -239,16 +230,16 @@ class Vm:
                 self._peer_pid = self._session.peer_pid
             self._watch.follow()
             self.jobs.ask()
-            safe: list[Query[Any]] = [qapi.STATUS, self._blockstats, qapi.BLOCK_JOBS]
+            safe: list[Query[Any]] = [queries.STATUS, self._inquiry.blockstats, queries.BLOCK_JOBS]
             try:
-                answers = await self._batch([*safe, *self._beside()], deadline)
+                answers = await self._inquiry.batch([*safe, *self._beside()], deadline)
             except ProtocolError:
                 if fresh or self._session.connected:
                     raise
                 continue
             if self._name is None:
-                name = self._optional(answers, qapi.NAME)
-                uuid = self._optional(answers, qapi.UUID)
+                name = self._inquiry.optional(answers, queries.NAME)
+                uuid = self._inquiry.optional(answers, queries.UUID)
                 self._name, self._uuid = name.name if name else "", uuid.UUID if uuid else ""
             return answers
 
@@ -256,118 +247,20 @@ class Vm:
         """Return what is asked for in one write with the safe set."""
         more: list[Query[Any]] = []
         if self._name is None:
-            more += [qapi.NAME, qapi.UUID]
+            more += [queries.NAME, queries.UUID]
         if self._ask_jobs:
-            more.append(qapi.JOBS)
+            more.append(queries.JOBS)
         if self._ask_nodes:
-            more.append(qapi.NODESTATS)
+            more.append(queries.NODESTATS)
         return more
-
-    async def _batch(self, queries: Sequence[Query[Any]], deadline: float) -> Answers:
-        known = [query for query in queries if query not in self._unknown]
-        answers = await self._session.ask(*known, timeout_seconds=_left(deadline))
-        self._unknown |= answers.unknown()
-        return answers
-
-    async def _later(
-        self, answers: Answers, query: Query[T], deadline: float, wanted: bool
-    ) -> T | None:
-        """Return the answer to a query that the first batch may have had already."""
-        if not wanted:
-            return None
-        if query not in answers.queries:
-            return await self._ask_optional(query, deadline)
-        return self._optional(answers, query)
-
-    async def _ask_optional(self, query: Query[T], deadline: float) -> T | None:
-        """Ask what the VM is up without: its failure costs its own series."""
-        try:
-            return self._optional(await self._batch([query], deadline), query)
-        except TargetError as error:
-            self._say_failed(query.name, error)
-            return None
-
-    def _optional(self, answers: Answers, query: Query[T]) -> T | None:
-        try:
-            return answers.get(query)
-        except ProtocolError as error:
-            self._say_failed(query.name, error)
-            return None
-
-    def _say_failed(self, name: str, error: TargetError) -> None:
-        if name not in self._failed:
-            self._failed.add(name)
-            log.warning("not answered", extra={"vm": self.target.vm, "err": str(error)})
-
-    def _entries(self, answers: Answers) -> list[qapi.BlockStats]:
-        if self._blockstats in self._unknown:
-            return self._topology.entries()
-        entries = answers.get(self._blockstats) or []
-        if len(entries) > DEVICES_LIMIT:
-            raise ProtocolError(f"has more than {DEVICES_LIMIT} devices")
-        return entries
-
-    def _topology_matters(self, entries: list[qapi.BlockStats]) -> bool:
-        if qapi.BLOCK in self._unknown:
-            return False
-        return bool(entries) or self._blockstats in self._unknown
-
-    async def _ask_topology(
-        self,
-        entries: list[qapi.BlockStats],
-        names: NodeNames,
-        block_jobs: list[qapi.BlockJob],
-        deadline: float,
-    ) -> tuple[list[qapi.BlockStats], list[qapi.BlockJob]]:
-        """Ask query-block if the storage lets it, and return the chains and jobs as they are then."""
-        process = self._session.peer_pid
-        if not await self._topology.may_ask(names, process, _left(deadline)):
-            return entries, block_jobs
-        blocks = None
-        if self._flat_will_do(names, block_jobs):
-            answers = await self._batch([qapi.BLOCK_FLAT], deadline)
-            if answers.refused(qapi.BLOCK_FLAT):
-                self._flat = False
-            elif (blocks := answers.get(qapi.BLOCK_FLAT)) is not None:
-                self._topology.merge_flat(blocks)
-        if blocks is None:
-            blocks = (await self._batch([qapi.BLOCK], deadline)).get(qapi.BLOCK)
-        agreed = blocks is not None and agree(blocks, entries)
-        for _ in range(_AGREE_TRIES):
-            if blocks is None or agreed:
-                break
-            again = await self._batch([self._blockstats, qapi.BLOCK, qapi.BLOCK_JOBS], deadline)
-            entries, blocks = self._entries(again), again.get(qapi.BLOCK)
-            block_jobs = again.get(qapi.BLOCK_JOBS) or []
-            agreed = blocks is not None and agree(blocks, entries)
-            names = chains.walk(entries).names
-        if blocks is None:
-            return entries, block_jobs
-        if self._blockstats in self._unknown:
-            entries = [chains.without_counters(info) for info in blocks]
-            agreed, names = True, chains.walk(entries).names
-        limits = await throttle_limits(
-            blocks, self.target.settings, lambda queries: self._batch(queries, deadline)
-        )
-        await self._topology.put(blocks, names, limits, _left(deadline), agreed=agreed)
-        return entries, block_jobs
-
-    def _flat_will_do(self, names: NodeNames, block_jobs: list[qapi.BlockJob]) -> bool:
-        # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
-        return (
-            self._flat
-            and self._session.version >= _FLAT_VERSION
-            and not block_jobs
-            and self._topology.known(names)
-            and not self._topology.has_filters()
-        )
 
     async def _other_jobs(
         self, answers: Answers, ids: set[str], deadline: float
     ) -> list[qapi.JobInfo] | None:
         """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
-        wanted = self._ask_jobs or bool(self.jobs.named - ids)
-        jobs = await self._later(answers, qapi.JOBS, deadline, wanted)
+        jobs = None
+        if self._ask_jobs or self.jobs.named - ids:
+            jobs = await self._inquiry.later(answers, queries.JOBS, deadline)
         self.jobs.named -= ids.union(job.id for job in jobs or ())
         others = None if jobs is None else parse.other_jobs(jobs, ids)
         self._ask_jobs = bool(others)
@@ -394,7 +287,3 @@ class Vm:
             log.warning("vm is down", extra={**about, "reason": reason, "err": detail})
         else:
             log.info("vm is up", extra=about)
-
-
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - time.monotonic())

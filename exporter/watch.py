@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter import parse, qapi
+from exporter import parse, qapi, queries
 from exporter.errors import TargetError
 from exporter.events import Events
 from exporter.family import Scope
@@ -122,15 +122,15 @@ class Watch:
         try:
             self.jobs.ask()
             began = self.jobs.round
-            queries = (qapi.BLOCKSTATS, qapi.BLOCK_JOBS, qapi.GRAPH)
-            answers = await self._session.ask(*queries, timeout_seconds=_LOOK_SECONDS)
+            asked = (queries.BLOCKSTATS, queries.BLOCK_JOBS, queries.GRAPH)
+            answers = await self._session.ask(*asked, timeout_seconds=_LOOK_SECONDS)
             if self.jobs.round != began:
                 return  # a scrape did not wait for it
-            entries = answers.get(qapi.BLOCKSTATS) or []
+            entries = answers.get(queries.BLOCKSTATS) or []
             if len(entries) > DEVICES_LIMIT:
                 return
-            told = answers.get(qapi.BLOCK_JOBS) or []
-            graph = answers.get(qapi.GRAPH)
+            told = answers.get(queries.BLOCK_JOBS) or []
+            graph = answers.get(queries.GRAPH)
             places = {
                 (job.device, job.type): place
                 for job in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from exporter.actions import Actions
 from exporter.api import VERBS, Commit
 from exporter.config import Admin, Config, Grant, Group, LatencyHistograms, Settings, Target
+from exporter.errors import Refused
 from exporter.hand import Hand
 from exporter.ledger import Entry
 from exporter.member import Collected, Member
 from exporter.scrape import Fleet
-from exporter.storage import Sight, Storage
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options
 from exporter.web.auth import Gate, user_of
@@ -38,6 +42,23 @@ def grant(*users: str, **more: Any) -> Grant:
     """Everything on every VM, but for files."""
     verbs = tuple(verb for verb in VERBS if verb != "snapshot" or "directories" in more)
     return Grant(**{"users": users or (USER,), "verbs": verbs, "vms": ("*",), **more})
+
+
+def commit(**more: Any) -> Commit:
+    """The request to commit the disk."""
+    return Commit(action="commit", device="disk0", **more)
+
+
+async def refused(asked: Any) -> tuple[str, str]:
+    """Return the problem and the detail that a request is refused with."""
+    with pytest.raises(Refused) as caught:
+        await asked
+    return caught.value.problem, str(caught.value)
+
+
+def files(folder: Path) -> list[str]:
+    """Return the names of what is in a directory."""
+    return sorted(os.listdir(folder))
 
 
 class Reach:
@@ -102,8 +123,7 @@ class Reach:
 
     async def commit(self, job_id: str = "qbe-1", vm: str = "vm", **more: Any) -> Any:
         """Start a commit as a user."""
-        request = Commit(action="commit", device="disk0", job_id=job_id, **more)
-        return await self.actions.commit(USER, vm, request)
+        return await self.actions.commit(USER, vm, commit(job_id=job_id, **more))
 
     async def close(self) -> None:
         """Leave the VMs."""

@@ -11,9 +11,11 @@ from typing import Any
 from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
+from exporter.families import join
 from exporter.model import Snapshot
-from exporter.render import Plan, join
-from exporter.storage import Sight, Storage
+from exporter.render import Plan
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.vm import Vm
 from tests.fakeqmp import GREETING, FakeQmp
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,27 @@ ROOT = Path(__file__).parent.parent / "exporter"
 
 #: From the top down; a module imports only what stands below it.
 ORDER = (
-    "__main__", "cli", "serving", "shell.main", "shell.views", "shell.actions", "shell.lookup", "shell.waiting",
-    "shell.progress", "shell.screen", "shell.tables", "shell.client", "shell.credentials",
-    "shell.options", "shell.words", "shell.rates", "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation", "demo.simulated_vm",
-    "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app", "web.admin", "web.reading",
-    "web.openapi", "web.routes", "web.answers", "web.server", "web.auth", "web.passwords", "web.live",
-    "web.tls", "web.config", "hand", "keeper", "actions", "turn", "apart", "snapshots", "overlay", "qcow2", "guards", "effects",
-    "audit", "view", "ledger", "durable", "scrape", "member", "vm", "watch", "jobs", "known", "outcomes", "events", "topology",
-    "storage", "qmp", "client", "lines", "pace", "peer", "commands", "discovery", "config", "api",
-    "problems", "yamlfile", "service", "garbage", "exposition", "render", "template", "parse", "graph",
-    "model", "identity", "chain", "qapi", "metrics", "family", "filename", "errors", "flags",
+    "__main__", "cli", "serving", "options", "shell.main", "shell.views", "shell.actions",
+    "shell.lookup", "shell.waiting", "shell.progress", "shell.screen", "shell.tables",
+    "shell.client", "shell.credentials", "shell.options", "shell.words", "shell.rates",
+    "shell.text", "shell.commands", "demo.main", "demo.vms", "demo.disks", "demo.simulation",
+    "demo.simulated_vm", "demo.simulated_disks", "demo.lines", "demo.scenarios", "web.app",
+    "web.admin", "web.reading", "web.openapi", "web.routes", "web.answers", "web.server",
+    "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
+    "commits", "neighbours", "done", "pivots", "turn", "apart", "snapshots", "overlay",
+    "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "refresh",
+    "inquiry", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "mounts", "sight", "qmp",
+    "client", "lines", "pace", "peer", "commands", "discovery", "config", "api", "problems",
+    "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
+    "parse", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
+    "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
-    "api", "chain", "commands", "effects", "events", "family", "filename", "graph", "guards", "identity",
-    "jobs", "known", "metrics", "model", "outcomes", "parse", "problems", "qapi", "qcow2", "render",
-    "template", "view", "web.routes", "shell.rates", "shell.text", "shell.words",
+    "api", "chain", "commands", "effects", "events", "families", "family", "filename", "grants",
+    "graph", "guards", "identity", "jobs", "known", "metrics", "model", "outcomes", "parse",
+    "problems", "qapi", "qcow2", "queries", "render", "samples", "template", "verbs", "view",
+    "shell.rates", "shell.text", "shell.words", "web.routes",
 }  # fmt: skip
 #: Who alone may import a library.
 DOORS = {
@@ -38,14 +44,15 @@ DOORS = {
     "prometheus_client": {"exposition"},
     "yaml": {"yamlfile"},
     "ssl": {"shell.client", "shell.credentials", "web.live", "web.server", "web.tls"},
-    "ctypes": {"storage", "demo.vms"},
+    "ctypes": {"sight", "demo.vms"},
 }
 
 #: Who alone may import what can change a VM.
 HANDS = {
-    "commands": {"actions", "effects", "guards", "keeper", "qmp", "turn", "vm"},
+    "commands": {"actions", "commits", "done", "effects", "guards", "keeper", "qmp", "turn", "verbs", "vm"},
     "actions": {"hand", "web.admin"},
-    "turn": {"actions", "keeper"},
+    "commits": {"actions"},
+    "turn": {"actions", "commits", "done", "keeper", "neighbours"},
 }
 
 MODULES = {
@@ -69,6 +76,17 @@ def imports(path: Path) -> set[str]:
 def test_every_module_has_its_place() -> None:
     """A new module is put where it belongs, or this fails."""
     assert MODULES.keys() <= set(ORDER)
+
+
+def test_every_module_is_explained_to_newcomers() -> None:
+    """In CONTRIBUTING.md, the demo as a whole, and no module that there is not."""
+    table = (ROOT.parent / "CONTRIBUTING.md").read_text().partition("| module | what it is |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row.split(" | ")[0])}
+    parts = {module.partition(".")[0] for module in MODULES if "." in module}
+
+    assert {module for module in MODULES if not module.startswith("demo.")} <= named
+    assert named <= MODULES.keys() | parts
 
 
 @pytest.mark.parametrize("module", MODULES)

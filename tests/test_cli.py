@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from exporter import __version__, cli, serving
+from exporter import __version__, cli, options
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
@@ -245,7 +245,7 @@ def test_the_state_directory_is_where_systemd_made_it(monkeypatch: pytest.Monkey
     """The first one, if there are several; a flag beats it."""
 
     def chosen(*flags: str) -> str:
-        return str(serving._parser().parse_args(flags).admin_state_directory)
+        return str(options.parser().parse_args(flags).admin_state_directory)
 
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     assert chosen() == "/var/lib/qemu-block-exporter"
@@ -343,7 +343,7 @@ def test_a_good_file_is_valid() -> None:
 
 def test_flags_are_settings() -> None:
     """Each flag has its place."""
-    flags = serving._parser().parse_args(
+    flags = options.parser().parse_args(
         [
             "--qmp.timeout=3",
             "--qmp.connection=per-scrape",
@@ -353,7 +353,7 @@ def test_flags_are_settings() -> None:
             "--collector.topology.max-age=7",
         ]
     )
-    settings = serving._settings(flags)
+    settings = options.settings(flags)
 
     assert settings.timeout_seconds == 3.0
     assert settings.connection == "per-scrape"
@@ -364,7 +364,7 @@ def test_flags_are_settings() -> None:
 
 def test_addresses_given_replace_the_default() -> None:
     """And may be several."""
-    parse = serving._parser().parse_args
+    parse = options.parser().parse_args
 
     assert parse([]).web_listen_address == ["127.0.0.1:9709"]
     assert parse(["--web.listen-address=:1", "--web.listen-address=:2"]).web_listen_address == [
@@ -387,7 +387,7 @@ def test_addresses_given_replace_the_default() -> None:
 )
 def test_the_route_prefix_is_that_of_the_external_url(flags: list[str], prefix: str) -> None:
     """Unless it is given."""
-    assert serving._options(serving._parser().parse_args(flags)).route_prefix == prefix
+    assert options.web(options.parser().parse_args(flags)).route_prefix == prefix
 
 
 # once

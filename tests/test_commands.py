@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import commands, qapi
+from exporter import commands, queries
 from exporter.client import Tally
 from exporter.commands import Command, Disk, Image, Qemu
 from exporter.errors import CommandRefused
-from exporter.qapi import Query
 from exporter.qmp import Session
+from exporter.queries import Query
 from tests.fakeqmp import FakeQmp
 
 EXPORTER = Path(__file__).parent.parent / "exporter"
@@ -44,7 +44,7 @@ QUERIES = {
 
 def test_each_query_has_a_reason_to_leave_this_process() -> None:
     """And a reason without its query is gone too."""
-    assert QUERIES.keys() == qapi.COMMANDS
+    assert QUERIES.keys() == queries.COMMANDS
 
 
 def test_each_command_that_changes_something_has_a_reason_of_its_own() -> None:
@@ -52,7 +52,7 @@ def test_each_command_that_changes_something_has_a_reason_of_its_own() -> None:
     reasons = list(commands.COMMANDS.values())
 
     assert all(len(reason.split()) >= 3 for reason in reasons)
-    assert not commands.COMMANDS.keys() & qapi.COMMANDS
+    assert not commands.COMMANDS.keys() & queries.COMMANDS
 
 
 def test_these_commands_can_change_a_vm_and_no_others() -> None:
@@ -78,19 +78,19 @@ def test_these_commands_can_change_a_vm_and_no_others() -> None:
 
 def test_every_query_of_the_program_is_one_of_those() -> None:
     """The list of those that may leave is not shorter than what is asked."""
-    asked = {each.name for each in vars(qapi).values() if isinstance(each, Query)}
+    asked = {each.name for each in vars(queries).values() if isinstance(each, Query)}
 
-    assert asked | {"qom-get", "qmp_capabilities"} == qapi.COMMANDS
+    assert asked | {"qom-get", "qmp_capabilities"} == queries.COMMANDS
 
 
 @pytest.mark.parametrize("group", ["", "../x", "a/b", "a b", "0a", 'a"', "a\n", "ä"])
 def test_no_name_of_a_throttle_group_leads_to_another_property(group: str) -> None:
     """qom-get reads the limits of one object below /objects and nothing else."""
-    query = qapi.throttle_limits("group-0.a")
+    query = queries.throttle_limits("group-0.a")
 
     assert query is not None
     assert json.loads(query.wire)["arguments"] == {"path": "/objects/group-0.a", "property": "limits"}
-    assert qapi.throttle_limits(group) is None
+    assert queries.throttle_limits(group) is None
 
 
 # Who may send it.
@@ -114,7 +114,7 @@ async def session(fake: FakeQmp) -> AsyncIterator[Session]:
 
 def bare(name: str) -> Command:
     """A command as nobody builds it."""
-    decoder: Any = msgspec.json.Decoder(qapi.Message[Any])
+    decoder: Any = msgspec.json.Decoder(queries.Message[Any])
     return Command(name, decoder, msgspec.json.encode({"execute": name}), {})
 
 
@@ -124,21 +124,21 @@ async def test_a_query_is_never_one_that_changes_something(
 ) -> None:
     """`ask` refuses it, and also what was to be asked with it."""
     with pytest.raises(CommandRefused):
-        await session.ask(qapi.STATUS, bare(name), timeout_seconds=PATIENCE)
+        await session.ask(queries.STATUS, bare(name), timeout_seconds=PATIENCE)
     # The wire is empty: whatever had left would have been received before this.
-    await session.ask(qapi.NAME, timeout_seconds=PATIENCE)
+    await session.ask(queries.NAME, timeout_seconds=PATIENCE)
 
     assert fake.commands == ["query-name"]
 
 
-@pytest.mark.parametrize("name", [*sorted(qapi.COMMANDS), "quit", "human-monitor-command", ""])
+@pytest.mark.parametrize("name", [*sorted(queries.COMMANDS), "quit", "human-monitor-command", ""])
 async def test_what_is_executed_is_never_anything_else(
     fake: FakeQmp, session: Session, name: str
 ) -> None:
     """`execute` refuses queries and all that is on no list."""
     with pytest.raises(CommandRefused):
         await session.execute(bare(name), PATIENCE)
-    await session.ask(qapi.NAME, timeout_seconds=PATIENCE)
+    await session.ask(queries.NAME, timeout_seconds=PATIENCE)
 
     assert fake.commands == ["query-name"]
 
@@ -158,6 +158,7 @@ WRITERS = {
 CALLS = {
     ("actions", "mine.send"): "QEMU, by way of Session.execute",
     ("client", "self._do_send"): "QEMU: queries, or one command; both against their lists",
+    ("commits", "mine.send"): "QEMU, by way of Session.execute",
     ("demo.disks", "monitor.execute"): "QEMU of the demo's own",
     ("demo.simulated_vm", "self._chain.write"): "a simulated disk",
     ("demo.simulated_vm", "self._life.send"): "a generator",

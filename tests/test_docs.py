@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from exporter import options
 from exporter.config import Settings, load
 from exporter.discovery import _target
 from exporter.errors import REASONS
 from exporter.metrics import METRICS
-from exporter.serving import _parser
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
 from exporter.shell.options import parser
 from exporter.web.config import Tls, read
@@ -28,7 +28,7 @@ PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.y
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_a_page_names_exists(page: str) -> None:
     """A flag that was renamed is renamed everywhere."""
-    known = set(_parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
+    known = set(options.parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
     known |= {"--http.config.file"}
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from exporter import qapi
+from exporter import qapi, queries
 from exporter.graph import Place, place_job
 
 
@@ -31,7 +31,7 @@ def graph(*edges: str) -> qapi.Graph:
 
 def msgspec_graph(tree: dict[str, Any]) -> qapi.Graph:
     """Decode a graph as a session does."""
-    return qapi.GRAPH.decoder.decode(json.dumps({"return": tree})).return_  # type: ignore[return-value]
+    return queries.GRAPH.decoder.decode(json.dumps({"return": tree})).return_  # type: ignore[return-value]
 
 
 def disk(device: str, *layers: str, qdev: str = "") -> qapi.BlockStats:

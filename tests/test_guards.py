@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,56 +15,8 @@ from exporter import api, guards, qapi
 from exporter.commands import Disk, Image, Qemu
 from exporter.errors import Refused
 from exporter.guards import Found, Range
-from exporter.model import Counters, Device, Job, Node, Snapshot
-from exporter.problems import PROBLEMS
-from tests.disks import block_job
-
-CHAIN = ("top", "mid", "base")
-#: Every JobStatus, and none: a QEMU before 2.12 has no such word.
-STATUSES = (
-    "created", "running", "paused", "ready", "standby", "waiting", "pending", "aborting",
-    "concluded", "null", "",
-)  # fmt: skip
-
-
-def node(layer: int, name: str, file: str | None = None, **image: object) -> Node:
-    """A layer, whose file is that of its name where nothing else is said."""
-    path = f"/images/{name}.qcow2" if file is None else file
-    told = msgspec.convert({"filename": path, "format": "qcow2", **image}, qapi.Image)
-    return Node(layer=str(layer), role="format", node_name=name, image=told, file=path)
-
-
-def disk(*layers: str | Node, name: str = "disk0", **more: Any) -> Device:
-    """A device on a chain."""
-    nodes = tuple(
-        each if isinstance(each, Node) else node(depth, each)
-        for depth, each in enumerate(layers or CHAIN)
-    )
-    more = {"backing_depth": len(nodes) - 1, "expected_backing_depth": 0, **more}
-    return Device(device=name, nodes=nodes, **more)
-
-
-def job(job_id: str = "disk0", kind: str = "commit", device: str = "disk0", **more: Any) -> Job:
-    """A block job; `status` "" is that of a QEMU that has none."""
-    told = msgspec.convert(block_job(job_id, kind, **more), qapi.BlockJob)
-    if more.get("status") == "":
-        told.status = None  # type: ignore[attr-defined]  # a leaf of the table
-    return Job(device, job_id, kind, told)
-
-
-def vm(*devices: Device, entries: Sequence[qapi.BlockStats] = (), **more: Any) -> Snapshot:
-    """A VM that is up."""
-    chosen = devices or (disk(),)
-    told = entries or [
-        qapi.BlockStats(stats=qapi.Stats(), device=each.device, node_name=_root(each))
-        for each in chosen
-    ]
-    more = {"storage_responding": True, "status": "running", **more}
-    return Snapshot(vm="vm", up=True, devices=chosen, counters=Counters(told), **more)
-
-
-def _root(each: Device) -> str:
-    return each.nodes[0].node_name if each.nodes else ""
+from exporter.model import Device, Node, Snapshot
+from tests.snapshots import CHAIN, STATUSES, disk, job, node, refused, vm
 
 
 def qemu(migration: str = "") -> Qemu:
@@ -80,14 +32,6 @@ def found(*layers: str | Node, **more: Any) -> Found:
 def commit(**more: str) -> api.Commit:
     """A request."""
     return api.Commit(action="commit", device="disk0", **more)
-
-
-def refused(guard: Any, *args: Any, **more: Any) -> tuple[str, str]:
-    """Return the problem and the detail that a guard refuses with."""
-    with pytest.raises(Refused) as caught:
-        guard(*args, **more)
-    assert caught.value.problem in PROBLEMS
-    return caught.value.problem, str(caught.value)
 
 
 # The VM.
@@ -585,110 +529,3 @@ def test_a_job_is_found_by_its_id() -> None:
             "unknown-job",
             f"vm has no block job {missing!r}",
         )
-
-
-#: Verb -> JobStatus in which QEMU takes it. [JobVerbTable]
-TAKEN = {
-    "pause": {"created", "running", "ready", ""},
-    "finalize": {"pending"},
-    "dismiss": {"concluded"},
-    "speed": {"created", "running", "paused", "ready", "standby", ""},
-    "cancel": set(STATUSES) - {"aborting", "concluded", "null"},
-}
-SAID = {
-    "pause": "does not run",
-    "finalize": "is not pending",
-    "dismiss": "has not ended",
-    "speed": "has ended",
-    "cancel": "has ended",
-}
-
-
-def guard_of(verb: str) -> Any:
-    """Return the guard of a verb."""
-    if verb == "cancel":
-        return lambda snapshot, each: guards.may_cancel(snapshot, each, force=None)
-    return guards.OF_JOBS[verb]
-
-
-@pytest.mark.parametrize("verb", TAKEN)
-@pytest.mark.parametrize("status", STATUSES)
-def test_a_verb_is_taken_in_some_states_and_no_others(verb: str, status: str) -> None:
-    """The refusal names the state, and has the job with it."""
-    each = job(status=status)
-    if status in TAKEN[verb]:
-        guard_of(verb)(vm(), each)
-        return
-
-    assert refused(guard_of(verb), vm(), each) == (
-        "wrong-job-state",
-        f"commit disk0 {SAID[verb]}: it is {status or 'running'}",
-    )
-
-
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("ready", [True, False, None])
-def test_only_what_qemu_calls_ready_is_completed(status: str, ready: bool | None) -> None:
-    """Not what is at 100 %, and not what is ready and rests."""
-    each = job(status=status, ready=ready, offset=100)
-    if ready and status in ("ready", ""):
-        guards.may_complete(vm(), each)
-        return
-    problem = "wrong-job-state" if ready else "not-ready"
-    what = "is ready and does not run" if ready else "is not ready"
-
-    assert refused(guards.may_complete, vm(), each) == (
-        problem,
-        f"commit disk0 {what}: it is {status or ('ready' if ready else 'running')}",
-    )
-
-
-def test_an_old_qemu_says_by_an_event_that_a_job_is_ready() -> None:
-    """QEMU before 2.2 has no such member; one that denies it is believed."""
-    heard = msgspec.structs.replace(job(status="", ready=None), ready_timestamp_seconds=1.0)
-    denied = msgspec.structs.replace(job(status="", ready=False), ready_timestamp_seconds=1.0)
-
-    guards.may_complete(vm(), heard)
-    assert refused(guards.may_cancel, vm(), heard, force=None)[0] == "force-required"
-    assert refused(guards.may_complete, vm(), denied)[0] == "not-ready"
-
-
-@pytest.mark.parametrize("force", [True, False])
-def test_how_a_ready_job_is_cancelled_is_said_aloud(force: bool) -> None:
-    """Of one that is not ready it need not be."""
-    ready = job(status="ready", ready=True)
-
-    assert refused(guards.may_cancel, vm(), ready, force=None) == (
-        "force-required",
-        "commit disk0 is ready, and force is not said",
-    )
-    guards.may_cancel(vm(), ready, force=force)
-    guards.may_cancel(vm(), job(), force=force)
-
-
-def test_a_job_is_paused_once_and_resumed_once() -> None:
-    """QEMU 5.2 calls a paused job `running`: the flag counts."""
-    paused = job(paused=True)
-
-    assert refused(guards.may_pause, vm(), paused)[0] == "wrong-job-state"
-    guards.may_resume(vm(), paused)
-    assert refused(guards.may_resume, vm(), job()) == (
-        "wrong-job-state",
-        "commit disk0 is not paused: it is running",
-    )
-
-
-def test_a_refusal_has_the_job_that_it_is_about() -> None:
-    """So that who asked sees its state without asking again."""
-    with pytest.raises(Refused) as caught:
-        guards.may_complete(vm(), job("j", offset=25))
-
-    assert isinstance(caught.value.more["job"], api.Job)
-    assert (caught.value.more["job"].offset_bytes, caught.value.more["job"].length_bytes) == (25, 100)
-
-
-def test_every_verb_has_a_guard() -> None:
-    """A new one is guarded, or this fails."""
-    of_devices = {"commit", "snapshot", "cancel"}
-
-    assert guards.OF_JOBS.keys() | of_devices == set(api.VERBS)

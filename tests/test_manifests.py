@@ -22,7 +22,7 @@ import yaml
 
 from exporter import __version__
 from exporter.config import Settings, load
-from exporter.serving import _parser
+from exporter.options import parser
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -238,7 +238,7 @@ def test_every_flag_in_a_manifest_is_one(sets: dict[str, Objects], name: str) ->
     """The program takes them all."""
     (container,) = sets[name]["DaemonSet"]["spec"]["template"]["spec"]["containers"]
 
-    assert _parser().parse_args(container["args"]).web_listen_address == ["0.0.0.0:9709"]
+    assert parser().parse_args(container["args"]).web_listen_address == ["0.0.0.0:9709"]
 
 
 def test_the_configuration_of_the_admin_example_is_one() -> None:

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import parse, qapi
+from exporter import parse, qapi, queries
 from exporter.chain import walk
 from exporter.errors import ProtocolError
+from exporter.families import join
 from exporter.identity import key
 from exporter.model import Device, Snapshot
 from exporter.parse import Topology
-from exporter.qapi import Query
-from exporter.render import Plan, join
+from exporter.queries import Query
+from exporter.render import Plan
 from tests.conftest import samples, series
 
 NAMES = st.sampled_from(["", "disk0", "disk1", "a\nb", '"'])
@@ -47,14 +48,14 @@ ENTRY = st.recursive(
 )  # fmt: skip
 
 
-def entries(*values: Any, query: Query[Any] = qapi.BLOCKSTATS) -> Any:
+def entries(*values: Any, query: Query[Any] = queries.BLOCKSTATS) -> Any:
     """Decode entries of query-blockstats."""
     return query.decoder.decode(json.dumps({"return": values})).return_
 
 
 def blocks(*values: Any) -> list[qapi.BlockInfo]:
     """Decode entries of query-block."""
-    return qapi.BLOCK.decoder.decode(json.dumps({"return": values})).return_  # type: ignore[return-value]
+    return queries.BLOCK.decoder.decode(json.dumps({"return": values})).return_  # type: ignore[return-value]
 
 
 def image(filename: str, **more: Any) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def rendered(found: parse.Devices, told: list[qapi.BlockStats]) -> str:
 def test_any_json_is_decoded_or_refused(tree: Any) -> None:
     """No reply, however odd, raises anything that is not expected."""
     wire = json.dumps(tree)
-    for query in (qapi.BLOCKSTATS, qapi.BLOCK, qapi.BLOCK_JOBS, qapi.STATUS, qapi.GRAPH):
+    for query in (queries.BLOCKSTATS, queries.BLOCK, queries.BLOCK_JOBS, queries.STATUS, queries.GRAPH):
         try:
             query.decoder.decode(wire)
         except msgspec.DecodeError:
@@ -96,7 +97,7 @@ def test_any_json_is_decoded_or_refused(tree: Any) -> None:
 @settings(max_examples=300)
 @given(
     st.lists(st.tuples(NAMES, QDEVS, ENTRY), max_size=4),
-    st.sampled_from([qapi.BLOCKSTATS, qapi.LAYERSTATS]),
+    st.sampled_from([queries.BLOCKSTATS, queries.LAYERSTATS]),
 )
 def test_no_two_series_are_ever_equal(
     found: list[tuple[str, str, dict[str, Any]]], query: Query[Any]
@@ -180,7 +181,7 @@ def test_free_nodes_are_those_that_no_device_uses() -> None:
     """A storage daemon has nothing but these."""
     used = {"node-name": "format", "stats": {}, "parent": {"node-name": "file", "stats": {}}}
     free = {"node-name": "spare", "stats": {}}
-    nodes = entries(used, used["parent"], free, query=qapi.NODESTATS)
+    nodes = entries(used, used["parent"], free, query=queries.NODESTATS)
 
     found, counters = parse.free_nodes(nodes, entries({"device": "a", **used}))
     assert list(counters) == nodes[2:]

@@ -16,8 +16,8 @@ import pytest
 from exporter import peer
 from exporter.client import Tally
 from exporter.errors import TargetError, TargetTimeout
-from exporter.qapi import STATUS
 from exporter.qmp import Session
+from exporter.queries import STATUS
 from tests.fakeqmp import until
 
 #: A process that is no QEMU: it greets its first client and answers nothing.

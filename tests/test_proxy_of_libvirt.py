@@ -14,8 +14,8 @@ import pytest
 
 from exporter.client import Tally
 from exporter.errors import ProtocolError, TargetTimeout
-from exporter.qapi import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
 from exporter.qmp import Session
+from exporter.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
 from tests.fakeqmp import FakeQmp, until
 
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, \

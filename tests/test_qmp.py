@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from qemu.qmp import QMPError
 
-from exporter import peer, qapi, qmp
+from exporter import peer, qapi, qmp, queries
 from exporter.client import Tally
 from exporter.errors import (
     CommandRefused,
@@ -24,8 +24,8 @@ from exporter.errors import (
     Unreachable,
 )
 from exporter.lines import LINE_LIMIT_BYTES
-from exporter.qapi import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
 from exporter.qmp import Session
+from exporter.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
 from tests.fakeqmp import GREETING, SAFE_SET, FakeQmp, until
 
 SECRET = "SECRETPW"
@@ -472,9 +472,9 @@ async def test_400_layers_are_read(fake: FakeQmp, session: Session) -> None:
     fake.replies["query-blockstats"] = {"return": [entry]}
     fake.replies["query-block"] = {"return": [{"device": "d", "inserted": inserted}]}
     await connect(session)
-    answers = await ask(session, BLOCKSTATS, qapi.BLOCK)
+    answers = await ask(session, BLOCKSTATS, queries.BLOCK)
     [node] = answers.get(BLOCKSTATS) or []
-    [info] = answers.get(qapi.BLOCK) or []
+    [info] = answers.get(queries.BLOCK) or []
     assert info.inserted is not None
     depths = [0, 0]
     below_node, below_image = node.backing, info.inserted.image.backing_image
@@ -492,7 +492,7 @@ async def test_the_session_refuses_what_is_no_query(fake: FakeQmp, session: Sess
     """Nothing leaves, not even the queries beside it, and the session goes on."""
     commit: Query[object] = Query(
         "block-commit",
-        msgspec.json.Decoder(qapi.Message[object]),
+        msgspec.json.Decoder(queries.Message[object]),
         b'{"execute":"block-commit","arguments":{"device":"disk0"}}',
     )
     await connect(session)
@@ -520,7 +520,7 @@ async def test_the_library_below_cannot_send_a_command_either(
 
 async def test_every_query_reads_and_none_writes() -> None:
     """The list is short enough to be read here."""
-    assert sorted(qapi.COMMANDS) == [
+    assert sorted(queries.COMMANDS) == [
         "qmp_capabilities",
         "qom-get",
         "query-block",

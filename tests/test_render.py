@@ -16,10 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 
 from exporter import qapi
 from exporter.exposition import body
+from exporter.families import join
 from exporter.family import Scope
 from exporter.metrics import COLLECTORS
 from exporter.model import Counters, Device, Exporter, Job, Node, Snapshot, VmEvents
-from exporter.render import Plan, escape, join, number, render_exporter
+from exporter.render import Plan, render_exporter
+from exporter.samples import escape
+from exporter.template import number
 from tests.conftest import samples, series
 from tests.replay import replay, steps
 

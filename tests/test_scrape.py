@@ -13,10 +13,11 @@ import pytest
 
 from exporter import scrape
 from exporter.config import Config, Group, Settings, Target
+from exporter.families import join
 from exporter.member import Collected
-from exporter.render import join
 from exporter.scrape import Fleet
-from exporter.storage import Sight, Storage
+from exporter.sight import Sight
+from exporter.storage import Storage
 from tests.conftest import series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from exporter import exposition, qapi
+from exporter import exposition, queries
 from exporter.config import Settings, load
 from exporter.demo.scenarios import MIB, SCENARIOS, Scenario
 from exporter.demo.simulated_vm import SimulatedVm
@@ -94,13 +94,13 @@ def test_a_simulated_vm_says_of_itself_what_qemu_says(command: str) -> None:
 
 def test_every_query_of_the_exporter_is_answered() -> None:
     """Each answer is one that the exporter's own decoder takes; qom-get is for throttle filters."""
-    queries = [each for each in vars(qapi).values() if isinstance(each, qapi.Query)]
+    asked = [each for each in vars(queries).values() if isinstance(each, queries.Query)]
     vm = vm_of(LIBVIRT)
-    for query in queries:
+    for query in asked:
         query.decoder.decode(json.dumps(vm.answer(query.name)))
 
-    answered = {query.name for query in queries if "return" in vm.answer(query.name)}
-    assert qapi.COMMANDS - answered <= {"qom-get", "qmp_capabilities"}
+    answered = {query.name for query in asked if "return" in vm.answer(query.name)}
+    assert queries.COMMANDS - answered <= {"qom-get", "qmp_capabilities"}
 
 
 def test_a_command_that_is_no_query_is_not_found() -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from exporter import storage
-from exporter.storage import Sight, Storage, StorageBusy, StorageHangs, look_at, mount_points
+from exporter import mounts, storage
+from exporter.sight import Sight
+from exporter.storage import Storage, StorageBusy, StorageHangs
 from tests.fakeqmp import until
 
 PATIENCE = 20.0
@@ -45,7 +43,7 @@ class Eye:
 def eye(monkeypatch: pytest.MonkeyPatch) -> Eye:
     """Two mounts, one of which can hang."""
     points = {"/": "ext4", "/slow": "nfs4", "/fast": "ext4"}
-    monkeypatch.setattr(storage, "mount_points", lambda: points)
+    monkeypatch.setattr(mounts, "points", lambda: points)
     return Eye()
 
 
@@ -230,7 +228,7 @@ async def test_every_network_mount_can_be_asked(
         "/g": "ceph",
         "/proc": "proc",
     }
-    monkeypatch.setattr(storage, "mount_points", lambda: kinds)
+    monkeypatch.setattr(mounts, "points", lambda: kinds)
     await slow.see_network(PATIENCE)
 
     assert sorted(eye.looks) == ["/a", "/b", "/c", "/e", "/g"]
@@ -242,169 +240,3 @@ async def test_a_network_mount_that_hangs_is_noticed(slow: Storage, eye: Eye) ->
     with pytest.raises(StorageHangs, match="^/slow did not answer"):
         await slow.see_network(0.05)
     eye.free.set()
-
-
-@pytest.mark.parametrize(
-    ("path", "point"),
-    [
-        ("/slow/a", "/slow"),
-        ("/slow", "/slow"),
-        ("/slow/a/../b", "/slow"),
-        ("/slower/a", "/"),
-        ("/fast/../slow/a", "/slow"),
-        ("/", "/"),
-        ("//slow/a", "/slow"),
-        ("//x/y", "/"),
-        ("///slow/a", "/slow"),
-        ("relative/a", "/"),
-        ("../a", "/"),
-        ("a", "/"),
-        ("", "/"),
-    ],
-)
-def test_the_mount_of_a_path_is_found_by_its_name(path: str, point: str) -> None:
-    """To resolve a link is to ask the file system; two slashes in front are a path like any."""
-    assert storage._mount_of(path, ["/", "/slow", "/fast"]) == point
-
-
-def test_mount_points_are_read_with_their_types(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A blank in a name stands there in octal; what else may split a line stands there raw."""
-    table = tmp_path / "mountinfo"
-    table.write_bytes(
-        b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
-        b"23 22 0:40 / /mnt/my\\040share rw - nfs4 server:/x rw\n"
-        b"25 22 0:42 / /mnt/odd\r\x0b\xff rw - xfs /dev/sdb1 rw\n"
-        b"24 22 0:41 / /mnt/back\\134slash rw shared:2 master:1 - fuse.sshfs me@host:/ rw\n"
-    )
-    real = Path
-
-    def redirected(path: str) -> Path:
-        return table if path == "/proc/self/mountinfo" else real(path)
-
-    monkeypatch.setattr(storage, "Path", redirected)
-    monkeypatch.setattr(storage, "_mount_points_at", float("-inf"))
-
-    assert mount_points() == {
-        "/": "ext4",
-        "/mnt/my share": "nfs4",
-        "/mnt/back\\slash": "fuse.sshfs",
-        "/mnt/odd\r\x0b\udcff": "xfs",
-    }
-
-
-def test_the_mounts_of_this_host_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is always a root."""
-    monkeypatch.setattr(storage, "_mount_points_at", float("-inf"))
-
-    assert "/" in mount_points()
-
-
-# The system calls.
-
-
-def test_a_file_is_seen_with_the_space_of_its_file_system(tmp_path: Path) -> None:
-    """As statvfs says it."""
-    image = tmp_path / "a.qcow2"
-    image.touch()
-    space = os.statvfs(tmp_path)
-    sight = look_at(str(image))
-
-    assert sight.visible
-    assert sight.size_bytes == space.f_blocks * space.f_frsize
-    assert sight.available_bytes is not None
-    assert 0 < sight.available_bytes <= sight.size_bytes
-
-
-def test_a_block_device_has_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In sectors of 512 bytes, as sysfs says it; what is left of it is QEMU's to know."""
-    size = tmp_path / "size"
-    asked = []
-
-    def sysfs(path: str) -> Path:
-        asked.append(path)
-        return size
-
-    monkeypatch.setattr(storage, "Path", sysfs)
-    monkeypatch.setattr(storage, "_statx", lambda path: (stat.S_IFBLK, (0, 5), 99, (8, 17)))
-    assert look_at(str(tmp_path)) == Sight(visible=True, identity=(8, 17))
-    size.write_text("2048\n")
-
-    assert look_at(str(tmp_path)) == Sight(visible=True, size_bytes=1048576, identity=(8, 17))
-    assert asked[0] == "/sys/dev/block/8:17/size"
-
-
-@pytest.mark.parametrize("path", ["/dev/null", "/proc/self/mountinfo", "/", __file__])
-def test_what_the_server_says_of_a_file_is_what_stat_says(path: str) -> None:
-    """The kernel's own structure is read, a member at a time."""
-    state = os.stat(path)
-
-    assert storage._statx(os.fsencode(path)) == (
-        state.st_mode, (os.major(state.st_dev), os.minor(state.st_dev)), state.st_ino,
-        (os.major(state.st_rdev), os.minor(state.st_rdev)),
-    )  # fmt: skip
-
-
-def test_a_file_is_one_under_all_of_its_names(tmp_path: Path) -> None:
-    """Links of both kinds, and ways around; what is in it, and what it was called, is no matter."""
-    file, other, folder = tmp_path / "a", tmp_path / "b", tmp_path / "folder"
-    for each in (file, other):
-        each.write_text("alike")
-    folder.symlink_to(tmp_path)
-    (tmp_path / "hard").hardlink_to(file)
-    (tmp_path / "soft").symlink_to("a")
-    paths = [file, tmp_path / "hard", tmp_path / "soft", folder / "hard", f"{tmp_path}/../{tmp_path.name}/a"]
-    identities = {look_at(str(path)).identity for path in paths}
-
-    assert len(identities) == 1
-    assert identities != {look_at(str(other)).identity}
-    assert None not in identities
-
-
-def test_a_block_device_is_one_under_all_of_its_nodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A node is a file of its own, elsewhere; the device is what counts, and no file is it."""
-    nodes = {
-        "/dev/vg/disk": (stat.S_IFBLK | 0o660, (0, 5), 11, (253, 4)),
-        "/srv/node": (stat.S_IFBLK | 0o600, (8, 1), 12, (253, 4)),
-        "/dev/vg/other": (stat.S_IFBLK | 0o660, (0, 5), 13, (253, 5)),
-        f"{tmp_path}/file": (stat.S_IFREG | 0o600, (253, 4), 11, (0, 0)),
-    }
-    monkeypatch.setattr(storage, "_statx", lambda path: nodes[os.fsdecode(path)])
-    one, again, other, file = (look_at(path).identity for path in nodes)
-
-    assert one == again
-    assert len({one, other, file}) == 3
-
-
-@pytest.mark.parametrize("name", ["gone", "\0"])
-def test_what_cannot_be_seen_is_no_file_that_is_known(tmp_path: Path, name: str) -> None:
-    """Two of them are not taken for one."""
-    assert look_at(str(tmp_path / name)).identity is None
-    assert look_at("relative").identity is None
-
-
-@pytest.mark.parametrize("name", ["gone", "file/below", ""])
-def test_a_file_that_is_not_there_cannot_be_seen(tmp_path: Path, name: str) -> None:
-    """It is in another namespace, as is one whose path is relative to QEMU's folder."""
-    (tmp_path / "file").touch()
-
-    assert look_at(str(tmp_path / name) if name else "relative.qcow2") == Sight(visible=False)
-
-
-def test_a_path_of_any_bytes_can_be_looked_at(tmp_path: Path) -> None:
-    """What QEMU shows of it may be no path at all."""
-    assert look_at(str(tmp_path / "\ufffd\n")) == Sight(visible=False)
-    assert look_at("/" + "x" * 10_000) == Sight(visible=True)
-
-
-def test_a_path_with_a_nul_cannot_be_seen() -> None:
-    """JSON has it; no file system does."""
-    assert look_at("/etc\0/passwd") == Sight(visible=False)
-
-
-def test_a_path_with_a_lone_surrogate_cannot_be_seen() -> None:
-    """JSON has it; UTF-8 does not."""
-    assert look_at("/images/\ud800.img") == Sight(visible=False)

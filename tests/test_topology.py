@@ -15,7 +15,8 @@ from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.model import Snapshot, Space
-from exporter.storage import Sight, Storage, StorageBusy, StorageHangs
+from exporter.sight import Sight
+from exporter.storage import Storage, StorageBusy, StorageHangs
 from exporter.topology import EVENTS, TopologyCache
 from exporter.vm import Vm
 from tests.disks import Disk, block_job, plug, with_filter

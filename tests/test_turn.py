@@ -19,7 +19,8 @@ from exporter.member import Member, Observer
 from exporter.model import Snapshot
 from exporter.pace import Pace
 from exporter.scrape import Fleet
-from exporter.storage import Sight, Storage
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.turn import Turn, turn
 from tests.disks import Disk, block_job, plug
 from tests.fakeqmp import FakeQmp, Reply, until

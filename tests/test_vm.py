@@ -13,15 +13,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import parse, qapi
+from exporter import parse, queries
 from exporter.chain import walk
 from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
 from exporter.errors import ProtocolError
+from exporter.families import join
 from exporter.model import Snapshot
-from exporter.render import Plan, join
-from exporter.storage import Sight, Storage
+from exporter.render import Plan
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.vm import Vm
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter
@@ -888,7 +890,7 @@ async def test_a_shared_socket_is_left_as_soon_as_late_answers_are_there(
 def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> None:
     """Prometheus would drop the whole scrape for one of them."""
     wire = json.dumps({"return": [{"device": "disk0", "stats": stats}]})
-    entries = qapi.BLOCKSTATS.decoder.decode(wire).return_
+    entries = queries.BLOCKSTATS.decoder.decode(wire).return_
     assert not isinstance(entries, msgspec.UnsetType)
     known = parse.devices(entries, None, lambda device: 0)
     counters = parse.count(known, entries, walk(entries))

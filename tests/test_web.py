@@ -25,7 +25,8 @@ from exporter import exposition
 from exporter.config import Config, Group, Settings
 from exporter.errors import ConfigError
 from exporter.scrape import Fleet
-from exporter.storage import Sight, Storage
+from exporter.sight import Sight
+from exporter.storage import Storage
 from exporter.web import server
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.routes import ROUTES

@@ -1,0 +1,172 @@
+"""Commits as users ask for them: of each job id one is started, however often it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from exporter import api, commands, done, effects, guards, neighbours, view
+from exporter.apart import apart
+from exporter.commands import Command, Qemu
+from exporter.effects import Effect
+from exporter.errors import Refused, Rejected
+from exporter.guards import Found, Range
+from exporter.ledger import Entry, Ledger
+from exporter.model import Snapshot
+from exporter.scrape import Fleet
+from exporter.turn import Turn, target, turn
+
+log = logging.getLogger(__name__)
+
+
+class Commits:
+    """The commits of one fleet, on record in one account."""
+
+    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+
+    async def start(
+        self,
+        user: str,
+        vm: str,
+        request: api.Commit,
+        *,
+        allow_managed: bool,
+        dry_run: bool,
+    ) -> api.Done:
+        """Start a commit, or say what became of the same request before.
+
+        Raises:
+            ActionError: it was not started, or nobody knows.
+        """
+        job_id = request.job_id or _new_id(request.device)
+        wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
+        entry = self._ledger.get(vm, job_id)
+        try:
+            member = target(self._fleet, vm)
+        except Refused:
+            if entry is None:
+                raise
+            return _replayed(entry, view.recorded(entry), wanted, dry_run=dry_run)
+        unseen = [] if entry else await neighbours.see(self._fleet, vm)
+        async with turn(member) as mine:
+            if entry := self._ledger.get(vm, job_id):
+                return _replayed(entry, await _now(mine, entry), wanted, dry_run=dry_run)
+            snapshot, qemu = await mine.look(allow_managed=allow_managed)
+            warnings = [*guards.storage(snapshot), *unseen]
+            found = guards.device(snapshot, request.device)
+            guards.idle(snapshot, request.device)
+            guards.writable(found)
+            layers = guards.commit_range(found, request)
+            warnings += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
+            job_id = _usable_id(snapshot, qemu, request, job_id)
+            command = _command(qemu, found, layers, job_id, request)
+            passed = done.checked(
+                mine, snapshot, "commit", command, request.device, job_id, warnings
+            )
+            if dry_run:
+                return passed
+            entry = Entry(
+                vm=vm,
+                job_id=job_id,
+                job_type="commit",
+                device=request.device,
+                user=user,
+                request=wanted,
+                requested_timestamp_seconds=time.time(),
+                kept_by_qemu=qemu.keeps_ended_jobs,
+                chain=[node.node_name for node in found.layers],
+                top=layers.top,
+                base=layers.base,
+            )
+            since = entry.requested_timestamp_seconds
+            effect = effects.started(job_id, mine.member.ends, since)
+            if qemu.version >= commands.JOB_ID_VERSION:
+                await self._send_on_record(mine, command, effect, entry)
+            else:
+                # Its jobs have the names of their devices: a record of one would be taken for the
+                # next one's.
+                await mine.send(command, effect)
+            return await done.after(mine, passed)
+
+    async def _send_on_record(
+        self, mine: Turn, command: Command, effect: Effect, entry: Entry
+    ) -> None:
+        """Send a command; what may have left this process is on record before and afterwards."""
+        await apart(self._ledger.put, entry)
+        try:
+            await mine.send(command, effect)
+        except (Refused, Rejected):
+            await apart(self._ledger.remove, entry)
+            raise
+        try:
+            await apart(self._ledger.put, msgspec.structs.replace(entry, started=True))
+        except Refused as error:
+            # It runs, and is on record as asked for: the keeper will see that it was started.
+            log.warning(
+                "not recorded", extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)}
+            )
+
+
+def _new_id(device: str) -> str:
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in device)
+    return f"{api.JOB_ID_PREFIX}{safe[:32]}-{secrets.token_hex(8)}"
+
+
+def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str) -> str:
+    if qemu.version < commands.JOB_ID_VERSION:
+        if request.job_id:
+            raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
+        return request.device
+    for job in snapshot.jobs:
+        if job.job_id == job_id:
+            known = view.job(snapshot.vm, job)
+            raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already", known)
+    return job_id
+
+
+def _command(qemu: Qemu, found: Found, layers: Range, job_id: str, request: api.Commit) -> Command:
+    command = commands.commit(
+        qemu,
+        found.disk,
+        job_id,
+        found.image(layers.top),
+        found.image(layers.base),
+        active=layers.top == 0,
+        speed=request.speed_bytes_per_second or None,
+    )
+    if "" in command.arguments.values():
+        raise Refused("wrong-device-state", f"the images of {request.device} are not known")
+    return command
+
+
+async def _now(mine: Turn, entry: Entry) -> api.Job:
+    """Return the job of an entry as it is now, or as the account has it where that tells more."""
+    snapshot = await mine.look_again()
+    told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
+    known = told is not None and (told.status is not None or entry.outcome is None)
+    return told if told is not None and known else view.recorded(entry)
+
+
+def _replayed(entry: Entry, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
+    """Return what is said of a request that was made before: the state, or the outcome."""
+    if entry.request != wanted:
+        raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
+    return api.Done(
+        vm=entry.vm,
+        action="commit",
+        device=entry.device,
+        job_id=entry.job_id,
+        dry_run=dry_run,
+        replayed=True,
+        command=None,
+        arguments={},
+        warnings=[],
+        job=job,
+    )

@@ -1,0 +1,48 @@
+"""What is said of a request that passed its guards, before its command leaves and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from exporter import api
+from exporter.commands import Command
+from exporter.filename import public
+from exporter.model import Snapshot
+from exporter.turn import Turn
+
+
+def checked(
+    mine: Turn,
+    snapshot: Snapshot,
+    verb: api.Verb,
+    command: Command,
+    device: str | None,
+    job_id: str | None,
+    warnings: Sequence[str],
+) -> api.Done:
+    """Return what is said of a request that passed: of a dry run, that is all."""
+    arguments = {
+        name: public(value) if isinstance(value, str) else value
+        for name, value in command.arguments.items()
+    }
+    return api.Done(
+        vm=mine.member.name,
+        action=verb,
+        device=device,
+        job_id=job_id,
+        dry_run=True,
+        replayed=False,
+        command=command.name,
+        arguments=arguments,
+        warnings=list(warnings),
+        job=mine.job(snapshot, job_id),
+    )
+
+
+async def after(mine: Turn, done: api.Done) -> api.Done:
+    """Return what is said of what was sent: the job as it is now, if that can be seen."""
+    snapshot = await mine.look_again()
+    job = mine.job(snapshot, done.job_id) if snapshot else None
+    return msgspec.structs.replace(done, dry_run=False, job=job)

@@ -1,0 +1,38 @@
+"""What a user may do to a VM, as the configuration says now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from exporter.config import Grant
+from exporter.errors import Refused
+from exporter.model import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """The grants that let one user do one thing to one VM."""
+
+    grants: tuple[Grant, ...]
+
+    @property
+    def allow_managed(self) -> bool:
+        """Whether it holds of a VM that a manager runs too."""
+        return any(grant.allow_managed for grant in self.grants)
+
+    def of(self, snapshot: Snapshot) -> tuple[Grant, ...]:
+        """Return those that hold of the VM as it is; what none allows alone, two do not either."""
+        return tuple(g for g in self.grants if g.allow_managed or not snapshot.manager)
+
+
+def permission(grants: Iterable[Grant], user: str, verb: str, vm: str) -> Permission:
+    """Return what lets a user do something to a VM.
+
+    Raises:
+        Refused: nothing does.
+    """
+    found = [grant for grant in grants if grant.permits(user, verb, vm)]
+    if not found:
+        raise Refused("not-granted", f"no grant lets {user!r} {verb} on {vm!r}")
+    return Permission(tuple(found))

@@ -1,0 +1,82 @@
+"""What one QEMU is asked, and what it turned out not to know: that is asked once a connection."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from exporter import queries
+from exporter.client import Answers
+from exporter.errors import ProtocolError, TargetError
+from exporter.qmp import Session
+from exporter.queries import Query
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: The first QEMU that counts I/O at the device and not at each node.
+_DEVICE_COUNTERS = (2, 5)
+
+
+class Inquiry:
+    """The questions to one VM, each batch within the deadline of its scrape."""
+
+    def __init__(self, vm: str, session: Session) -> None:
+        self._vm = vm
+        self._session = session
+        self.connection_is_new()
+
+    def connection_is_new(self) -> None:
+        """Forget what is known of the QEMU before."""
+        #: Queries that this QEMU does not know.
+        self.unknown: set[Query[Any]] = set()
+        #: Optional queries whose failure was logged.
+        self._failed: set[str] = set()
+        old = self._session.version < _DEVICE_COUNTERS
+        self.blockstats = queries.LAYERSTATS if old else queries.BLOCKSTATS
+
+    async def batch(self, asked: Sequence[Query[Any]], deadline: float) -> Answers:
+        """Ask in one write what this QEMU knows, and wait for the answers.
+
+        Raises:
+            TargetError: they do not come by the deadline, or are none.
+        """
+        known = [query for query in asked if query not in self.unknown]
+        answers = await self._session.ask(*known, timeout_seconds=left(deadline))
+        self.unknown |= answers.unknown()
+        return answers
+
+    async def later(self, answers: Answers, query: Query[T], deadline: float) -> T | None:
+        """Return the answer to a query that the first batch may have had already."""
+        if query not in answers.queries:
+            return await self.ask_optional(query, deadline)
+        return self.optional(answers, query)
+
+    async def ask_optional(self, query: Query[T], deadline: float) -> T | None:
+        """Ask what the VM is up without: its failure costs its own series."""
+        try:
+            return self.optional(await self.batch([query], deadline), query)
+        except TargetError as error:
+            self.say_failed(query.name, error)
+            return None
+
+    def optional(self, answers: Answers, query: Query[T]) -> T | None:
+        """Return the answer to a query that the VM is up without."""
+        try:
+            return answers.get(query)
+        except ProtocolError as error:
+            self.say_failed(query.name, error)
+            return None
+
+    def say_failed(self, name: str, error: TargetError) -> None:
+        """Log, once a connection, that a query was not answered."""
+        if name not in self._failed:
+            self._failed.add(name)
+            log.warning("not answered", extra={"vm": self._vm, "err": str(error)})
+
+
+def left(deadline: float) -> float:
+    """Return how many seconds are left until a deadline of the monotonic clock."""
+    return max(0.0, deadline - time.monotonic())

@@ -1,0 +1,58 @@
+"""The disks of other VMs, and the other disks of the same: each may read a layer of a commit."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exporter import guards
+from exporter.errors import Refused
+from exporter.filename import local_path
+from exporter.model import Snapshot
+from exporter.scrape import Fleet
+from exporter.turn import Turn
+
+#: Longest that a commit waits for other VMs, of which each may share a layer.
+_OTHERS_SECONDS = 1.0
+
+
+async def see(fleet: Fleet, vm: str) -> list[str]:
+    """Look at the other VMs; return which may share a layer and did not say."""
+    # Not by a sweep: one that is joined does not know what a VM got since it began.
+    fleet.discover()
+    looking = {m.start(): m for m in fleet.members.values() if m.name != vm}
+    if looking:
+        await asyncio.wait(looking, timeout=_OTHERS_SECONDS)
+    late = "does not answer (timeout)"
+    said = {
+        member.name: guards.unsaid(member.outcome(look).snapshot) if look.done() else late
+        for look, member in looking.items()
+    }
+    return [f"{vm} {why}: it may share a layer" for vm, why in sorted(said.items()) if why]
+
+
+async def compared(
+    fleet: Fleet, mine: Turn, snapshot: Snapshot, found: guards.Found, layers: guards.Range
+) -> list[str]:
+    """See that no other disk reads a layer that is written to; return what could not be compared.
+
+    Raises:
+        Refused: one does.
+    """
+    others = [
+        (member.name, device)
+        for member in fleet.members.values()
+        for device in (snapshot.devices if member.name == snapshot.vm else member.known_devices)
+    ]
+    guards.unshared(snapshot, found, layers, others, {})
+    paths = {
+        path
+        for _, device in others
+        for node in device.nodes
+        if node.image and (path := local_path(node.image.filename)) and path.startswith("/")
+    }
+    try:
+        identities = await mine.identities(paths)
+    except Refused as error:
+        return [f"layers of other disks were compared by name alone: {error}"]
+    guards.unshared(snapshot, found, layers, others, identities)
+    return []

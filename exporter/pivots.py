@@ -1,0 +1,56 @@
+"""The jobs that were told to complete, until that shows: nothing may cross it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from exporter import verbs
+from exporter.member import Member
+from exporter.model import Job, Snapshot
+
+#: A job that was told to complete is no longer at rest by then, unless it was not told after all.
+_COMPLETING_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pivot:
+    """A complete that was sent."""
+
+    #: Of the job: another one may get its id.
+    first_seen_timestamp_seconds: float | None
+    #: By the monotonic clock.
+    sent_at: float
+
+
+class Pivots:
+    """What was sent and has not shown yet, of all VMs."""
+
+    def __init__(self) -> None:
+        #: Target -> job id -> what was sent; a target that is left takes its own along.
+        self._sent: WeakKeyDictionary[Member, dict[str, Pivot]] = WeakKeyDictionary()
+
+    def begin(self, member: Member, job: Job) -> None:
+        """Note that a job is about to be told to complete."""
+        pivot = Pivot(job.first_seen_timestamp_seconds, time.monotonic())
+        self._sent.setdefault(member, {})[job.job_id] = pivot
+
+    def withdraw(self, member: Member, job_id: str) -> None:
+        """Note that it was not told after all."""
+        del self._sent[member][job_id]
+
+    def is_under_way(self, member: Member, job_id: str) -> bool:
+        """Whether a job was told to complete, and had not shown it when `update` was called."""
+        return job_id in self._sent.get(member, {})
+
+    def update(self, member: Member, snapshot: Snapshot) -> None:
+        """Forget what was sent for jobs that are gone, or that have not taken it."""
+        listed = {job.job_id: job for job in snapshot.jobs}
+        since = time.monotonic() - _COMPLETING_SECONDS
+        for job_id, pivot in list(self._sent.get(member, {}).items()):
+            job = listed.get(job_id)
+            first_seen = pivot.first_seen_timestamp_seconds
+            same = job is not None and job.first_seen_timestamp_seconds == first_seen
+            if job is None or not same or (pivot.sent_at < since and verbs.rests(job)):
+                self.withdraw(member, job_id)

@@ -1,0 +1,112 @@
+"""query-block, asked again: in full or flat, until it tells the same chains as query-blockstats."""
+
+from __future__ import annotations
+
+from exporter import chain as chains
+from exporter import queries
+from exporter.client import Answers
+from exporter.config import Settings
+from exporter.errors import ProtocolError
+from exporter.inquiry import Inquiry, left
+from exporter.qapi import BlockJob, BlockStats
+from exporter.qmp import Session
+from exporter.topology import NodeNames, TopologyCache, agree, throttle_limits
+from exporter.watch import DEVICES_LIMIT
+
+#: The first QEMU whose query-block can leave the backing images out.
+_FLAT_VERSION = (11, 1)
+#: How often a chain that two queries tell differently is asked for in one scrape.
+_AGREE_TRIES = 2
+
+
+class Refresh:
+    """How query-block of one VM is asked, for what `TopologyCache` keeps of it."""
+
+    def __init__(
+        self, session: Session, inquiry: Inquiry, topology: TopologyCache, settings: Settings
+    ) -> None:
+        self._session = session
+        self._inquiry = inquiry
+        self._topology = topology
+        self._settings = settings
+        #: Whether this QEMU may be asked for a flat answer.
+        self._flat = True
+
+    def connection_is_new(self) -> None:
+        """Forget what is known of the QEMU before."""
+        self._flat = True
+
+    def entries(self, answers: Answers) -> list[BlockStats]:
+        """Return the devices, by query-block for a QEMU that has no query-blockstats.
+
+        Raises:
+            ProtocolError: there are more than any QEMU has.
+        """
+        if self._inquiry.blockstats in self._inquiry.unknown:
+            return self._topology.entries()
+        entries = answers.get(self._inquiry.blockstats) or []
+        if len(entries) > DEVICES_LIMIT:
+            raise ProtocolError(f"has more than {DEVICES_LIMIT} devices")
+        return entries
+
+    def matters(self, entries: list[BlockStats]) -> bool:
+        """Whether query-block would tell of anything."""
+        if queries.BLOCK in self._inquiry.unknown:
+            return False
+        return bool(entries) or self._inquiry.blockstats in self._inquiry.unknown
+
+    async def ask(
+        self,
+        entries: list[BlockStats],
+        names: NodeNames,
+        block_jobs: list[BlockJob],
+        deadline: float,
+    ) -> tuple[list[BlockStats], list[BlockJob]]:
+        """Ask query-block if the storage lets it, and return the chains and jobs as they are then.
+
+        Raises:
+            TargetError: the VM does not answer.
+        """
+        process = self._session.peer_pid
+        if not await self._topology.may_ask(names, process, left(deadline)):
+            return entries, block_jobs
+        blocks = None
+        if self._flat_will_do(names, block_jobs):
+            answers = await self._inquiry.batch([queries.BLOCK_FLAT], deadline)
+            if answers.refused(queries.BLOCK_FLAT):
+                self._flat = False
+            elif (blocks := answers.get(queries.BLOCK_FLAT)) is not None:
+                self._topology.merge_flat(blocks)
+        if blocks is None:
+            blocks = (await self._inquiry.batch([queries.BLOCK], deadline)).get(queries.BLOCK)
+        agreed = blocks is not None and agree(blocks, entries)
+        for _ in range(_AGREE_TRIES):
+            if blocks is None or agreed:
+                break
+            again = await self._inquiry.batch(
+                [self._inquiry.blockstats, queries.BLOCK, queries.BLOCK_JOBS], deadline
+            )
+            entries, blocks = self.entries(again), again.get(queries.BLOCK)
+            block_jobs = again.get(queries.BLOCK_JOBS) or []
+            agreed = blocks is not None and agree(blocks, entries)
+            names = chains.walk(entries).names
+        if blocks is None:
+            return entries, block_jobs
+        if self._inquiry.blockstats in self._inquiry.unknown:
+            entries = [chains.without_counters(info) for info in blocks]
+            agreed, names = True, chains.walk(entries).names
+        limits = await throttle_limits(
+            blocks, self._settings, lambda asked: self._inquiry.batch(asked, deadline)
+        )
+        await self._topology.put(blocks, names, limits, left(deadline), agreed=agreed)
+        return entries, block_jobs
+
+    def _flat_will_do(self, names: NodeNames, block_jobs: list[BlockJob]) -> bool:
+        # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
+        return (
+            self._flat
+            and self._session.version >= _FLAT_VERSION
+            and not block_jobs
+            and self._topology.known(names)
+            and not self._topology.has_filters()
+        )

@@ -1,0 +1,143 @@
+"""Layers that other disks read: none is written to by a commit, as far as anybody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import Refused
+from exporter.sight import Sight
+from exporter.turn import Turn
+from tests.disks import Disk, plug
+from tests.fakeqmp import FakeQmp
+from tests.reach import USER, Reach, commit, refused
+
+
+async def test_a_layer_of_another_vm_is_not_written_to(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """As far as scrapes know its disks, also after it went down."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "base")))
+        await reach.look("other")
+    await reach.look("other")
+
+    assert await refused(reach.commit()) == (
+        "shared-layer",
+        "/images/base.qcow2 is layer 1 of disk0 of other too",
+    )
+    assert fake.changes == []
+
+
+async def test_a_disk_that_another_vm_got_since_it_was_looked_at_is_seen(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """All VMs are looked at anew, for each commit, however short ago they were scraped."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        await reach.fleet.scrape(20.0)
+        assert (await reach.actions.commit(USER, "vm", commit(), dry_run=True)).warnings == []
+        plug(other, Disk("hot", nodes=("x", "base")))
+
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/images/base.qcow2 is layer 1 of hot of other too",
+        )
+    assert fake.changes == []
+
+
+async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage tells which file a name leads to."""
+    monkeypatch.setattr("exporter.storage._RECENT_SECONDS", 0.0)
+    reach.sight = Sight(visible=True, identity=(8, 1, 5))
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y"), files=("/links/x", "/links/y")))
+
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/links/x is layer 0 of disk0 of other too",
+        )
+        reach.sight = Sight(visible=True)
+        assert (await reach.commit()).command == "block-commit"
+
+
+async def test_a_vm_that_has_come_since_the_last_scrape_is_looked_at(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """Its socket is looked for, however short ago that was done."""
+    await reach.fleet.scrape(20.0)
+    async with FakeQmp(str(sockets / "new.sock")) as new:
+        plug(new, Disk(nodes=("x", "base")))
+
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/images/base.qcow2 is layer 1 of disk0 of new too",
+        )
+
+
+async def test_a_vm_that_is_silent_is_not_waited_for_longer_than_a_moment(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named as any that does not answer."""
+    monkeypatch.setattr("exporter.neighbours._OTHERS_SECONDS", 0.05)
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        other.answering.clear()
+        done = await reach.commit()
+        other.answering.set()
+
+    assert done.warnings == ["other does not answer (timeout): it may share a layer"]
+
+
+async def test_a_vm_whose_files_are_not_known_may_share_a_layer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """It answers, and yet nobody can compare."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y")))
+        other.replies["query-block"] = {"error": {"class": "GenericError", "desc": "no"}}
+        done = await reach.commit()
+
+    assert done.warnings == [
+        "other does not tell the files of all its disks: it may share a layer"
+    ]
+
+
+async def test_files_that_cannot_be_looked_at_are_compared_by_name_alone(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is said; a name that is the same is refused as ever."""
+
+    async def see(self: Turn, paths: Collection[str]) -> Any:
+        assert "/mnt/y" in paths
+        raise Refused("storage-hangs", "/mnt hangs")
+
+    monkeypatch.setattr(Turn, "identities", see)
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y"), files=("/mnt/x", "/mnt/y")))
+        done = await reach.actions.commit(USER, "vm", commit(), dry_run=True)
+        plug(other, Disk(nodes=("z", "base")))
+        problem, _ = await refused(reach.commit())
+
+    assert done.warnings == ["layers of other disks were compared by name alone: /mnt hangs"]
+    assert problem == "shared-layer"
+
+
+async def test_a_vm_that_does_not_answer_may_share_a_layer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """It is named; of a socket that nobody listens on there is no QEMU."""
+    async with FakeQmp(str(sockets / "gone.sock")):
+        pass
+    async with FakeQmp(str(sockets / "odd.sock")) as odd, FakeQmp(str(sockets / "b.sock")) as b:
+        odd.replies["query-status"] = b.replies["query-status"] = b"x\r\n"
+        done = await reach.commit()
+
+    assert done.warnings == [
+        "b does not answer (protocol): it may share a layer",
+        "odd does not answer (protocol): it may share a layer",
+    ]
+    assert done.job.status == "running"

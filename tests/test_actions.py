@@ -15,6 +15,7 @@ import pytest
 
 from exporter import api
 from exporter.api import Commit
+from exporter.config import Admin, Config, Group, Settings
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.storage import Sight
 from exporter.turn import Turn
@@ -445,17 +446,35 @@ async def test_a_vm_that_has_come_since_the_last_scrape_is_looked_at(
         )
 
 
-async def test_a_vm_that_is_silent_is_not_waited_for_longer_than_a_moment(
-    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_vm_that_is_only_slow_is_waited_for(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """On a busy host too its layers are not written to."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "base")))
+        other.answering.clear()
+        committing = asyncio.create_task(reach.commit())
+        await until(lambda: other.received)
+        asyncio.get_running_loop().call_later(1.1, other.answering.set)
+
+        assert (await refused(committing))[0] == "shared-layer"
+    assert fake.changes == []
+
+
+async def test_a_vm_that_is_silent_is_waited_for_as_long_as_it_may_take_to_answer(
+    fake: FakeQmp, reach: Reach, sockets: Path
 ) -> None:
     """It is named as any that does not answer."""
-    monkeypatch.setattr("exporter.actions._OTHERS_SECONDS", 0.05)
+    hasty = Group(
+        name="hasty", settings=Settings(timeout_seconds=0.05), sockets=(f"{sockets}/other.sock",)
+    )
+    patient = Group(name="patient", settings=Settings(), sockets=(f"{sockets}/vm.sock",))
+    reach.fleet.reconfigure(Config(groups=(hasty, patient), admin=Admin(grants=(grant(),))))
     async with FakeQmp(str(sockets / "other.sock")) as other:
-        other.answering.clear()
+        other.greeting = None
         done = await reach.commit()
-        other.answering.set()
 
-    assert done.warnings == ["other does not answer (timeout): it may share a layer"]
+    assert done.warnings == ["other does not answer (greeting_timeout): it may share a layer"]
 
 
 async def test_a_vm_whose_files_are_not_known_may_share_a_layer(
@@ -1400,17 +1419,17 @@ async def test_requests_to_two_vms_do_not_wait_for_each_other(
     """One VM that does not answer costs the others nothing."""
     async with FakeQmp(str(sockets / "two.sock")) as two:
         run(two, 7, 2, disk=Disk(nodes=("t", "b")))
-        await reach.fleet.scrape(20.0)
+        await reach.commit(vm="two")
         asked = len(fake.received)
         fake.answering.clear()
         slow = asyncio.create_task(reach.commit())
         await until(lambda: len(fake.received) > asked)
-        await reach.commit(vm="two")
+        await reach.actions.change(USER, "two", "qbe-1", "pause", api.Pause())
         assert not slow.done()
         fake.answering.set()
         await slow
 
-    assert (len(fake.changes), len(two.changes)) == (1, 1)
+    assert (len(fake.changes), len(two.changes)) == (1, 2)
 
 
 async def test_a_scrape_waits_for_an_action_and_sees_what_it_did(

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.lab import ROOT, Process
+from tests.e2e.lab import PATIENCE_SECONDS, ROOT, Process
 
 SHIPPED = ROOT / "deploy" / "prometheus"
 RULE_FILES = ("rules.yml", "alerts.yml")
@@ -113,7 +113,7 @@ class Server(Process):
         """Return the data of an answer of its API."""
         url = f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             error.add_note(error.read().decode("utf-8", "replace"))

@@ -142,3 +142,5 @@ class Watch:
             pass  # the next scrape says what is wrong with it
         finally:
             self._looking = None
+        # Another may have become ready when these answers were on their way.
+        self._look_soon()

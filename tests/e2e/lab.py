@@ -51,6 +51,13 @@ def wait_until(holds: Callable[[], Any], what: str) -> Any:
     return value
 
 
+def has_client(table: str, path: str) -> bool:
+    """Whether, by /proc/net/unix, anybody is connected to a socket, or waits for it."""
+    states = [line.split()[5] for line in table.splitlines() if line.endswith(f" {path}")]
+    # One that only listens is in the state 01.
+    return any(state != "01" for state in states)
+
+
 class Process:
     """A program that is stopped and reaped, whatever happens to it."""
 
@@ -194,10 +201,7 @@ class Qemu(Process):
     @property
     def has_client(self) -> bool:
         """Whether anybody is connected to the exporter's monitor, or waits for it."""
-        lines = Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()[1:]
-        states = [line.split()[5] for line in lines if line.endswith(f" {self.socket}")]
-        # What only listens is in the state 01.
-        return any(state != "01" for state in states)
+        return has_client(Path("/proc/net/unix").read_text("utf-8", "replace"), str(self.socket))
 
     def left(self) -> None:
         """Wait until QEMU has seen that its last client left: until then the next one finds it busy."""

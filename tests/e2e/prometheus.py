@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import socket
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,11 @@ class Prometheus(Server):
 
 
 def free_address() -> str:
-    """Return an address of this host that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    """Return an address of this host that nobody listens on.
+
+    Its port is none that the kernel gives away meanwhile, to whoever connects or asks for any.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"

@@ -36,7 +36,7 @@ class Vm:
         self.target = target
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
-        self._watch = Watch(self._session)
+        self._watch = Watch(self._session, target.settings.timeout_seconds)
         #: What is remembered of the jobs.
         self.jobs = self._watch.jobs
         self._inquiry = Inquiry(target.vm, self._session)

@@ -21,8 +21,6 @@ from exporter.jobs import Jobs
 from exporter.model import Device
 from exporter.qmp import Session
 
-#: How long QEMU may take to show the chain of a commit that is ready.
-_LOOK_SECONDS = 1.0
 #: Most looks between two scrapes.
 _LOOKS_LIMIT = 20
 #: Far more than QEMU can have; a reply that is nothing but devices would block this process.
@@ -32,7 +30,7 @@ DEVICES_LIMIT = 4096
 class Watch:
     """The memory of one VM, whatever becomes of the connection."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, timeout_seconds: float) -> None:
         self.jobs = Jobs()
         self.events = Events()
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
@@ -40,6 +38,7 @@ class Watch:
         #: The last known.
         self.devices: tuple[Device, ...] = ()
         self._session = session
+        self._timeout_seconds = timeout_seconds
         self._records: Mapping[Scope, Sequence[Any]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looks = 0
@@ -123,7 +122,7 @@ class Watch:
             self.jobs.ask()
             began = self.jobs.round
             asked = (queries.BLOCKSTATS, queries.BLOCK_JOBS, queries.GRAPH)
-            answers = await self._session.ask(*asked, timeout_seconds=_LOOK_SECONDS)
+            answers = await self._session.ask(*asked, timeout_seconds=self._timeout_seconds)
             if self.jobs.round != began:
                 return  # a scrape did not wait for it
             entries = answers.get(queries.BLOCKSTATS) or []
@@ -143,3 +142,5 @@ class Watch:
             pass  # the next scrape says what is wrong with it
         finally:
             self._looking = None
+        # Another may have become ready when these answers were on their way.
+        self._look_soon()

@@ -673,17 +673,17 @@ async def test_requests_to_two_vms_do_not_wait_for_each_other(
     """One VM that does not answer costs the others nothing."""
     async with FakeQmp(str(sockets / "two.sock")) as two:
         run(two, 7, 2, disk=Disk(nodes=("t", "b")))
-        await reach.fleet.scrape(20.0)
+        await reach.commit(vm="two")
         asked = len(fake.received)
         fake.answering.clear()
         slow = asyncio.create_task(reach.commit())
         await until(lambda: len(fake.received) > asked)
-        await reach.commit(vm="two")
+        await reach.actions.change(USER, "two", "qbe-1", "pause", api.Pause())
         assert not slow.done()
         fake.answering.set()
         await slow
 
-    assert (len(fake.changes), len(two.changes)) == (1, 1)
+    assert (len(fake.changes), len(two.changes)) == (1, 2)
 
 
 async def test_a_scrape_waits_for_an_action_and_sees_what_it_did(

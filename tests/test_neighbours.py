@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exporter.config import Admin, Config, Group, Settings
 from exporter.errors import Refused
 from exporter.sight import Sight
 from exporter.turn import Turn
 from tests.disks import Disk, plug
-from tests.fakeqmp import FakeQmp
-from tests.reach import USER, Reach, commit, refused
+from tests.fakeqmp import FakeQmp, until
+from tests.reach import USER, Reach, commit, grant, refused
 
 
 async def test_a_layer_of_another_vm_is_not_written_to(
@@ -79,17 +81,35 @@ async def test_a_vm_that_has_come_since_the_last_scrape_is_looked_at(
         )
 
 
-async def test_a_vm_that_is_silent_is_not_waited_for_longer_than_a_moment(
-    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_vm_that_is_only_slow_is_waited_for(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """On a busy host too its layers are not written to."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "base")))
+        other.answering.clear()
+        committing = asyncio.create_task(reach.commit())
+        await until(lambda: other.received)
+        asyncio.get_running_loop().call_later(1.1, other.answering.set)
+
+        assert (await refused(committing))[0] == "shared-layer"
+    assert fake.changes == []
+
+
+async def test_a_vm_that_is_silent_is_waited_for_as_long_as_it_may_take_to_answer(
+    fake: FakeQmp, reach: Reach, sockets: Path
 ) -> None:
     """It is named as any that does not answer."""
-    monkeypatch.setattr("exporter.neighbours._OTHERS_SECONDS", 0.05)
+    hasty = Group(
+        name="hasty", settings=Settings(timeout_seconds=0.05), sockets=(f"{sockets}/other.sock",)
+    )
+    patient = Group(name="patient", settings=Settings(), sockets=(f"{sockets}/vm.sock",))
+    reach.fleet.reconfigure(Config(groups=(hasty, patient), admin=Admin(grants=(grant(),))))
     async with FakeQmp(str(sockets / "other.sock")) as other:
-        other.answering.clear()
+        other.greeting = None
         done = await reach.commit()
-        other.answering.set()
 
-    assert done.warnings == ["other does not answer (timeout): it may share a layer"]
+    assert done.warnings == ["other does not answer (greeting_timeout): it may share a layer"]
 
 
 async def test_a_vm_whose_files_are_not_known_may_share_a_layer(

@@ -105,6 +105,7 @@ async def test_a_batch_that_was_given_up_is_owed_to_its_end(proxy: Proxy, sessio
     for _ in range(2):
         with pytest.raises(TargetTimeout):
             await session.ask(STATUS, NAME, timeout_seconds=0.05)
+    await until(lambda: proxy.commands)
     assert proxy.commands == ["query-status"]
     proxy.answering.set()
     await until(lambda: not session.owes_answers)

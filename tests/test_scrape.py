@@ -175,7 +175,7 @@ async def test_a_vm_that_is_pending_at_a_scrapes_deadline_is_timeout_in_that_ans
     slow = await start("slow")
     slow.answering.clear()
     patient = asyncio.create_task(fleet.scrape(PATIENCE))
-    await until(lambda: slow.received)
+    await until(lambda: slow.received and fleet._sweep and fleet._sweep._done)
     hurried = await fleet.scrape(0.05)
     slow.answering.set()
 
@@ -216,7 +216,7 @@ async def test_a_vm_that_hangs_costs_the_next_scrapes_nothing(
     start: Start, sockets: Path, clock: Clock
 ) -> None:
     """While it owes an answer it is not waited for."""
-    fleet = Fleet(config(sockets, timeout_seconds=0.1), Storage(lambda path: Sight(visible=True)))
+    fleet = Fleet(config(sockets, timeout_seconds=2.0), Storage(lambda path: Sight(visible=True)))
     await start("quick")
     slow = await start("slow")
     await fleet.scrape(PATIENCE)

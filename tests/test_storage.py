@@ -154,7 +154,7 @@ async def test_a_mount_that_is_slow_and_goes_on_answering_does_not_hang(slow: St
         return Sight(visible=True)
 
     slow = Storage(look)
-    asking = [slow.see([f"/slow/{number}"], 0.2) for number in range(100)]
+    asking = [slow.see([f"/slow/{number}"], 0.8) for number in range(100)]
     outcomes = await asyncio.gather(*asking, return_exceptions=True)
     kinds = Counter(type(outcome) for outcome in outcomes)
 

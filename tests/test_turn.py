@@ -190,7 +190,7 @@ async def test_an_answer_that_does_not_come_in_time_is_not_looked_up(
     """The VM would answer that after the command."""
     fake.replies[SPEED] = b""
     with pytest.raises(OutcomeUnknown) as error:
-        await send(make(timeout_seconds=0.2), lambda now: True)
+        await send(make(timeout_seconds=2.0), lambda now: True)
 
     assert error.value.late is True
     assert fake.commands[-1] == SPEED
@@ -202,7 +202,7 @@ async def test_a_late_answer_is_dropped_and_the_vm_is_there_again(
 ) -> None:
     """Until then nothing more is sent to it."""
     fake.replies[SPEED] = b""
-    member = make(timeout_seconds=0.2, connection=connection)
+    member = make(timeout_seconds=2.0, connection=connection)
     with pytest.raises(OutcomeUnknown):
         await send(member)
     with pytest.raises(Refused) as refusal:
@@ -267,7 +267,7 @@ async def test_a_scrape_does_not_wait_longer_for_a_turn_than_for_the_vm(
     fake: FakeQmp, make: Make
 ) -> None:
     """A sweep waits for all its VMs: the others must not be late for a change of this one."""
-    member = make(timeout_seconds=0.1)
+    member = make(timeout_seconds=2.0)
     async with turn(member):
         collected = await member.collect()
     after = await member.collect()
@@ -362,7 +362,7 @@ async def test_a_target_that_was_left_is_not_connected_to_again(fake: FakeQmp, m
 
 async def test_a_vm_whose_change_takes_long_makes_no_other_late(sockets: Path) -> None:
     """A scrape shows the others, and the next one too."""
-    group = Group(name="g", sockets=(f"{sockets}/*.sock",), settings=Settings(timeout_seconds=0.2))
+    group = Group(name="g", sockets=(f"{sockets}/*.sock",), settings=Settings(timeout_seconds=2.0))
     async with FakeQmp(str(sockets / "a.sock")), FakeQmp(str(sockets / "b.sock")):
         fleet = Fleet(Config(groups=(group,)), SEEN)
         fleet.discover()

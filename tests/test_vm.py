@@ -773,6 +773,33 @@ async def test_a_commit_that_is_ready_between_two_scrapes_is_looked_at_once(
     assert outcomes(text(await collect(vm))) == {"completed": 1}
 
 
+async def test_a_commit_that_becomes_ready_right_behind_the_answers_of_a_look_is_looked_at_too(
+    fake: FakeQmp, make: Make
+) -> None:
+    """Those were of before; a process that is busy reads both at once."""
+    vm = make()
+    await collect(vm)
+    nodes = ("new", "top", "base")
+    plug(fake, Disk(nodes=nodes))
+    start(fake, block_job("j", ready=True, status="ready"), graph("j", "disk0", nodes))
+    answer = fake.replies["x-debug-query-block-graph"]
+
+    def becomes_ready(job_id: str) -> list[object]:
+        data = {"device": job_id, "type": "commit"}
+        of_job = [job_event(job_id, "created"), job_event(job_id, "ready")]
+        return [*of_job, {"event": "BLOCK_JOB_READY", "data": data}]
+
+    def another(_: object) -> bytes:
+        start(fake, block_job("k", ready=True, status="ready"), graph("k", "disk0", nodes))
+        return wire(answer, *becomes_ready("k"))
+
+    fake.replies["x-debug-query-block-graph"] = another
+    fake.received.clear()
+    await fake.send(wire(*becomes_ready("j")))
+    await until(lambda: fake.commands.count("x-debug-query-block-graph") == 2)
+    await until(lambda: not vm._watch.jobs.unseen_commit)
+
+
 async def test_a_scrape_waits_for_a_look(fake: FakeQmp, make: Make) -> None:
     """It is no reason to call the VM slow; the scrape sees the commit itself as well."""
     vm = make()
@@ -868,7 +895,7 @@ async def test_a_shared_socket_is_left_as_soon_as_late_answers_are_there(
     good = fake.replies["query-jobs"]
     fake.replies["query-jobs"] = b""
     for _ in range(3):
-        assert (await vm.collect(0.2)).reason == "timeout"
+        assert (await vm.collect(2.0)).reason == "timeout"
     assert fake.commands.count("query-jobs") == 1
     fake.replies["query-jobs"] = good
     await fake.send({"return": []})

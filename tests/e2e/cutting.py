@@ -19,8 +19,8 @@ from tests.e2e.lab import Lab, Qemu, QmpError, drive, wait_until
 _CHUNK = 1 << 16
 #: The suffix of a monitor's real socket.
 _BEHIND = ".behind"
-#: Of a commit: bytes per second.
-_SPEED = 65536
+#: Of a commit: bytes per second, so few that it runs until it is ended.
+_SPEED = 1024
 
 
 @dataclass(eq=False)
@@ -249,6 +249,8 @@ class Fleet:
     def restart(self) -> None:
         """End the exporter as a service is ended, if it has not died, and start another one."""
         self.user.exporter.close()
+        for each in self.machines:
+            each.vm.left()
         self.user = admin(self.lab, flags=self._flags)
         for each in self.machines:
             each.user = self.user

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -26,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 #: Far longer than anything takes, on a machine that is busy with something else.
 PATIENCE_SECONDS = 40.0
+#: Longest that a VM may take to answer the exporter: one that is well never does.
+TIMEOUT_SECONDS = PATIENCE_SECONDS / 2
+#: The same where a VM is not to answer: those that are well answer sooner all the same.
+HASTY = "--qmp.timeout=5"
 #: A scrape joins a sweep that began less than a second ago.
 JOIN_SECONDS = 1.0
 
@@ -44,6 +49,13 @@ def wait_until(holds: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, f"never came: {what}"
         time.sleep(0.02)
     return value
+
+
+def has_client(table: str, path: str) -> bool:
+    """Whether, by /proc/net/unix, anybody is connected to a socket, or waits for it."""
+    states = [line.split()[5] for line in table.splitlines() if line.endswith(f" {path}")]
+    # One that only listens is in the state 01.
+    return any(state != "01" for state in states)
 
 
 class Process:
@@ -87,11 +99,15 @@ class Process:
     def close(self) -> None:
         self.kill()
 
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
+    def stop(self) -> None:
         """Hold it by SIGSTOP."""
         self.signal(signal.SIGSTOP)
         wait_until(lambda: self._state() == "T", "the process stops")
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Hold it by SIGSTOP meanwhile."""
+        self.stop()
         try:
             yield
         finally:
@@ -125,6 +141,10 @@ class Monitor:
     def run(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Run a command and return its answer."""
         self.send(command, arguments)
+        return self.answer(command)
+
+    def answer(self, command: str) -> Any:
+        """Return the answer to a command that was sent."""
         while "event" in (answer := self._read()):
             self.events.append(answer)
         if "error" in answer:
@@ -135,6 +155,11 @@ class Monitor:
         """Send a command, and do not wait for its answer."""
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
         self._socket.sendall(json.dumps(request).encode())
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether QEMU has said something that was not read yet."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def hmp(self, line: str) -> str:
         """Run a line of the human monitor, and return what it says."""
@@ -172,6 +197,15 @@ class Qemu(Process):
 
     def hmp(self, line: str) -> str:
         return self.monitor.hmp(line)
+
+    @property
+    def has_client(self) -> bool:
+        """Whether anybody is connected to the exporter's monitor, or waits for it."""
+        return has_client(Path("/proc/net/unix").read_text("utf-8", "replace"), str(self.socket))
+
+    def left(self) -> None:
+        """Wait until QEMU has seen that its last client left: until then the next one finds it busy."""
+        wait_until(lambda: not self.has_client, f"{self.name} is left")
 
     def quit(self) -> None:
         """Let it end by itself."""
@@ -292,17 +326,17 @@ class Exporter(Process):
             body: bytes = answer.read()
         return body.decode()
 
-    def metrics(self) -> str:
+    def metrics(self, **headers: str) -> str:
         """Scrape."""
-        text = self.get()
+        text = self.get(**headers)
         self._scraped_at = time.monotonic()
         self.history.append(text)
         return text
 
-    def fresh(self) -> str:
+    def fresh(self, **headers: str) -> str:
         """Scrape in a sweep that begins after this call, where nobody else scrapes."""
         time.sleep(max(0.0, self._scraped_at + JOIN_SECONDS + 0.02 - time.monotonic()))
-        return self.metrics()
+        return self.metrics(**headers)
 
     def until(self, holds: Callable[[str], object], seconds: float = PATIENCE_SECONDS) -> str:
         """Scrape until something holds, and return the exposition in which it first did."""
@@ -431,7 +465,8 @@ class Lab:
     def exporter(self, *flags: str, sockets: bool = True, before: Sequence[str] = ()) -> Exporter:
         """Start the exporter, on all sockets of the folder or on what `flags` say."""
         chosen = [f"--qmp.sockets={self.folder}/*.sock"] if sockets else []
-        return self.keep(Exporter(self.folder, [*chosen, *flags], before))
+        patient = f"--qmp.timeout={TIMEOUT_SECONDS}"
+        return self.keep(Exporter(self.folder, [*chosen, patient, *flags], before))
 
     def start(self, name: str, command: Sequence[str]) -> Qemu:
         """Start a VM by a command of one's own."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import socket
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.e2e.lab import ROOT, Process
+from tests.e2e.lab import PATIENCE_SECONDS, ROOT, Process
 
 SHIPPED = ROOT / "deploy" / "prometheus"
 RULE_FILES = ("rules.yml", "alerts.yml")
@@ -113,7 +115,7 @@ class Server(Process):
         """Return the data of an answer of its API."""
         url = f"{self.url}/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             error.add_note(error.read().decode("utf-8", "replace"))
@@ -166,6 +168,11 @@ class Prometheus(Server):
 
 
 def free_address() -> str:
-    """Return an address of this host that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    """Return an address of this host that nobody listens on.
+
+    Its port is none that the kernel gives away meanwhile, to whoever connects or asks for any.
+    """
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return f"127.0.0.1:{port}"

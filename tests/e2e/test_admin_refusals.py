@@ -16,7 +16,19 @@ import pytest
 
 from exporter.api import VERBS
 from tests.e2e.api import ALL, PROBLEM, Admin, Answer, admin, grant, hash_of
-from tests.e2e.lab import ROOT, Lab, Mount, Qemu, blockdev, drive, laboratory, plug, wait_until
+from tests.e2e.lab import (
+    HASTY,
+    ROOT,
+    Lab,
+    Mount,
+    Qemu,
+    blockdev,
+    drive,
+    laboratory,
+    plug,
+    wait_until,
+)
+from tests.e2e.reading import value
 from tests.e2e.witness import audited, counted, files, records, state
 
 #: What a request asks for, and whether it only tries.
@@ -108,7 +120,13 @@ class Stage:
             return self.vm.job(job_id) is None
 
         wait_until(gone, f"{job_id} is gone")
+        wait_until(lambda: self.is_settled(job_id), f"that {job_id} is gone is on record")
         (self.lab.folder / "backup.qcow2").unlink(missing_ok=True)
+
+    def is_settled(self, job_id: str) -> bool:
+        """Whether the exporter has no more to write of a job."""
+        record = records(self.lab).get(("vm", job_id))
+        return record is None or bool(record["dismissed"])
 
     def until(self, job_id: str, status: str) -> None:
         wait_until(lambda: self.vm.job(job_id)["status"] == status, f"{job_id} is {status}")
@@ -160,7 +178,7 @@ def prepared(lab: Lab) -> Admin:
         grant(users=["watcher"], verbs=["pause"], vms=["neighbour"]),
         grant(users=["starter"], verbs=["commit"], vms=["v?"]),
         grant(users=["stranger"], verbs=every, vms=["VM", "vm?", "neighbour"]),
-        flags=["--qmp.timeout=2"],
+        flags=[HASTY],
         config={"expected_backing_depth": [{"device": "linked", "depth": 1}]},
     )
     user.exporter.metrics()
@@ -307,6 +325,8 @@ def test_a_job_of_a_vm_that_libvirt_runs(stage: Stage) -> None:
 
     assert bold.change("managed", "qbe-bold", "cancel").status == 202
     bold.until("managed", "qbe-bold", status=None, outcome="cancelled")
+    record = ("managed", "qbe-bold")
+    wait_until(lambda: records(stage.lab)[record]["dismissed"], "that is on record")
     assert vm.run("query-jobs") == []
 
 
@@ -327,6 +347,7 @@ def test_a_vm_that_is_stopped(stage: Stage) -> None:
                 answer = asked(stage, verb, vm="neighbour")(dry_run)
                 assert (answer.status, answer.problem, answer.kind) == (503, "vm-down", PROBLEM)
                 assert answer.body["detail"].startswith("neighbour: stopped")
+    stage.user.exporter.until(lambda text: value(text, "qemu_vm_up", vm="neighbour"))
     for verb in VERBS:
         lines = audited(stage.user.exporter, action=verb, vm="neighbour", problem="vm-down")
         assert len(lines) == 2
@@ -707,8 +728,10 @@ def test_nothing_is_sent_that_would_wait_for_storage_that_hangs(lab: Lab) -> Non
         subprocess.run([*create, str(lab.folder / "behind" / f"{name}.qcow2")], check=True)
         disks += drive(name, mount.folder / f"{name}.qcow2")
     vm = lab.qemu("vm", *disks)
-    user = admin(lab, flags=["--qmp.timeout=2"])
-    assert user.commit("vm", "disk0", job_id="qbe-ready").status == 202
+    user = admin(lab)
+    wait_until(
+        lambda: user.commit("vm", "disk0", job_id="qbe-ready").status == 202, "the storage answers"
+    )
     user.until("vm", "qbe-ready", ready=True)
     before = state(vm), set(records(lab))
     requests = {
@@ -731,7 +754,7 @@ def test_nothing_is_sent_that_would_wait_for_storage_that_hangs(lab: Lab) -> Non
         assert counted(user.exporter, action, "refused") == 2
 
     wait_until(lambda: requests["complete"](dry_run=True).status == 200, "the storage answers")
-    assert requests["complete"]().status == 202
+    wait_until(lambda: requests["complete"]().status == 202, "the storage answers")
     user.until("vm", "qbe-ready", outcome="completed")
 
 
@@ -741,7 +764,7 @@ def test_a_snapshot_in_a_directory_that_hangs_is_not_tried(lab: Lab) -> None:
     vm = lab.qemu("vm", *drive("disk0", lab.image("disk")))
     user = admin(lab, grant(directories=[str(mount.folder)]))
     snapshot = partial(user.snapshot, "vm", "disk0", mount.folder / "new.qcow2")
-    assert snapshot(dry_run=True).status == 200
+    wait_until(lambda: snapshot(dry_run=True).status == 200, "the storage answers")
     before = state(vm)
     with mount.stopped():
         for dry_run in (True, False):
@@ -760,9 +783,7 @@ def test_a_granted_directory_that_hangs_is_in_the_way_of_no_other(lab: Lab) -> N
     calm = lab.folder / "calm"
     calm.mkdir()
     vm = lab.qemu("vm", *drive("disk0", lab.image("disk")))
-    user = admin(
-        lab, grant(directories=[str(mount.folder), str(calm)]), flags=["--qmp.timeout=2"]
-    )
+    user = admin(lab, grant(directories=[str(mount.folder), str(calm)]))
     with mount.stopped():
         for dry_run, status in ((True, 200), (False, 201)):
             answer = user.snapshot("vm", "disk0", calm / "new.qcow2", dry_run=dry_run)
@@ -777,7 +798,7 @@ def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> 
     """The first request after a start, and a VM that came since; one that does not answer is told."""
     (top, base), own = lab.chain("disk", 2), lab.chain("own", 2)[0]
     vm = lab.qemu("vm", *drive("disk0", top), *drive("disk1", own))
-    user = admin(lab, flags=["--qmp.timeout=2"])
+    user = admin(lab)
     lab.qemu("other", *drive("disk0", lab.image("other", backing=base)))
     before = state(vm)
 
@@ -812,7 +833,8 @@ def test_a_vm_that_is_being_migrated_is_left_alone(lab: Lab) -> None:
         "complete": partial(user.change, "vm", "qbe-ready", "complete"),
     }
 
-    vm.run("migrate-set-parameters", {"max-bandwidth": 4096})
+    # A page at a time, ten in a second: it goes on for minutes.
+    vm.run("migrate-set-parameters", {"max-bandwidth": 10})
     vm.run("migrate", {"uri": f"unix:{lab.folder}/way"})
     wait_until(lambda: vm.run("query-migrate")["status"] == "active", "the migration")
     before = state(vm), files(lab), set(records(lab))

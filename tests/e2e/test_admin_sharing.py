@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import Admin, admin
-from tests.e2e.lab import Lab, Qemu, drive
+from tests.e2e.lab import HASTY, Lab, Qemu, drive
 from tests.e2e.reading import value
 from tests.e2e.witness import files, records, state
 
@@ -56,6 +56,7 @@ def test_a_base_that_another_vm_has_under_another_name(lab: Lab, make: Any) -> N
     other.socket.unlink(missing_ok=True)
     started(lab, "third", lab.image("third-top", backing=base), lab.image("third"))
     user.exporter.close()
+    vm.left()
     user = admin(lab)
     assert user.commit("vm", "disk0", job_id="qbe-merge").status == 202
     user.until("vm", "qbe-merge", ready=True)
@@ -124,7 +125,7 @@ def test_a_vm_that_does_not_say_what_it_has_is_named(lab: Lab) -> None:
     disks += ["-device", "virtio-blk-pci,id=disk0,drive=top", *drive("disk1", own)]
     vm = lab.qemu("vm", *disks, machine="pc")
     other = started(lab, "other", lab.image("theirs", backing=base), base)
-    user = admin(lab, flags=["--qmp.timeout=2"])
+    user = admin(lab, flags=[HASTY])
     user.exporter.metrics()
 
     with other.stopped():

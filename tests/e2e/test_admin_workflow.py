@@ -313,6 +313,7 @@ def test_an_exporter_that_was_away_tells_how_each_commit_ended(
         for fate in FATES
         for kind in DISKS
     }
+    vms = [place.vm for place in places.values()]
     chains = {}
     for (fate, kind), place in places.items():
         below = place.chain
@@ -321,7 +322,7 @@ def test_an_exporter_that_was_away_tells_how_each_commit_ended(
         place.started(**(SLOW if fate == "ran" else {}))
         if fate != "ran":
             place.ready()
-    stopped(user, end)
+    stopped(user, end, *vms)
     for (fate, _), place in places.items():
         if fate == "completed":
             place.vm.run("job-complete", {"id": JOB})
@@ -343,7 +344,7 @@ def test_an_exporter_that_was_away_tells_how_each_commit_ended(
 
     place = places["completed", "drive"]
     job = place.job
-    stopped(user, end)
+    stopped(user, end, *vms)
     place.user = admin(lab, flags=flags)
     again = place.commit()
     assert (again.status, again.body["replayed"], again.body["command"]) == (200, True, None)
@@ -351,13 +352,15 @@ def test_an_exporter_that_was_away_tells_how_each_commit_ended(
     assert place.vm.run("query-jobs") == []
 
 
-def stopped(user: Admin, how: str) -> None:
-    """End the exporter, as a service is ended or as one that crashes."""
+def stopped(user: Admin, how: str, *vms: Qemu) -> None:
+    """End the exporter, as a service is ended or as one that crashes, and have it leave the VMs."""
     if how == "crash":
         user.exporter.crash()
     else:
         user.exporter.signal(signal.SIGTERM)
         assert user.exporter.wait() == 0
+    for vm in vms:
+        vm.left()
 
 
 def reborn(place: Place, *chain: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import yaml
 
 from tests.e2e.lab import ROOT, Lab, drive, tool, wait_until
-from tests.e2e.prometheus import shipped_rules
+from tests.e2e.prometheus import free_address, shipped_rules
 
 HOME = ROOT / "deploy" / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((HOME / "compose.yml").read_text())
@@ -31,11 +30,6 @@ def mounts(service: str) -> dict[str, Path]:
     short = [each for each in SERVICES[service]["volumes"] if isinstance(each, str)]
     parts = [each.split(":") for each in short if each.startswith(".")]
     return {inside: (HOME / outside).resolve() for outside, inside, mode in parts if mode == "ro"}
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def test_the_compose_file_is_one() -> None:

@@ -18,13 +18,13 @@ import pytest
 
 from exporter import __version__
 from tests.e2e.container import BASE, Container, Engine
-from tests.e2e.lab import Lab, Monitor, drive
+from tests.e2e.lab import HASTY, Lab, Monitor, drive
 from tests.e2e.reading import labels_of, value
 
 UID = 65532
 BUILD = (f"--build-arg=VERSION={__version__}", "--build-arg=REVISION=abc", "--timestamp=0")
 MAX_AGE_SECONDS = 1
-FLAGS = ("--qmp.timeout=2", f"--collector.topology.max-age={MAX_AGE_SECONDS}")
+FLAGS = (HASTY, f"--collector.topology.max-age={MAX_AGE_SECONDS}")
 NARROW = ("--network=none", "--cap-drop=all", "--security-opt=no-new-privileges", "--read-only")
 MIDDLE = (*NARROW, "--pid=host")
 WIDE = ("--network=host", "--pid=host", "--cap-drop=all", "--read-only")
@@ -71,20 +71,22 @@ def views(engine: Engine, shared_lab: Lab) -> Iterator[Views]:
         own = [f"--qmp.sockets={folder}/*.sock", "--web.listen-address=127.0.0.1:0"]
         wide = engine.run("wide", *WIDE, at, flags=[*own, *FLAGS])
         with silent(lab), closing(wide):
-            from_wide = wide.until(lambda text: asked(text) > 1)
+            from_wide = wide.until(lambda text: is_up(text) and asked(text) > 1)
 
         at = f"--volume={folder}:/run/qemu-block-exporter:ro"
         own = ["--web.listen-address=0.0.0.0:9709"]
         always = "--collector.topology=always"
         middle = engine.run("middle", *MIDDLE, at, flags=[*own, *FLAGS, always])
         with silent(lab), closing(middle):
-            first_of_middle = middle.get("/metrics")
-            from_middle = middle.until(lambda text: asked(text) > 1)
+            first_of_middle = middle.until(is_up)
+            from_middle = middle.until(lambda text: is_up(text) and asked(text) > 1)
 
         narrow = engine.run("narrow", *NARROW, at, flags=[*own, *FLAGS])
         with silent(lab), closing(narrow):
-            first = narrow.get("/metrics")
-            old = narrow.until(lambda text: not labels_of(text, "qemu_block_node_info", vm="up"))
+            first = narrow.until(is_up)
+            old = narrow.until(
+                lambda text: is_up(text) and not labels_of(text, "qemu_block_node_info", vm="up")
+            )
             yield Views(from_wide, first_of_middle, from_middle, narrow, first, old, lab)
 
 
@@ -102,6 +104,10 @@ def silent(lab: Lab) -> Iterator[None]:
     for vm in vms:
         vm.quit()
         vm.socket.unlink(missing_ok=True)
+
+
+def is_up(exposition: str) -> bool:
+    return value(exposition, "qemu_vm_up", vm="up") == 1
 
 
 def asked(exposition: str) -> float:
@@ -155,8 +161,8 @@ def test_vms_come_and_go_in_the_folder_that_is_mounted(views: Views) -> None:
     late.quit()
     late.socket.unlink(missing_ok=True)
 
-    text = views.narrow.until(lambda text: not value(text, "qemu_vm_up", vm="late"))
-    assert value(text, "qemu_vm_up", vm="up") == 1
+    text = views.narrow.until(lambda text: 'vm="late"' not in text)
+    assert is_up(text)
 
 
 def test_it_is_not_root_on_the_host_either(views: Views) -> None:

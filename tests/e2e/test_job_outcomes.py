@@ -37,7 +37,13 @@ class Relay:
         self._listener.listen()
         self._open = True
         self._pairs: list[socket.socket] = []
+        self._answers = bytearray()
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def looks(self) -> int:
+        """How often QEMU has told which nodes its jobs work on."""
+        return self._answers.count(b'"edges":')
 
     def cut(self) -> None:
         """Cut all connections, and refuse new ones until `mend`."""
@@ -66,13 +72,14 @@ class Relay:
                 server = socket.socket(socket.AF_UNIX)
                 server.connect(str(self._behind))
                 self._pairs += [client, server]
-                for ends in ((client, server), (server, client)):
-                    threading.Thread(target=self._copy, args=ends, daemon=True).start()
+                for parts in ((client, server, bytearray()), (server, client, self._answers)):
+                    threading.Thread(target=self._copy, args=parts, daemon=True).start()
 
     @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
+    def _copy(source: socket.socket, target: socket.socket, said: bytearray) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                said += data
                 target.sendall(data)
         for each in (source, target):
             with suppress(OSError):
@@ -218,6 +225,7 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
         *failing_base(lab, base, "unwritable", "write"),
         *failing_base(lab, base, "unreadable", "read"),
     )
+    began = time.time()
     vm.socket.rename(lab.folder / "behind.monitor")
     relay = lab.keep(Relay(lab.folder / "vm.sock", lab.folder / "behind.monitor"))
     exporter = lab.exporter()
@@ -226,7 +234,7 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
     work.snapshot(*disk)
     exporter.metrics()
 
-    between_two_scrapes(work, disk)
+    between_two_scrapes(work, relay, disk)
     work.check(exporter.fresh())
     seen_by_a_scrape(work, disk)
     work.check(exporter.fresh())
@@ -247,10 +255,10 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
     write_threshold(work)
     assert sum(work.done.values()) >= 50
     finished = series(exporter.metrics(), "qemu_block_job_last_finished_timestamp_seconds")
-    assert all(abs(float(at) - time.time()) < 120 for at in finished.values())
+    assert all(began < float(at) < time.time() for at in finished.values())
 
 
-def between_two_scrapes(work: Work, disk: list[str]) -> None:
+def between_two_scrapes(work: Work, relay: Relay, disk: list[str]) -> None:
     """Jobs that start and end while nobody looks."""
     for each in disk[:4]:
         work.start("block-commit", each)
@@ -277,8 +285,11 @@ def between_two_scrapes(work: Work, disk: list[str]) -> None:
     # Layers that no scrape sees.
     work.snapshot(*disk[:4])
     for each in disk[:4]:
+        looks = relay.looks
         work.start("block-commit", each)
         work.ready(each)
+        # Of one that is gone before the exporter has looked at it nobody can tell how it ended.
+        wait_until(lambda looks=looks: relay.looks > looks, f"the exporter looks at {each}")
     work.end("complete", *disk[:3])
     work.end("cancel", disk[3])
     work.count("commit", "completed", 3)
@@ -459,6 +470,8 @@ def test_jobs_of_a_vm_that_was_killed_have_vanished(
     for job_type in ("commit", "stream", "backup", "mirror"):
         work.count(job_type, "vanished")
     exporter.until(lambda text: value(text, "qemu_vm_up", vm="vm"))
+    if connection == "per-scrape":
+        work.vm.left()
     work.check(exporter.fresh())
 
 
@@ -476,12 +489,16 @@ def test_without_a_connection_between_scrapes_the_chain_tells_of_a_commit(
     work.start("drive-backup", "disk3", **SLOW)
     work.start("drive-mirror", "disk4", **SLOW)
     work.ready("disk0", "disk1")
-    exporter.metrics()
+    exporter.until(lambda text: value(text, "qemu_vm_up"))
+    vm.left()
     work.check(exporter.fresh())
+    # With a connection it would hear of it.
+    vm.left()
     work.end("complete", "disk0")
     work.end("cancel", "disk1", "disk2", "disk3", "disk4")
     work.gone()
     exporter.fresh()
+    vm.left()
     work.count("commit", "completed")
     for job_type in ("commit", "stream", "backup", "mirror"):
         work.count(job_type, "vanished")

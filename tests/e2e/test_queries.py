@@ -294,6 +294,20 @@ def start_vms(lab: Lab) -> None:
     lab.storage_daemon("daemon")
 
 
+def unheard(exporter: Exporter, vm: Qemu) -> None:
+    """Cancel the job of a VM that is left after each scrape, while nobody is connected to it."""
+
+    def is_done() -> bool:
+        with exporter.stopped():
+            if vm.has_client:
+                return False
+            vm.run("block-job-cancel", {"device": "job-disk0"})
+            wait_until(lambda: vm.job("job-disk0") is None, "the job is gone")
+            return True
+
+    wait_until(is_done, "nobody hears of it")
+
+
 def let_it_happen(lab: Lab, exporter: Exporter) -> None:
     """Do what the exporter has to be there for: what events tell, and what was and is not."""
     vms = lab.vms
@@ -304,8 +318,7 @@ def let_it_happen(lab: Lab, exporter: Exporter) -> None:
     vms["ignoring"].run("cont")
     assert vms["damaged"].hmp('qemu-io disk0 "aio_read 0 65536"') == ""
     exporter.until(lambda text: value(text, "qemu_block_job_offset_bytes", vm="passing"))
-    # Nobody hears of it.
-    vms["shared/passing"].run("block-job-cancel", {"device": "job-disk0"})
+    unheard(exporter, vms["shared/passing"])
     end_jobs(vms["jobs"])
     wait_until(lambda: vms["full"].run("query-status")["status"] == "io-error", "the guest writes")
     ignoring = Disk(vms["ignoring"], "virtio-disk0")

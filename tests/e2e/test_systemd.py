@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import samples
 from tests.e2e.host import Host, booted
-from tests.e2e.lab import wait_until
+from tests.e2e.lab import has_client, wait_until
 from tests.packages import ROOT, Packages, run
 
 # A busy machine takes its time to build the package, boot the host and install.
@@ -33,6 +33,17 @@ IMAGES = {
 }
 
 
+#: Talks to a VM until it is ended.
+_CLIENT = f"""
+import socket, time
+monitor = socket.socket(socket.AF_UNIX)
+monitor.connect("/run/{NAME}/tmp.sock")
+monitor.recv(1)
+open("/run/greeted", "w").close()
+time.sleep(999)
+"""
+
+
 class Service:
     """The service on its host."""
 
@@ -46,6 +57,16 @@ class Service:
     def metrics(self) -> dict[str, str]:
         """Scrape."""
         return samples(self.host.ask(f"{URL}/metrics"))
+
+    def up(self) -> set[str]:
+        """Return the VMs that answer."""
+        found = self.metrics()
+        return {vm for vm in IMAGES if found.get(f'qemu_vm_up{{vm="{vm}"}}') == "1"}
+
+    def left(self, vm: str) -> None:
+        """Wait until a VM has seen that the service has ended."""
+        path = f"/run/{NAME}/{vm}.sock"
+        wait_until(lambda: not has_client(self.host.run("cat", "/proc/net/unix"), path), f"{vm} is left")
 
     def storage(self) -> set[str]:
         """Return the VMs whose storage is seen and answers."""
@@ -136,7 +157,7 @@ def test_a_vm_whose_socket_has_the_group_is_up_and_its_storage_is_seen(service: 
     """Also where its images are in /home. What QEMU made with umask 022 says how it is."""
     found = service.metrics()
 
-    assert {vm for vm in IMAGES if found[f'qemu_vm_up{{vm="{vm}"}}'] == "1"} == {"plain", "home", "tmp", "dev"}
+    assert service.up() == {"plain", "home", "tmp", "dev"}
     assert service.storage() == {"plain", "home", "dev"}
     assert service.reasons() == {"closed": "permission"}
     assert any(key.startswith('qemu_block_node_storage_available_bytes{vm="plain"') for key in found)
@@ -160,18 +181,22 @@ def test_what_each_setting_of_the_sandbox_takes_away(
 ) -> None:
     """What is reported of a VM that is stopped, and of one whose socket another client has."""
     host = service.host
-    with service.configured(setting, "--qmp.timeout=1"):
+    with service.configured(setting, "--qmp.timeout=5"):
+        wait_until(lambda: service.up() == IMAGES.keys() - {"closed"}, "all are up")
         assert service.storage() - {"plain"} == storage
         host.systemctl("stop", SERVICE)
-        client = f"import socket, time; s = socket.socket(socket.AF_UNIX); s.connect('/run/{NAME}/tmp.sock'); time.sleep(999)"
-        host.start("client", "/usr/bin/python3", "-c", client)
+        host.start("client", "/usr/bin/python3", "-c", _CLIENT)
+        wait_until(lambda: "greeted" in host.run("ls", "/run").split(), "the client is greeted")
         host.systemctl("kill", "--signal=STOP", "vm-plain")
+        pid = host.property("MainPID", "vm-plain")
+        wait_until(lambda: host.run("ps", "-o", "s=", "-p", pid).strip() == "T", "the VM stops")
         host.systemctl("start", SERVICE)
         try:
             reasons = wait_until(lambda: len(found := service.reasons()) == 3 and found, "both are seen to be down")
         finally:
             host.systemctl("kill", "--signal=CONT", "vm-plain")
             host.systemctl("stop", "client")
+            host.run("rm", "-f", "/run/greeted")
 
     assert reasons == {"closed": "permission", "plain": stopped, "tmp": busy}
     assert setting.partition("=")[0] in (ROOT / "deploy/systemd/README.md").read_text()
@@ -254,10 +279,12 @@ def test_by_its_socket_it_starts_when_it_is_asked_and_no_scrape_is_refused(servi
         host.systemctl("start", SOCKET)
         try:
             assert host.property("ActiveState", SERVICE) == "inactive"
+            service.left("plain")
             assert service.metrics()['qemu_vm_up{vm="plain"}'] == "1"
             assert host.property("ActiveState", SERVICE) == "active"
             host.run("kill", "-TERM", service.pid)
             wait_until(lambda: host.property("ActiveState", SERVICE) == "inactive", "it ends")
+            service.left("plain")
             assert service.metrics()['qemu_vm_up{vm="plain"}'] == "1"
         finally:
             host.systemctl("stop", SERVICE, SOCKET)
@@ -275,7 +302,7 @@ def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_co
     flags = "--web.enable-admin-api --web.config.file=/etc/qbe-web.yml --config.file=/etc/qbe.yml"
     admin = f"{URL}/api/v1/admin/vms"
     with service.configured(arguments=flags):
-        host.ask(f"{URL}/metrics", "ops:secret")
+        wait_until(lambda: 'qemu_vm_up{vm="home"} 1' in host.ask(f"{URL}/metrics", "ops:secret"), "it is up")
         niceness = host.run("ps", "-L", "-o", "ni=", "-p", service.pid).split()
         commit = {"action": "commit", "device": "disk0", "job_id": "qbe-sandbox"}
         accepted = json.loads(host.ask(f"{admin}/home/block-jobs", "ops:secret", json.dumps(commit)))
@@ -287,7 +314,7 @@ def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_co
         assert "qbe-sandbox" in host.run("find", f"/var/lib/{NAME}", "-user", NAME)
         assert "cannot be written to from here" in refused["detail"]
     with service.configured(_without_head("snapshots.conf"), flags):
-        host.ask(f"{URL}/metrics", "ops:secret")
+        wait_until(lambda: 'qemu_vm_up{vm="plain"} 1' in host.ask(f"{URL}/metrics", "ops:secret"), "it is up")
         made = json.loads(host.ask(f"{admin}/plain/snapshots", "ops:secret", snapshot))
 
         assert "type" not in made, made

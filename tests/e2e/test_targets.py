@@ -352,7 +352,8 @@ def test_a_job_that_is_stopped_by_an_error_says_so(lab: Lab) -> None:
     exporter.metrics()
     commit = {"device": "top", "job-id": "merge", "on-error": "stop", "auto-dismiss": False}
     vm.run("block-commit", commit)
-    wait_until(lambda: vm.job("merge")["io-status"] == "failed", "the job meets the error")
+    stopped = {"io-status": "failed", "status": "paused"}.items()
+    wait_until(lambda: stopped <= vm.job("merge").items(), "the job meets the error")
     text = exporter.fresh()
     job = {"device": "disk0", "job_id": "merge"}
     assert info(text, "qemu_block_job_io_status", **job)["status"] == "failed"
@@ -409,6 +410,7 @@ def test_a_socket_that_is_shared_is_left_after_each_scrape(lab: Lab) -> None:
     commit = {"device": "disk0-0", "job-id": "merge", "speed": 1}
     vm.run("block-commit", commit)
     for _ in range(3):
+        vm.left()
         text = exporter.fresh()
         assert value(text, "qemu_vm_up") == 1
         assert value(text, "qemu_block_job_ready", device="disk0", job_id="merge") == 0

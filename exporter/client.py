@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 #: How QEMU begins an answer that is no error.
 _ANSWER = b'{"return"'
-#: How libvirt's proxy begins an event; QEMU has none before its greeting was answered.
-_EVENT = b'{"event"'
+#: How an event begins: one of libvirt's proxy, one of QEMU.
+_EVENTS = (b'{"event"', b'{"timestamp"')
 #: A VM that sends more between two scrapes would keep this process busy with nothing else.
 EVENTS_LIMIT = 100_000
 
@@ -181,8 +181,9 @@ class Client(QMPClient):
         if self.runstate is Runstate.RUNNING:
             await self._take_over()
         try:
-            # libvirt's proxy tells a client of what came before it, and that before the greeting.
-            while (line := await self._readline()).startswith(_EVENT):
+            # libvirt's proxy tells a client of what came before it, and that before the greeting;
+            # a QEMU that is just starting may as well. [monitor_qapi_event_emit]
+            while (line := await self._readline()).startswith(_EVENTS):
                 self._count_event()
         except ValueError:
             self.fault = ProtocolError(f"sent a line of more than {LINE_LIMIT_BYTES} bytes")

@@ -105,6 +105,17 @@ async def test_a_reply_that_comes_byte_by_byte_is_read(fake: FakeQmp, session: S
     assert (await ask(session, NAME, UUID)).get(NAME) == qapi.Name(name="fake")
 
 
+async def test_events_before_the_greeting_and_its_answer_are_no_end(
+    fake: FakeQmp, session: Session
+) -> None:
+    """A QEMU that is just starting tells of it to a client that it has not greeted yet."""
+    early = wire({"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"})
+    fake.greeting = early + wire(GREETING) + early
+    fake.replies["qmp_capabilities"] = early + wire({"return": {}})
+
+    assert await works(session)
+
+
 async def test_events_come_before_between_and_after_answers(fake: FakeQmp, sockets: Path) -> None:
     """Each is handed over in order, and no answer is mistaken for another."""
     seen: list[tuple[str, object]] = []

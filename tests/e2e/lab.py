@@ -135,8 +135,13 @@ class Monitor:
         self._lines = self._socket.makefile("rb")
         #: Every event so far, in order.
         self.events: list[dict[str, Any]] = []
-        self.greeting = self._read()
-        self.run("qmp_capabilities")
+        try:
+            # A QEMU that is just starting may tell of an event first. [monitor_qapi_event_emit]
+            self.greeting = self._read_until("QMP")
+            self.run("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Run a command and return its answer."""
@@ -145,8 +150,7 @@ class Monitor:
 
     def answer(self, command: str) -> Any:
         """Return the answer to a command that was sent."""
-        while "event" in (answer := self._read()):
-            self.events.append(answer)
+        answer = self._read_until("return", "error")
         if "error" in answer:
             raise QmpError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
@@ -168,6 +172,13 @@ class Monitor:
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
+
+    def _read_until(self, *keys: str) -> dict[str, Any]:
+        """Return the next message that has one of these; events before it are kept."""
+        while not (message := self._read()).keys() & set(keys):
+            if "event" in message:
+                self.events.append(message)
+        return message
 
     def _read(self) -> dict[str, Any]:
         line = self._lines.readline()

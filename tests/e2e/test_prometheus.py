@@ -277,7 +277,6 @@ def test_prometheus_has_the_values_that_qemu_has(prometheus: Prometheus, shared_
 def test_prometheus_takes_every_sample(prometheus: Prometheus) -> None:
     """As many as were scraped were added; the formats differ by none."""
 
-
     def same() -> dict[str, float] | None:
         scraped = prometheus.query("scrape_samples_scraped")
         return scraped if scraped["openmetrics"] == scraped["text"] else None

@@ -50,9 +50,7 @@ class Actions:
             ActionError: it was not started, or nobody knows.
         """
         permission = self._permission(user, "commit", vm)
-        return await self._commits.start(
-            user, vm, request, allow_managed=permission.allow_managed, dry_run=dry_run
-        )
+        return await self._commits.start(user, vm, request, permission=permission, dry_run=dry_run)
 
     async def change(
         self,

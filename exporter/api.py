@@ -22,6 +22,8 @@ Verb = Literal[
     "snapshot",
 ]
 VERBS: tuple[Verb, ...] = get_args(Verb)
+#: Whether a commit may start while another VM, which may share its layers, does not answer.
+UnseenNeighbours = Literal["refuse", "allow"]
 #: How a job ended; `unknown` where nobody saw it, see `exporter.jobs` for the others.
 Outcome = Literal["completed", "failed", "cancelled", "unverified", "vanished", "unknown"]
 
@@ -77,6 +79,13 @@ class Commit(Request, frozen=True):
     #: The lowest layer where it is left out.
     base: LayerName | UnsetType = UNSET
     speed_bytes_per_second: Speed | UnsetType = UNSET
+    unseen_neighbours: Annotated[
+        UnseenNeighbours | UnsetType,
+        _told(
+            "What to do where another VM does not answer, which may share a layer: refuse, or allow"
+            " the commit all the same. Without it, what the grant says."
+        ),
+    ] = UNSET
 
 
 class Complete(Request, frozen=True):

@@ -1,9 +1,10 @@
 """qemu.qmp without its cost per message: many queries in one write, each answer of its own type.
 
 virt-qemu-qmp-proxy of libvirt takes no second query before it has answered the first: it gets them
-one by one. Answers come in the order of the queries, so these carry no ids. Nothing but queries is
-sent. The library connects, greets, negotiates and ends a session; in between its reader waits, for
-what it would do for each message costs five times what decoding the message does (bench/README.md).
+one by one. Answers come in the order of the queries, so these carry no ids. Only what is on the list
+of the caller is sent: queries, and the commands that change a VM for `Session.execute` alone. The
+library connects, greets, negotiates and ends a session; in between its reader waits, for what it
+would do for each message costs five times what decoding the message does (bench/README.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from exporter import queries
 from exporter.errors import CommandRefused, ProtocolError, TargetError
 from exporter.lines import LINE_LIMIT_BYTES, Lines
 from exporter.pace import Pace
-from exporter.queries import CommandError, Query
+from exporter.queries import CommandError, Request
 
 T = TypeVar("T")
 
@@ -49,15 +50,15 @@ class Tally:
 class Answers:
     """The answers to one batch of queries, each decoded when it is read."""
 
-    def __init__(self, queries: Iterable[Query[Any]]) -> None:
+    def __init__(self, queries: Iterable[Request[Any]]) -> None:
         self.queries = tuple(queries)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._answers: dict[Query[Any], object] = {}
+        self._answers: dict[Request[Any], object] = {}
         self._errors = 0
         #: Called when an answer turns out to be no JSON: what follows it cannot be trusted.
         self.hang_up: Callable[[], None] = lambda: None
 
-    def get(self, query: Query[T]) -> T | None:
+    def get(self, query: Request[T]) -> T | None:
         """Return the answer to `query`, None where this QEMU does not know the command.
 
         Raises:
@@ -76,16 +77,16 @@ class Answers:
             return None
         raise ProtocolError(f"{query.name} was refused with {answer.known_class}")
 
-    def error(self, query: Query[Any]) -> CommandError | None:
+    def error(self, query: Request[Any]) -> CommandError | None:
         """Return the error that QEMU answered `query` with, if it did."""
         answer = self._answers.get(query)
         return answer if isinstance(answer, CommandError) else None
 
-    def refused(self, query: Query[Any]) -> bool:
+    def refused(self, query: Request[Any]) -> bool:
         """Whether QEMU answered `query` with an error."""
         return self.error(query) is not None
 
-    def unknown(self) -> set[Query[Any]]:
+    def unknown(self) -> set[Request[Any]]:
         """Return the queries that this QEMU does not know."""
         if not self._errors:
             return set()
@@ -100,7 +101,7 @@ class Answers:
         """Whether every answer has come."""
         return len(self._answers) == len(self.queries)
 
-    def put(self, query: Query[Any], answer: object) -> None:
+    def put(self, query: Request[Any], answer: object) -> None:
         """Take an answer, or the line that it is in."""
         self._errors += type(answer) is CommandError
         self._answers[query] = answer
@@ -116,7 +117,7 @@ class Answers:
             self.done.set_exception(error)
             self.done.exception()  # whoever asked may have given up: that is no news then
 
-    def _decoded(self, query: Query[Any], line: bytes) -> object:
+    def _decoded(self, query: Request[Any], line: bytes) -> object:
         try:
             answer = query.decoder.decode(line).return_
         except (msgspec.ValidationError, RecursionError) as error:
@@ -133,7 +134,7 @@ class Client(QMPClient):
 
     def __init__(self, tally: Tally, on_event: Callable[[str, bytes], None], pace: Pace) -> None:
         super().__init__(readbuflen=LINE_LIMIT_BYTES)
-        self.awaited: deque[tuple[Query[Any], Answers]] = deque()
+        self.awaited: deque[tuple[Request[Any], Answers]] = deque()
         #: Whether to hang up when the last answer is there.
         self.leaving = False
         #: Whether a query may leave only when the one before it is answered.
@@ -146,7 +147,7 @@ class Client(QMPClient):
         self._on_event = on_event
         self._pace = pace
 
-    def ask(self, answers: Answers, allowed: Container[str] = queries.COMMANDS) -> None:
+    def ask(self, answers: Answers, allowed: Container[str] = queries.READ_COMMANDS) -> None:
         """Send the queries in one write, or each after the other where it has to be so."""
         for query in answers.queries:
             if query.name not in allowed:
@@ -173,7 +174,7 @@ class Client(QMPClient):
     def _cb_outbound(self, msg: Message) -> Message:
         # What the library itself sends passes here; batches of queries do not.
         if msg.get("execute") != "qmp_capabilities":
-            raise CommandRefused("only queries may be sent in a session")
+            raise CommandRefused("the library may send qmp_capabilities alone")
         self._tally.commands["qmp_capabilities"] += 1
         return msg
 
@@ -226,7 +227,7 @@ class Client(QMPClient):
         elif self._unsent:
             self._do_send(Message(self._unsent.popleft(), eager=False))
 
-    def _read(self, query: Query[Any] | None, line: bytes) -> object:
+    def _read(self, query: Request[Any] | None, line: bytes) -> object:
         """Return what a line answers, None if it was an event."""
         try:
             message = queries.UNASKED.decode(line)
@@ -264,5 +265,5 @@ class Client(QMPClient):
                 self.awaited.popleft()[1].fail(error)
 
 
-def _not_understood(query: Query[Any] | None, error: object) -> ProtocolError:
+def _not_understood(query: Request[Any] | None, error: object) -> ProtocolError:
     return ProtocolError(f"answered {query.name if query else 'nothing'} badly: {error}")

@@ -1,7 +1,7 @@
 """The commands that may change a VM, each built from what was checked; `turn` alone sends them.
 
-Every command that can ever leave this process is in `COMMANDS` or in `queries.COMMANDS`; there is no
-way to send another.
+Every command that can ever leave this process is in `WRITE_COMMANDS` or in `queries.READ_COMMANDS`;
+there is no way to send another.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import msgspec
 
 from exporter import queries
 from exporter.family import NS
-from exporter.queries import Query
+from exporter.queries import Request
 
 #: Command -> why it may leave this process.
-COMMANDS: Mapping[str, str] = {
+WRITE_COMMANDS: Mapping[str, str] = {
     "block-commit": "starts the commit that a user asked for",
     "blockdev-snapshot-sync": "puts the layer on a disk that a user asked for, in a file made for it",
     "job-complete": "lets a job that is ready pivot",
@@ -54,6 +54,9 @@ class Qemu:
     pid: int = 0
     #: MigrationStatus; empty where there was none.
     migration: str = ""
+    #: Whether its disks may not be its own yet: it came by a migration that leaves them inactive
+    #: until it runs, which it was not seen to do. [MigrationCapability: late-block-activate]
+    may_be_inactive: bool = False
 
     @property
     def keeps_ended_jobs(self) -> bool:
@@ -84,8 +87,8 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Command(Query[Any]):
-    """A command with its arguments."""
+class Command(Request[Any]):
+    """A command that may change a VM, with its arguments."""
 
     arguments: Mapping[str, object]
 
@@ -149,6 +152,6 @@ _ANYTHING: msgspec.json.Decoder[queries.Message[Any]] = msgspec.json.Decoder(que
 
 
 def _command(name: str, arguments: Mapping[str, object]) -> Command:
-    assert name in COMMANDS
+    assert name in WRITE_COMMANDS
     wire = msgspec.json.encode({"execute": name, "arguments": arguments})
     return Command(name, _ANYTHING, wire, arguments)

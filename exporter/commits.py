@@ -8,13 +8,14 @@ import time
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from exporter import api, commands, done, effects, guards, neighbours, view
 from exporter.apart import apart
 from exporter.commands import Command, Qemu
 from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
+from exporter.grants import Permission
 from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
 from exporter.model import Snapshot
@@ -37,16 +38,21 @@ class Commits:
         vm: str,
         request: api.Commit,
         *,
-        allow_managed: bool,
+        permission: Permission,
         dry_run: bool,
     ) -> api.Done:
         """Start a commit, or say what became of the same request before.
+
+        The VM itself is looked at first and its neighbours last: a wrong request costs other VMs
+        nothing.
 
         Raises:
             ActionError: it was not started, or nobody knows.
         """
         job_id = request.job_id or _new_id(request.device)
-        wanted = msgspec.to_builtins(msgspec.structs.replace(request, job_id=UNSET))
+        wanted = msgspec.to_builtins(
+            msgspec.structs.replace(request, job_id=UNSET, unseen_neighbours=UNSET)
+        )
         entry = self._ledger.get(vm, job_id)
         try:
             member = target(self._fleet, vm)
@@ -54,17 +60,21 @@ class Commits:
             if entry is None:
                 raise
             return _replayed(entry, view.recorded(entry), wanted, dry_run=dry_run)
-        unseen = [] if entry else await neighbours.see(self._fleet, vm)
+        unseen: list[str] = []
+        if entry is None and (others := neighbours.of(self._fleet, vm)):
+            # Not while the neighbours are looked at: two commits would wait for each other.
+            async with turn(member) as mine:
+                await _checked(mine, request, permission)
+            unseen = await neighbours.see(others)
         async with turn(member) as mine:
-            if entry := self._ledger.get(vm, job_id):
-                return _replayed(entry, await _now(mine, entry), wanted, dry_run=dry_run)
-            snapshot, qemu = await mine.look(allow_managed=allow_managed)
-            warnings = [*guards.storage(snapshot), *unseen]
-            found = guards.device(snapshot, request.device)
-            guards.idle(snapshot, request.device)
-            guards.writable(found)
-            layers = guards.commit_range(found, request)
-            warnings += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
+            if now := self._ledger.get(vm, job_id):
+                return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
+            if entry is not None:
+                raise Refused("already-asked", f"{job_id} was being refused: ask again")
+            snapshot, qemu, found, layers = await _checked(mine, request, permission)
+            unseen += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
+            allowed = _may_be_unseen(request, permission)
+            warnings = [*guards.storage(snapshot), *guards.seen(unseen, allowed=allowed)]
             job_id = _usable_id(snapshot, qemu, request, job_id)
             command = _command(qemu, found, layers, job_id, request)
             passed = done.checked(
@@ -112,6 +122,28 @@ class Commits:
             log.warning(
                 "not recorded", extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)}
             )
+
+
+async def _checked(
+    mine: Turn, request: api.Commit, permission: Permission
+) -> tuple[Snapshot, Qemu, Found, Range]:
+    """Look at the VM, and see that it and its disk allow the commit.
+
+    Raises:
+        Refused: they do not, or the VM does not answer.
+    """
+    snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
+    guards.storage(snapshot)
+    found = guards.device(snapshot, request.device)
+    guards.idle(snapshot, request.device)
+    guards.writable(found)
+    return snapshot, qemu, found, guards.commit_range(found, request)
+
+
+def _may_be_unseen(request: api.Commit, permission: Permission) -> bool:
+    if isinstance(request.unseen_neighbours, UnsetType):
+        return permission.allow_unseen_neighbours
+    return request.unseen_neighbours == "allow"
 
 
 def _new_id(device: str) -> str:

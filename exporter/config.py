@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from exporter import yamlfile
-from exporter.api import Verb
+from exporter.api import UnseenNeighbours, Verb
 from exporter.errors import ConfigError
 from exporter.family import NS
 from exporter.metrics import COLLECTORS
@@ -58,6 +58,8 @@ class Grant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vms: tuple[str, ...]
     #: Whether VMs that libvirt, Proxmox VE or Incus runs may be changed behind its back.
     allow_managed: bool = False
+    #: Whether a commit may start while another VM that may share its layers does not answer.
+    unseen_neighbours: UnseenNeighbours = "refuse"
     #: Where files of snapshots may be made, and below.
     directories: tuple[str, ...] = ()
     #: Whether these VMs have the same files under the same names as the exporter, which it cannot

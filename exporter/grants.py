@@ -21,6 +21,11 @@ class Permission:
         """Whether it holds of a VM that a manager runs too."""
         return any(grant.allow_managed for grant in self.grants)
 
+    @property
+    def allow_unseen_neighbours(self) -> bool:
+        """Whether a commit may start while other VMs do not answer."""
+        return any(grant.unseen_neighbours == "allow" for grant in self.grants)
+
     def of(self, snapshot: Snapshot) -> tuple[Grant, ...]:
         """Return those that hold of the VM as it is; what none allows alone, two do not either."""
         return tuple(g for g in self.grants if g.allow_managed or not snapshot.manager)

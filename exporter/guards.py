@@ -31,6 +31,8 @@ _UNTOUCHABLE = frozenset(
 )
 #: MigrationStatus of a VM that goes nowhere; one that went is known by its RunState.
 _AT_HOME = frozenset({"", "none", "completed", "failed", "cancelled"})
+#: Most neighbours that a refusal names.
+_TOLD = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,12 @@ def steady(snapshot: Snapshot, qemu: Qemu) -> None:
     # While it is copied it runs as ever; what is changed then, the other side does not know of.
     if qemu.migration not in _AT_HOME:
         raise Refused("wrong-vm-state", f"{snapshot.vm} is being migrated: {qemu.migration}")
+    if qemu.may_be_inactive:
+        raise Refused(
+            "wrong-vm-state",
+            f"{snapshot.vm} came by a migration with late-block-activate and has not run since: its"
+            " disks may still belong to the other QEMU. Let it run first (cont)",
+        )
 
 
 def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
@@ -118,6 +126,13 @@ def idle(snapshot: Snapshot, name: str) -> None:
 def writable(found: Found) -> None:
     """The layers are known, and may be merged or added to."""
     name = found.device.device
+    inserted = found.device.block.inserted if found.device.block else None
+    if inserted is not None and inserted.active is False:
+        raise Refused(
+            "wrong-device-state",
+            f"{name} is not active: its images belong to another QEMU, as they do until a migration"
+            " is over and the VM runs here",
+        )
     if found.device.read_only == "true":
         raise Refused("wrong-device-state", f"{name} is read-only")
     for node in found.layers:
@@ -176,6 +191,17 @@ def unshared(
                     f"{node.file or node.node_name} is layer {node.layer} of {other.device}"
                     f" of {vm} too",
                 )
+
+
+def seen(unseen: Sequence[str], *, allowed: bool) -> Sequence[str]:
+    """All neighbours said which layers they have; return what they did not, where that is allowed.
+
+    `unseen` are sentences about them.
+    """
+    if unseen and not allowed:
+        more = f", and {len(unseen) - _TOLD} more" if len(unseen) > _TOLD else ""
+        raise Refused("unseen-neighbours", "; ".join(unseen[:_TOLD]) + more)
+    return unseen
 
 
 def unsaid(snapshot: Snapshot) -> str:

@@ -11,7 +11,7 @@ from exporter import queries
 from exporter.client import Answers
 from exporter.errors import ProtocolError, TargetError
 from exporter.qmp import Session
-from exporter.queries import Query
+from exporter.queries import Query, Request
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Inquiry:
     def connection_is_new(self) -> None:
         """Forget what is known of the QEMU before."""
         #: Queries that this QEMU does not know.
-        self.unknown: set[Query[Any]] = set()
+        self.unknown: set[Request[Any]] = set()
         #: Optional queries whose failure was logged.
         self._failed: set[str] = set()
         old = self._session.version < _DEVICE_COUNTERS

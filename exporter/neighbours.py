@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from exporter import guards
 from exporter.errors import Refused
 from exporter.filename import local_path
+from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.scrape import Fleet
 from exporter.turn import Turn
 
 
-async def see(fleet: Fleet, vm: str) -> list[str]:
-    """Look at the other VMs; return which may share a layer and did not say."""
-    # Not by a sweep: one that is joined does not know what a VM got since it began.
+def of(fleet: Fleet, vm: str) -> list[Member]:
+    """Return the other VMs, those that have come since the last scrape among them."""
     fleet.discover()
-    looking = {m.start(): m for m in fleet.members.values() if m.name != vm}
-    if looking:
-        # Each ends by its VM's own timeout: one that is only slow may have the same layers.
-        await asyncio.wait(looking)
+    return [member for member in fleet.members.values() if member.name != vm]
+
+
+async def see(others: Collection[Member]) -> list[str]:
+    """Look at other VMs; return which may share a layer and did not say."""
+    # Not by a sweep: one that is joined does not know what a VM got since it began.
+    looking = {member.start(): member for member in others}
+    # Each ends by its VM's own timeout: one that is only slow may have the same layers.
+    await asyncio.wait(looking)
     said = {
         member.name: guards.unsaid(member.outcome(look).snapshot)
         for look, member in looking.items()

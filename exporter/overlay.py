@@ -146,11 +146,10 @@ def make(path: str, where: Granted, active: Image, before: Made | None = None) -
             opened.flush()
             os.fsync(file)
         _seen_by(where, path, found)
-    except OSError as error:
+    except BaseException as error:
         made.remove()
-        raise Refused("bad-file", f"{path}: {_why(error)}") from error
-    except Refused:
-        made.remove()
+        if isinstance(error, OSError):
+            raise Refused("bad-file", f"{path}: {_why(error)}") from error
         raise
     return made
 
@@ -209,8 +208,20 @@ def _within(descriptor: int, folder: str, directories: Sequence[str]) -> None:
     for granted in directories:
         root = os.path.realpath(granted)
         if real == root or real.startswith(root.rstrip("/") + "/"):
+            _not_everybodys(descriptor, folder)
             return
     raise Refused("not-granted", f"no grant names the directory {folder}")
+
+
+def _not_everybodys(descriptor: int, folder: str) -> None:
+    """Refuse a directory in which every user may put another file in the place of ours."""
+    mode = os.stat(descriptor).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise Refused(
+            "bad-file",
+            f"every user may write to {folder}, and so replace the file before QEMU opens it: take"
+            " that right away, or set its sticky bit",
+        )
 
 
 def _backing(active: Image, process: int) -> str:
@@ -234,7 +245,7 @@ def _own_as(file: int, active: Image, process: int) -> None:
     path = local_path(active.filename)
     try:
         like = os.stat(_backing(active, process)) if path else None
-    except OSError:
+    except (OSError, ValueError):  # a NUL, which no file's name has
         like = None
     if like is None or not stat.S_ISREG(like.st_mode):
         return

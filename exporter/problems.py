@@ -89,6 +89,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
         "Layer is shared",
         "Another disk reads a layer that would be written to or removed: its data would be lost.",
     ),
+    "unseen-neighbours": ProblemType(
+        409,
+        "Another VM may share a layer",
+        "A commit is refused while a VM of this host does not say which layers it has: it may read one"
+        " that would be written to or removed. See what is wrong with that VM, or, where you know that it"
+        ' shares none, send "unseen_neighbours": "allow" (the shell: --allow-unseen-neighbours).',
+    ),
     "job-id-taken": ProblemType(
         409, "Job id is taken", "Another request, or another job, has this id: choose a new one."
     ),
@@ -104,6 +111,12 @@ PROBLEMS: Mapping[str, ProblemType] = {
     ),
     "too-many": ProblemType(
         503, "Too many requests at once", "See --web.max-requests; try again later."
+    ),
+    "internal-error": ProblemType(
+        500,
+        "Defect of the exporter",
+        "Please report it, with the line in the exporter's log. A request to change something may have"
+        " been carried out: look the job up, or the disk.",
     ),
     "refused-by-qemu": ProblemType(
         422,

@@ -188,6 +188,8 @@ class Inserted(
     ro: bool
     image: Image
     node_name: str = ""
+    #: Since QEMU 10.0; False while the images belong to another QEMU.
+    active: bool | None = None
     detect_zeroes: str = ""
     cache: Cache | None = None
     group: str = ""
@@ -255,6 +257,13 @@ class Migration(Tree):
     """MigrationInfo of query-migrate; no status where there was none."""
 
     status: str = ""
+
+
+class MigrationCapability(Tree):
+    """MigrationCapabilityStatus of query-migrate-capabilities."""
+
+    capability: str
+    state: bool
 
 
 class GraphNode(Tree):

@@ -28,11 +28,14 @@ def overlay(size_bytes: int, backing_file: str, backing_format: str) -> tuple[by
     """Return an empty image of `size_bytes`, without the zeros at its end, and how long it is.
 
     Raises:
-        ValueError: it would be empty or too large, or the name of its backing file too long.
+        ValueError: it would be empty or too large, or name or format of its backing file cannot stand
+            in a header.
     """
     name = backing_file.encode("utf-8", "surrogateescape")
     if not 0 < len(name) <= BACKING_LIMIT_BYTES:
         raise ValueError(f"its backing file has a name of more than {BACKING_LIMIT_BYTES} bytes")
+    if b"\0" in name:
+        raise ValueError("its backing file has a NUL in its name")
     if not 0 < size_bytes <= SIZE_LIMIT_BYTES:
         raise ValueError(f"{size_bytes} bytes are no size that a qcow2 image can have")
     l1_entries = -(-size_bytes // _L1_ENTRY_BYTES)
@@ -64,7 +67,8 @@ def overlay(size_bytes: int, backing_file: str, backing_format: str) -> tuple[by
         _HEADER_BYTES,
     )
     first = header + extensions + name
-    assert len(first) <= CLUSTER_BYTES
+    if len(first) > CLUSTER_BYTES:
+        raise ValueError(f"its backing file has a format of {len(kind)} characters")
     table = struct.pack(">Q", _REFCOUNT_BLOCK)
     counts = struct.pack(">H", 1) * clusters
     image = first.ljust(_REFCOUNT_TABLE, b"\0") + table.ljust(CLUSTER_BYTES, b"\0") + counts

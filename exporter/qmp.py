@@ -21,7 +21,7 @@ from qemu.qmp import ConnectError, QMPError, Runstate
 
 from exporter import peer
 from exporter.client import Answers, Client, Tally
-from exporter.commands import COMMANDS, Command
+from exporter.commands import WRITE_COMMANDS, Command
 from exporter.errors import (
     ExporterError,
     OutcomeUnknown,
@@ -150,7 +150,7 @@ class Session:
         if client.awaited:
             raise self.overdue()
         answers = Answers((command,))
-        client.ask(answers, COMMANDS)
+        client.ask(answers, WRITE_COMMANDS)
         try:
             if not await _complete(answers, timeout_seconds):
                 raise OutcomeUnknown(f"no answer to {command.name} in time", late=True)

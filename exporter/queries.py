@@ -21,6 +21,7 @@ from exporter.qapi import (
     JobInfo,
     LayerStats,
     Migration,
+    MigrationCapability,
     Name,
     Status,
     Tree,
@@ -69,15 +70,21 @@ class Message(Tree, Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Query(Generic[T]):
-    """One command that reads and never writes, and the decoder of the reply.
+class Request(Generic[T]):
+    """One command as it is sent, and the decoder of its reply.
 
+    It is a `Query` or a `commands.Command`: what reads can never be taken for what writes.
     `wire` is compact: QEMU reads its monitor socket one byte per system call.
     """
 
     name: str
     decoder: msgspec.json.Decoder[Message[T]]
     wire: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query(Request[T]):
+    """A command that reads and never writes."""
 
 
 def _query(name: str, reply: type[T], arguments: Mapping[str, object] | None = None) -> Query[T]:
@@ -103,6 +110,8 @@ UUID = _query("query-uuid", Uuid)
 KNOWN_COMMANDS = _query("query-commands", list[CommandInfo])
 #: Asked before a VM is changed: whether its disks are about to be another QEMU's.
 MIGRATE = _query("query-migrate", Migration)
+#: Asked after MIGRATE where a VM came by a migration: whether its disks wait until it runs.
+MIGRATE_CAPABILITIES = _query("query-migrate-capabilities", list[MigrationCapability])
 GRAPH = _query("x-debug-query-block-graph", Graph)
 
 #: Decodes what comes while no answer is awaited.
@@ -122,7 +131,13 @@ def throttle_limits(group: str) -> Query[dict[str, int]] | None:
     return _query("qom-get", dict[str, int], {"path": f"/objects/{group}", "property": "limits"})
 
 
-#: Every command that may leave a session.
-COMMANDS = frozenset(
+#: Every command that reads; a session sends no other, but for `commands.WRITE_COMMANDS`.
+READ_COMMANDS = frozenset(
     query.name for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH)
-) | {KNOWN_COMMANDS.name, MIGRATE.name, "qom-get", "qmp_capabilities"}
+) | {
+    KNOWN_COMMANDS.name,
+    MIGRATE.name,
+    MIGRATE_CAPABILITIES.name,
+    "qom-get",
+    "qmp_capabilities",
+}

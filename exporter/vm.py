@@ -26,6 +26,9 @@ from exporter.watch import Watch
 
 log = logging.getLogger(__name__)
 
+#: The first QEMU that says whether an image is its own. [BlockDeviceInfo: active]
+_ACTIVE_VERSION = (10, 0)
+
 
 class Vm:
     """The collector of one target. `collect` is called by one task at a time."""
@@ -51,6 +54,8 @@ class Vm:
         self._last_seen: float | None = None
         self._was: str | None = "new"
         self._peer_pid = 0
+        #: Whether this QEMU was seen to run.
+        self._has_run = False
         self._connection_is_new()
 
     async def collect(self, timeout_seconds: float) -> Snapshot:
@@ -117,11 +122,26 @@ class Vm:
             TargetError: the VM does not answer.
         """
         new = () if self._commands else (queries.KNOWN_COMMANDS,)
+        deadline = time.monotonic() + timeout_seconds
         answers = await self._session.ask(queries.MIGRATE, *new, timeout_seconds=timeout_seconds)
         if new:
             self._commands = frozenset(c.name for c in answers.get(queries.KNOWN_COMMANDS) or ())
         status = (answers.get(queries.MIGRATE) or qapi.Migration()).status
-        return Qemu(self._session.version, self._commands, self._session.peer_pid, status)
+        version = self._session.version
+        waits = status == "completed" and not self._has_run and version < _ACTIVE_VERSION
+        return Qemu(
+            version,
+            self._commands,
+            self._session.peer_pid,
+            status,
+            may_be_inactive=waits and await self._activates_late(left(deadline)),
+        )
+
+    async def _activates_late(self, timeout_seconds: float) -> bool:
+        asked = queries.MIGRATE_CAPABILITIES
+        answers = await self._session.ask(asked, timeout_seconds=timeout_seconds)
+        capabilities = answers.get(asked) or ()
+        return any(each.capability == "late-block-activate" and each.state for each in capabilities)
 
     async def execute(self, command: Command, timeout_seconds: float) -> None:
         """Send a command that changes something; for `turn` alone. See `Session.execute`."""
@@ -173,6 +193,7 @@ class Vm:
         self._ask_nodes = self.target.settings.nodes or not entries
         others = await self._other_jobs(answers, {job.device for job in told}, deadline)
         status = answers.get(queries.STATUS)
+        self._has_run |= status is not None and status.running
         devices, counters = self._count(entries, walk)
         free_nodes: tuple[Node, ...] = ()
         if nodes:
@@ -227,6 +248,7 @@ class Vm:
                 if keep_waiting or self._session.peer_pid != self._peer_pid:
                     self._topology.forget()
                     self._watch.places = {}
+                    self._has_run = False
                 self._peer_pid = self._session.peer_pid
             self._watch.follow()
             self.jobs.ask()
@@ -268,6 +290,7 @@ class Vm:
 
     def _on_event(self, name: str, data: bytes) -> None:
         self._topology.note(name)
+        self._has_run |= name == "RESUME"
         try:
             status = self._watch.take(name, data)
         except (msgspec.DecodeError, UnicodeError, RecursionError):

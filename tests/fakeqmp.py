@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from exporter.commands import COMMANDS
+from exporter.commands import WRITE_COMMANDS
 
 GREETING = {
     "QMP": {
@@ -61,7 +61,7 @@ def speak(fake: FakeQmp, *version: int) -> None:
         names += ["block-latency-histogram-set"]
     qemu = dict(zip(("major", "minor", "micro"), (*version, 0, 0), strict=False))
     fake.greeting = {"QMP": {**GREETING["QMP"], "version": {"qemu": qemu, "package": ""}}}
-    for name in COMMANDS:
+    for name in WRITE_COMMANDS:
         fake.replies.pop(name, None)
     fake.replies |= {name: {"return": {}} for name in names}
     known = [{"name": name} for name in [*fake.replies, "query-commands"]]
@@ -107,7 +107,7 @@ class FakeQmp:
     @property
     def changes(self) -> list[tuple[str, Mapping[str, Any]]]:
         """What was received that changes something, with its arguments."""
-        return [each for each in self.received if each[0] in COMMANDS]
+        return [each for each in self.received if each[0] in WRITE_COMMANDS]
 
     @property
     def serves(self) -> bool:

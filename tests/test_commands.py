@@ -6,7 +6,7 @@ import ast
 import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -33,6 +33,7 @@ QUERIES = {
     "query-name": "the VM's name, once a connection",
     "query-uuid": "the VM's UUID, once a connection",
     "query-migrate": "whether the disks are about to be another QEMU's, before they are changed",
+    "query-migrate-capabilities": "whether disks that came by a migration wait until the VM runs",
     "query-commands": "which commands this QEMU has, once a connection that changes something",
     "x-debug-query-block-graph": "which disk a job works on, once for each job; touches no file",
     "qom-get": "the limits of a throttle group, and no other property",
@@ -44,20 +45,20 @@ QUERIES = {
 
 def test_each_query_has_a_reason_to_leave_this_process() -> None:
     """And a reason without its query is gone too."""
-    assert QUERIES.keys() == queries.COMMANDS
+    assert QUERIES.keys() == queries.READ_COMMANDS
 
 
 def test_each_command_that_changes_something_has_a_reason_of_its_own() -> None:
     """A sentence beside its name, and none that says what a query is for."""
-    reasons = list(commands.COMMANDS.values())
+    reasons = list(commands.WRITE_COMMANDS.values())
 
     assert all(len(reason.split()) >= 3 for reason in reasons)
-    assert not commands.COMMANDS.keys() & queries.COMMANDS
+    assert not commands.WRITE_COMMANDS.keys() & queries.READ_COMMANDS
 
 
 def test_these_commands_can_change_a_vm_and_no_others() -> None:
     """One that is added is seen in a review: of this list too."""
-    assert sorted(commands.COMMANDS) == [
+    assert sorted(commands.WRITE_COMMANDS) == [
         "block-commit",
         "block-job-cancel",
         "block-job-complete",
@@ -80,7 +81,7 @@ def test_every_query_of_the_program_is_one_of_those() -> None:
     """The list of those that may leave is not shorter than what is asked."""
     asked = {each.name for each in vars(queries).values() if isinstance(each, Query)}
 
-    assert asked | {"qom-get", "qmp_capabilities"} == queries.COMMANDS
+    assert asked | {"qom-get", "qmp_capabilities"} == queries.READ_COMMANDS
 
 
 @pytest.mark.parametrize("group", ["", "../x", "a/b", "a b", "0a", 'a"', "a\n", "ä"])
@@ -118,20 +119,20 @@ def bare(name: str) -> Command:
     return Command(name, decoder, msgspec.json.encode({"execute": name}), {})
 
 
-@pytest.mark.parametrize("name", [*commands.COMMANDS, "quit", "human-monitor-command", ""])
+@pytest.mark.parametrize("name", [*commands.WRITE_COMMANDS, "quit", "human-monitor-command", ""])
 async def test_a_query_is_never_one_that_changes_something(
     fake: FakeQmp, session: Session, name: str
 ) -> None:
     """`ask` refuses it, and also what was to be asked with it."""
     with pytest.raises(CommandRefused):
-        await session.ask(queries.STATUS, bare(name), timeout_seconds=PATIENCE)
+        await session.ask(queries.STATUS, cast(Any, bare(name)), timeout_seconds=PATIENCE)
     # The wire is empty: whatever had left would have been received before this.
     await session.ask(queries.NAME, timeout_seconds=PATIENCE)
 
     assert fake.commands == ["query-name"]
 
 
-@pytest.mark.parametrize("name", [*sorted(queries.COMMANDS), "quit", "human-monitor-command", ""])
+@pytest.mark.parametrize("name", [*sorted(queries.READ_COMMANDS), "quit", "human-monitor-command", ""])
 async def test_what_is_executed_is_never_anything_else(
     fake: FakeQmp, session: Session, name: str
 ) -> None:
@@ -141,6 +142,17 @@ async def test_what_is_executed_is_never_anything_else(
     await session.ask(queries.NAME, timeout_seconds=PATIENCE)
 
     assert fake.commands == ["query-name"]
+
+
+def test_what_reads_and_what_writes_are_of_two_types() -> None:
+    """So that the type checker refuses a command where a query is asked for, and the other way."""
+    asked = get_type_hints(Session.ask)["queries"]
+    executed = get_type_hints(Session.execute)["command"]
+
+    assert get_origin(asked) is queries.Query
+    assert executed is Command
+    assert not issubclass(Command, queries.Query)
+    assert not issubclass(queries.Query, Command)
 
 
 def test_no_command_is_built_that_is_on_no_list() -> None:
@@ -207,7 +219,7 @@ def test_one_place_alone_lets_more_than_queries_leave() -> None:
         for call in ast.walk(function)
         if isinstance(call, ast.Call)
         if isinstance(call.func, ast.Attribute) and call.func.attr == "ask"
-        if any(isinstance(each, ast.Name) and each.id == "COMMANDS" for each in call.args)
+        if any(isinstance(each, ast.Name) and each.id == "WRITE_COMMANDS" for each in call.args)
         or any(each.arg == "allowed" for each in call.keywords)
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -77,6 +78,15 @@ def test_a_vm_that_stayed_or_has_arrived_may_be_changed(migration: str) -> None:
     """One that has left is known by its RunState; who was never migrated has no status."""
     guards.steady(vm(), qemu(migration))
     assert refused(guards.steady, vm(status="postmigrate"), qemu(migration))[0] == "wrong-vm-state"
+
+
+def test_a_vm_that_came_by_a_migration_and_has_not_run_is_left_alone() -> None:
+    """Its disks may still be the source's: QEMU before 10.0 does not say."""
+    arrived = replace(qemu("completed"), may_be_inactive=True)
+    problem, detail = refused(guards.steady, vm(status="paused"), arrived)
+
+    assert problem == "wrong-vm-state"
+    assert "late-block-activate" in detail
 
 
 def test_a_managed_vm_is_refused_unless_a_grant_says_otherwise() -> None:
@@ -244,6 +254,21 @@ def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> Non
     guards.writable(found(read_only=""))
     guards.writable(found(node(0, "top", **{"format-specific": sound})))
     guards.writable(found(node(0, "top", **{"format-specific": {"type": "raw"}})))
+
+
+@pytest.mark.parametrize("active", [True, False, None])
+def test_a_disk_that_is_not_active_is_left_alone(active: bool | None) -> None:
+    """Its images are another QEMU's until a migration is over; QEMU before 10.0 does not say."""
+    told = {"device": "disk0", "inserted": {"file": "/b", "drv": "qcow2", "ro": False}}
+    told["inserted"] |= {"image": {"filename": "/b", "format": "qcow2"}}
+    told["inserted"] |= {} if active is None else {"active": active}
+    block = msgspec.convert(told, qapi.BlockInfo)
+
+    if active is False:
+        problem, detail = refused(guards.writable, found(block=block))
+        assert (problem, detail.partition(":")[0]) == ("wrong-device-state", "disk0 is not active")
+    else:
+        guards.writable(found(block=block))
 
 
 @pytest.mark.parametrize("blind", [0, 1, 2])

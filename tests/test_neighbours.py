@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from exporter.config import Admin, Config, Group, Settings
@@ -107,9 +109,13 @@ async def test_a_vm_that_is_silent_is_waited_for_as_long_as_it_may_take_to_answe
     reach.fleet.reconfigure(Config(groups=(hasty, patient), admin=Admin(grants=(grant(),))))
     async with FakeQmp(str(sockets / "other.sock")) as other:
         other.greeting = None
-        done = await reach.commit()
+        problem = await refused(reach.commit())
 
-    assert done.warnings == ["other does not answer (greeting_timeout): it may share a layer"]
+    assert problem == (
+        "unseen-neighbours",
+        "other does not answer (greeting_timeout): it may share a layer",
+    )
+    assert fake.changes == []
 
 
 async def test_a_vm_whose_files_are_not_known_may_share_a_layer(
@@ -119,11 +125,12 @@ async def test_a_vm_whose_files_are_not_known_may_share_a_layer(
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y")))
         other.replies["query-block"] = {"error": {"class": "GenericError", "desc": "no"}}
-        done = await reach.commit()
+        problem = await refused(reach.commit())
 
-    assert done.warnings == [
-        "other does not tell the files of all its disks: it may share a layer"
-    ]
+    assert problem == (
+        "unseen-neighbours",
+        "other does not tell the files of all its disks: it may share a layer",
+    )
 
 
 async def test_files_that_cannot_be_looked_at_are_compared_by_name_alone(
@@ -138,11 +145,14 @@ async def test_files_that_cannot_be_looked_at_are_compared_by_name_alone(
     monkeypatch.setattr(Turn, "identities", see)
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y"), files=("/mnt/x", "/mnt/y")))
-        done = await reach.actions.commit(USER, "vm", commit(), dry_run=True)
+        told = "layers of other disks were compared by name alone: /mnt hangs"
+        assert await refused(reach.commit()) == ("unseen-neighbours", told)
+        allowed = {"unseen_neighbours": "allow"}
+        done = await reach.actions.commit(USER, "vm", commit(**allowed), dry_run=True)
         plug(other, Disk(nodes=("z", "base")))
-        problem, _ = await refused(reach.commit())
+        problem, _ = await refused(reach.commit(**allowed))
 
-    assert done.warnings == ["layers of other disks were compared by name alone: /mnt hangs"]
+    assert done.warnings == [told]
     assert problem == "shared-layer"
 
 
@@ -154,10 +164,72 @@ async def test_a_vm_that_does_not_answer_may_share_a_layer(
         pass
     async with FakeQmp(str(sockets / "odd.sock")) as odd, FakeQmp(str(sockets / "b.sock")) as b:
         odd.replies["query-status"] = b.replies["query-status"] = b"x\r\n"
-        done = await reach.commit()
+        told = [
+            "b does not answer (protocol): it may share a layer",
+            "odd does not answer (protocol): it may share a layer",
+        ]
+        assert await refused(reach.commit()) == ("unseen-neighbours", "; ".join(told))
+        assert (fake.changes, reach.on_disk()) == ([], [])
+        done = await reach.commit(unseen_neighbours="allow")
 
-    assert done.warnings == [
-        "b does not answer (protocol): it may share a layer",
-        "odd does not answer (protocol): it may share a layer",
-    ]
+    assert done.warnings == told
     assert done.job.status == "running"
+
+
+async def test_a_grant_may_allow_neighbours_that_do_not_answer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """A request may still say otherwise."""
+    reach.grant(grant(unseen_neighbours="allow"))
+    async with FakeQmp(str(sockets / "odd.sock")) as odd:
+        odd.replies["query-status"] = b"x\r\n"
+
+        assert (await refused(reach.commit(unseen_neighbours="refuse")))[0] == "unseen-neighbours"
+        assert (await reach.commit()).command == "block-commit"
+
+
+async def test_a_refusal_names_the_first_of_many_neighbours(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """And counts the others: a host has a thousand VMs."""
+    async with AsyncExitStack() as having:
+        for number in range(7):
+            odd = FakeQmp(str(sockets / f"odd{number}.sock"))
+            await having.enter_async_context(odd)
+            odd.replies["query-status"] = b"x\r\n"
+        _, detail = await refused(reach.commit())
+
+    assert (detail.count("odd"), detail.endswith(", and 2 more")) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"device": "nope"}, "unknown-device"),
+        ({"top": "nope"}, "unknown-layer"),
+        ({"top": "base"}, "nothing-to-commit"),
+    ],
+    ids=str,
+)
+async def test_a_wrong_request_costs_other_vms_nothing(
+    fake: FakeQmp, reach: Reach, sockets: Path, more: dict[str, str], problem: str
+) -> None:
+    """Its own VM is looked at first, for a dry run too."""
+    wrong = msgspec.structs.replace(commit(), **more)
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        for dry_run in (True, False):
+            asked = reach.actions.commit(USER, "vm", wrong, dry_run=dry_run)
+            assert (await refused(asked))[0] == problem
+
+    assert other.received == []
+
+
+async def test_two_vms_that_are_committed_at_once_do_not_wait_for_each_other(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """Each looks at the other before it has its own VM for itself."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y")))
+        done = await asyncio.gather(reach.commit("qbe-1"), reach.commit("qbe-2", "other"))
+
+    assert [each.job.status for each in done] == ["running", "running"]

@@ -491,6 +491,51 @@ def test_a_file_that_cannot_be_finished_is_removed(
     assert list(granted.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("active", "more"),
+    [("/b\0c", {}), ("/b", {"format": "f" * 70_000}), ("/b", {"format": "\u00e9"})],
+    ids=["nul", "long-format", "odd-format"],
+)
+def test_whatever_a_vm_calls_its_image_no_file_is_left_behind(
+    granted: Path, active: str, more: dict[str, Any]
+) -> None:
+    """No header can say such a name or format: it is refused, and is no defect."""
+    assert refusal(granted / "new", grant(granted), active=image(active, **more)) == "bad-file"
+    assert list(granted.iterdir()) == []
+
+
+def test_a_defect_leaves_no_file_behind(granted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is: the same request again would be refused for the file."""
+
+    def failing(*_: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overlay, "_own_as", failing)
+        with pytest.raises(RuntimeError):
+            make(granted / "new", grant(granted))
+
+    assert list(granted.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "problem"), [(0o777, "bad-file"), (0o1777, ""), (0o775, ""), (0o702, "bad-file")],
+    ids=["everybody", "sticky", "group", "others"],
+)
+def test_a_directory_that_every_user_may_write_to_is_refused(
+    granted: Path, mode: int, problem: str
+) -> None:
+    """Anybody could put another file in its place; a sticky bit keeps them from it."""
+    granted.chmod(mode)
+
+    assert checked(granted / "new", grant(granted)) == problem
+    if problem:
+        assert refusal(granted / "new", grant(granted)) == problem
+    else:
+        make(granted / "new", grant(granted))
+    assert (granted / "new").exists() is not bool(problem)
+
+
 # Where QEMU is.
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,39 @@ async def test_a_vm_that_cannot_be_migrated_is_not_being_migrated(
 
     assert "query-migrate" not in fake.replies
     assert (await vm.qemu(20.0)).migration == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "migration", "late", "ran", "expected"),
+    [
+        ((7, 2), "completed", True, "", True),
+        ((7, 2), "completed", True, "running", False),
+        ((7, 2), "completed", True, "resumed", False),
+        ((7, 2), "completed", False, "", False),
+        ((7, 2), "cancelled", True, "", False),
+        ((10, 0), "completed", True, "", False),
+    ],
+)
+async def test_disks_that_came_by_a_migration_may_be_inactive_until_the_vm_runs(
+    fake: FakeQmp, make: Make, version: Sequence[int], migration: str, late: bool, ran: str,
+    expected: bool,
+) -> None:  # fmt: skip
+    """Where late-block-activate is on, and QEMU does not say which disks are active."""
+    speak(fake, *version)
+    paused = {"return": {"running": False, "status": "paused"}}
+    running = {"return": {"running": True, "status": "running"}}
+    fake.replies["query-status"] = running if ran == "running" else paused
+    fake.replies["query-migrate"] = {"return": {"status": migration}}
+    capability = {"capability": "late-block-activate", "state": late}
+    fake.replies["query-migrate-capabilities"] = {"return": [capability]}
+    vm = make()
+    await collect(vm)
+    fake.replies["query-status"] = paused
+    if ran == "resumed":
+        await fake.send({"event": "RESUME", "data": {}})
+    await collect(vm)
+
+    assert (await vm.qemu(20.0)).may_be_inactive is expected
 
 
 async def test_the_safe_set_is_asked_in_one_write(fake: FakeQmp, make: Make) -> None:

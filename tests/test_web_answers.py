@@ -158,12 +158,24 @@ async def test_a_connection_with_a_body_that_was_not_read_is_closed(
 
 
 async def test_what_else_is_raised_is_raised_on(client: TestClient[Any, Any]) -> None:
-    """A redirection is none of ours; a defect tells nothing of itself."""
+    """A redirection is for the browser."""
     async with client.get("/root/teapot", allow_redirects=False) as response:
         assert response.status == 302
+
+
+async def test_a_defect_is_answered_as_a_problem_and_tells_nothing_of_itself(
+    client: TestClient[Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client reads it like any other; the operator finds one line in the log."""
     async with client.get("/root/broken") as response:
-        assert response.status == 500
-        assert "SECRETPW" not in await response.text()
+        told = await response.json(content_type="application/problem+json")
+
+    assert (response.status, told["type"]) == (500, "/api/v1/problems/internal-error")
+    assert told["outcome"] == "unknown"
+    assert "SECRETPW" not in str(told)
+    (line,) = [each for each in caplog.records if each.name.startswith("exporter")]
+    assert "defect" in line.getMessage()
+    assert "SECRETPW" not in str(vars(line))
 
 
 def test_an_error_without_a_request_of_its_own_kind_cannot_be() -> None:

@@ -211,6 +211,7 @@ complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l 
 complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l job-id -x -d 'qbe-...; the same id never starts a second job, so that a retry is safe (default: one is made, and printed before anything is sent)'
 complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l no-job-id -d 'for QEMU before 2.7, which names the job by its disk; a retry is not safe then'
 complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l speed -x -d 'limit in bytes per second'
+complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l allow-unseen-neighbours -d 'commit although another VM does not say which layers it has'
 complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l dry-run -d 'check everything, change nothing'
 complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l wait -d 'follow the job until it ends or is ready'
 complete -c qemu-block-exporter -n '_shtab_qemu_block_exporter_using commit' -l complete-when-ready -d 'follow it, complete it when it is ready, and wait for how it ends'

@@ -83,6 +83,7 @@ class Actions:
             top=_unset(flags.top),
             base=_unset(flags.base),
             speed_bytes_per_second=_unset(flags.speed),
+            unseen_neighbours=_unset(flags.unseen_neighbours),
         )
         # What QEMU before 2.7 calls it; any other name is told in the answer.
         flags.job_id = flags.job_id or flags.device

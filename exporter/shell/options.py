@@ -91,6 +91,8 @@ def _commit(add: Add) -> None:
     add("--no-job-id", dest="job_id", action="store_const", const="",
         help="for QEMU before 2.7, which names the job by its disk; a retry is not safe then")  # fmt: skip
     add("--speed", type=_speed, metavar="BYTES", help="limit in bytes per second")
+    add("--allow-unseen-neighbours", dest="unseen_neighbours", action="store_const", const="allow",
+        help="commit although another VM does not say which layers it has")  # fmt: skip
     _dry_run(add)
     add("--wait", action="store_true", help="follow the job until it ends or is ready")
     add("--complete-when-ready", dest="complete_when_ready", action="store_true",

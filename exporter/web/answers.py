@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -10,11 +11,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from exporter import api, audit
 from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
+from exporter.filename import public
 from exporter.problems import PATH, PROBLEMS
 
 #: Where the audit line of a request is gathered.
 AUDIT = web.RequestKey("audit", dict[str, object])
 _PROBLEM_JSON = "application/problem+json"
+log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -92,5 +95,17 @@ def problems(root: str) -> Middleware:
             response = problem(request, "method-not-allowed", f"{request.method}: use {allowed}")
             response.headers[hdrs.ALLOW] = allowed
             return response
+        except web.HTTPException:
+            raise
+        except Exception as error:
+            # What a VM said, or a user, must not end in an answer that no client understands.
+            log.error(
+                "request not answered: a defect of this program, please report it",
+                extra={"path": public(request.path), "err": type(error).__name__},
+            )
+            log.debug("the defect", exc_info=True)
+            request.get(AUDIT, {})["result"] = audit.UNKNOWN
+            told = "the exporter could not answer this request: its log has more"
+            return problem(request, "internal-error", told, outcome="unknown")
 
     return told

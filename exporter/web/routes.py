@@ -9,7 +9,7 @@ from exporter import api
 ROOT = "/api/v1"
 ADMIN = f"{ROOT}/admin"
 #: What may stand in the way of any request, of any to change something, and of changing a job.
-_ANY = ("unauthorized",)
+_ANY = ("unauthorized", "internal-error")
 _CHANGE = (
     "bad-request", "admin-api-disabled", "cross-site", "not-granted", "managed-vm", "unknown-vm",
     "body-timeout", "wrong-vm-state", "too-large", "wrong-content-type", "refused-by-qemu",
@@ -68,7 +68,7 @@ ROUTES = (
     _get("/block-jobs", "all_jobs", "The block jobs of all virtual machines.", api.JobList, "too-many"),
     _get("/vms/{vm}/block-jobs", "jobs", "The block jobs of a virtual machine.", api.JobList, "unknown-vm", "vm-down"),
     _get(_OF_JOB, "job", "A block job, or how it ended.", api.Job, "unknown-vm", "unknown-job", "vm-down"),
-    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", api.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "job-id-taken"),
+    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", api.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unseen-neighbours", "already-asked", "job-id-taken"),
     _post(f"{_OF_JOB}/complete", "complete", "Let a job that is ready pivot to its target.", api.Complete, *_JOB, "not-ready"),
     _post(f"{_OF_JOB}/cancel", "cancel", "End a job before its time.", api.Cancel, *_JOB, "force-required"),
     _post(f"{_OF_JOB}/pause", "pause", "Let a job rest.", api.Pause, *_JOB),

@@ -82,7 +82,7 @@ class Site:
     @property
     def sent(self) -> list[str]:
         """The commands so far that changed something."""
-        return [name for name, _ in self.recorder.commands if name in commands.COMMANDS]
+        return [name for name, _ in self.recorder.commands if name in commands.WRITE_COMMANDS]
 
     def operation(self, name: str) -> Any:
         """Return an operation by its id."""
@@ -337,4 +337,4 @@ def test_each_verb_reached_the_vm_and_nothing_without_one(site: Site) -> None:
     heard = site.recorder.names
 
 
-    assert heard & commands.COMMANDS.keys() == {each for means in MEANS.values() for each in means}
+    assert heard & commands.WRITE_COMMANDS.keys() == {each for means in MEANS.values() for each in means}

@@ -47,7 +47,7 @@ class Site:
 
     def sent(self) -> list[str]:
         """Return the commands that changed something, in order."""
-        return [name for name, _ in self.recorder.commands if name in commands.COMMANDS]
+        return [name for name, _ in self.recorder.commands if name in commands.WRITE_COMMANDS]
 
 
 def start(lab: Lab) -> Site:

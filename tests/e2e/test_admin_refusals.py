@@ -810,8 +810,10 @@ def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> 
 
     with lab.qemu("silent").stopped():
         answer = user.commit("vm", "disk1", dry_run=True)
-    assert answer.status == 200
-    assert answer.body["warnings"] == ["silent does not answer (stopped): it may share a layer"]
+        allowed = user.commit("vm", "disk1", dry_run=True, unseen_neighbours="allow")
+    told = "silent does not answer (stopped): it may share a layer"
+    assert (answer.status, answer.problem, answer.body["detail"]) == (409, "unseen-neighbours", told)
+    assert (allowed.status, allowed.body["warnings"]) == (200, [told])
 
 
 # A VM on its way.
@@ -854,6 +856,36 @@ def test_a_vm_that_is_being_migrated_is_left_alone(lab: Lab) -> None:
     assert user.layers("vm", "disk0") == [str(base)]
     assert requests["snapshot"]().status == 201
     assert requests["commit"]().status == 202
+
+
+def test_a_vm_that_has_arrived_and_not_run_yet_is_left_alone(lab: Lab) -> None:
+    """Its disks are not active: they are still the other QEMU's."""
+    disks = drive("disk0", lab.chain("disk", 2)[0])
+    late = {"capabilities": [{"capability": "late-block-activate", "state": True}]}
+    source = lab.qemu("source", *disks, machine="pc")
+    vm = lab.qemu("vm", *disks, "-incoming", "defer", machine="pc")
+    for each in (source, vm):
+        each.run("migrate-set-capabilities", late)
+    vm.run("migrate-incoming", {"uri": f"unix:{lab.folder}/way"})
+    source.run("migrate", {"uri": f"unix:{lab.folder}/way"})
+    wait_until(lambda: vm.run("query-status")["status"] in ("paused", "prelaunch"), "the arrival")
+    source.quit()
+    user = admin(lab)
+    new = lab.folder / "new.qcow2"
+    before = state(vm), files(lab)
+    for dry_run in (True, False):
+        answers = [
+            user.snapshot("vm", "disk0", new, dry_run=dry_run),
+            user.commit("vm", "disk0", dry_run=dry_run),
+        ]
+        for answer in answers:
+            assert answer.status == 409, answer.body
+            assert answer.problem in ("wrong-vm-state", "wrong-device-state")
+    assert (state(vm), files(lab)) == before
+
+    vm.run("cont")
+    user.exporter.until(lambda text: value(text, "qemu_vm_running", vm="vm") == 1)
+    assert user.snapshot("vm", "disk0", new).status == 201
 
 
 def test_nothing_is_done_blindly(lab: Lab) -> None:

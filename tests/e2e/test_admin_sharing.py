@@ -133,7 +133,8 @@ def test_a_vm_that_does_not_say_what_it_has_is_named(lab: Lab) -> None:
         said = refused(lab, user, vm, "disk0")
         answer = user.commit("vm", "disk1", dry_run=True)
     assert said == f"{base} is layer 1 of disk0 of other too"
-    assert answer.body["warnings"] == ["other does not answer (stopped): it may share a layer"]
+    assert (answer.status, answer.problem) == (409, "unseen-neighbours")
+    assert answer.body["detail"] == "other does not answer (stopped): it may share a layer"
     user.exporter.until(lambda text: value(text, "qemu_vm_up", vm="other"))
     answer = user.commit("vm", "disk1", job_id="qbe-own")
     assert (answer.status, answer.body["warnings"]) == (202, [])

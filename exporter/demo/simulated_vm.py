@@ -48,6 +48,7 @@ class SimulatedVm:
             "query-uuid": lambda: {"UUID": self._uuid},
             "query-version": lambda: VERSION,
             "query-migrate": dict,
+            "query-migrate-capabilities": list,
             "query-commands": lambda: [{"name": name} for name in self._queries],
             "query-blockstats": lambda: [disk.block_stats() for disk in self._disks],
             "query-block": lambda: [disk.block_info() for disk in self._disks],

@@ -118,6 +118,7 @@ def test_a_problem_is_known_by_the_end_of_its_type(type: str, found: str) -> Non
         ("unknown-vm", 404, "see qemu-block-exporter vms --url=http://x"),
         ("not-granted", 403, "grants"),
         ("job-id-taken", 409, "--job-id"),
+        ("unseen-neighbours", 409, "--allow-unseen-neighbours"),
         ("unauthorized", 401, "--http.config.file"),
         ("too-many", 503, "later"),
     ],

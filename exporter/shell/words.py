@@ -184,6 +184,9 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
     "unknown-layer": _look("chain"),
     "nothing-to-commit": _look("chain"),
     "shared-layer": _look("chain"),
+    "unseen-neighbours": lambda case: (
+        f"see why: {case.prompt.line('vms')}; --allow-unseen-neighbours commits all the same"
+    ),
     "unknown-vm": lambda case: f"see {case.prompt.line('vms')}",
     "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
     "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",

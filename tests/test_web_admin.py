@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -419,6 +420,16 @@ async def test_only_json_is_taken(site: Site, fake: FakeQmp, kind: str) -> None:
     """A page of another site can send anything else without being asked."""
     path = "/api/v1/admin/vms/vm/block-jobs"
     answer = await site.send("POST", path, data=b"{}", headers={"Content-Type": kind})
+
+    assert (answer.status, answer.problem, fake.received) == (415, "wrong-content-type", [])
+
+
+async def test_an_encoded_body_is_not_taken(site: Site, fake: FakeQmp) -> None:
+    """A few bytes may decode to very many."""
+    body = gzip.compress(b'{"action": "commit", "device": "disk0"}')
+    path = "/api/v1/admin/vms/vm/block-jobs"
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = await site.send("POST", path, data=body, headers=headers)
 
     assert (answer.status, answer.problem, fake.received) == (415, "wrong-content-type", [])
 

@@ -149,6 +149,8 @@ class Changing:
             raise Refused("admin-api-disabled", "start the exporter with --web.enable-admin-api")
         if why := self.foreign(request):
             raise Refused("cross-site", why)
+        if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
+            raise Refused("wrong-content-type", "the body must not be encoded (Content-Encoding)")
         if request.content_type != "application/json":
             raise Refused("wrong-content-type", "Content-Type must be application/json")
         return self._actions

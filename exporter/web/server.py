@@ -73,6 +73,19 @@ def _bound(family: int, kind: int, protocol: int, place: Any) -> socket.socket:
     return sock
 
 
+def runner_of(app: web.Application) -> web.AppRunner:
+    """Return what serves an application, not set up yet."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        # To throw away a body that nobody asked for, aiohttp would first decode it, all at once: a few
+        # kilobytes of gzip stop the event loop for a second.
+        auto_decompress=False,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+        lingering_time=_LINGER_SECONDS,
+    )
+
+
 async def serve(
     app: web.Application,
     sockets: Sequence[socket.socket],
@@ -86,12 +99,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, reload)
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        shutdown_timeout=_SHUTDOWN_SECONDS,
-        lingering_time=_LINGER_SECONDS,
-    )
+    runner = runner_of(app)
     await runner.setup()
     try:
         for sock in sockets:

@@ -256,6 +256,13 @@ class Client(QMPClient):
         if self._events > EVENTS_LIMIT:
             raise ProtocolError(f"sent more than {EVENTS_LIMIT} events between two scrapes")
 
+    async def _wait_disconnect(self) -> None:
+        # The library leaves its tasks' exception to nobody where the one that waits is cancelled,
+        # and asyncio then logs it as an error: of a VM that only went away.
+        waiting = asyncio.ensure_future(super()._wait_disconnect())
+        waiting.add_done_callback(_read)
+        await asyncio.shield(waiting)
+
     async def _bh_disconnect(self) -> None:
         try:
             await super()._bh_disconnect()
@@ -263,6 +270,11 @@ class Client(QMPClient):
             error = self.fault or ProtocolError("hung up before it answered")
             while self.awaited:
                 self.awaited.popleft()[1].fail(error)
+
+
+def _read(ended: asyncio.Future[None]) -> None:
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _not_understood(query: Request[Any] | None, error: object) -> ProtocolError:

@@ -4,6 +4,7 @@ ExporterError
  +- ConfigError          a flag, the config file or the environment is wrong: refuse to start
  +- TargetError          one VM cannot be collected now; carries the `reason` label
      +- Unreachable      no session: no_socket refused permission busy stopped greeting_timeout
+     +- Replaced         the path does not lead to the socket that was connected to: no_socket
      +- TargetTimeout    a session, but no answer in time: timeout
      +- ProtocolError    an answer that is not what QMP promises: protocol
  +- CommandRefused       a command that is not on the session's list
@@ -15,7 +16,7 @@ ExporterError
 
 from __future__ import annotations
 
-#: Every value of the `reason` label of `qemu_vm_scrape_error`.
+#: Every value of the `reason` label of `qemu_vm_scrape_error`; `internal` is a fault of this program.
 REASONS = (
     "no_socket",
     "refused",
@@ -25,6 +26,7 @@ REASONS = (
     "greeting_timeout",
     "timeout",
     "protocol",
+    "internal",
 )
 
 
@@ -47,6 +49,13 @@ class TargetError(ExporterError):
 
 class Unreachable(TargetError):
     """No QMP session could be established."""
+
+
+class Replaced(TargetError):
+    """The path of a VM's socket leads to another socket than the one that was connected to."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("no_socket", detail)
 
 
 class TargetTimeout(TargetError):

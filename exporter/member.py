@@ -68,6 +68,11 @@ class Member:
         """Whether more will be asked than in most scrapes."""
         return self._vm.is_refresh_due
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the path leads to another VM than the one that was seen last."""
+        return self._vm.replaced
+
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Vm]:
         """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
@@ -156,7 +161,7 @@ class Member:
                 extra={"vm": self.name, "err": f"{type(error).__name__}: {error}"},
             )
             log.debug("the defect", exc_info=True)
-            snapshot = self._vm.down("protocol", 0.0)
+            snapshot = self._vm.down("internal", 0.0)
             return Collected(snapshot, self._plan.render(snapshot))
 
     async def _look(self) -> Snapshot | None:

@@ -214,6 +214,8 @@ class Process(Known, frozen=True):
     pid: int = 0
     version: tuple[int, ...] = ()
     package: str = ""
+    #: Numbers of the socket's file.
+    socket: tuple[int, int] | None = None
 
 
 class Exporter(Known, frozen=True, kw_only=True):

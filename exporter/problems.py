@@ -84,6 +84,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "wrong-vm-state": ProblemType(
         409, "VM is in another state", "Its disks must not be changed in this state."
     ),
+    "another-vm": ProblemType(
+        409,
+        "Another VM has the path of this one",
+        "The path of the socket does not lead to the VM that was seen there last: another process"
+        " has made the socket anew, or it was removed. Nothing was sent. Look at the VM, and ask"
+        " again if it is the one that you mean.",
+    ),
     "shared-layer": ProblemType(
         409,
         "Layer is shared",

@@ -19,7 +19,7 @@ from typing import Any
 
 from qemu.qmp import ConnectError, QMPError, Runstate
 
-from exporter import peer
+from exporter import connections, peer, socketfile
 from exporter.client import Answers, Client, Tally
 from exporter.commands import WRITE_COMMANDS, Command
 from exporter.errors import (
@@ -27,6 +27,7 @@ from exporter.errors import (
     OutcomeUnknown,
     ProtocolError,
     Rejected,
+    Replaced,
     TargetError,
     TargetTimeout,
     Unreachable,
@@ -34,13 +35,15 @@ from exporter.errors import (
 from exporter.model import Process
 from exporter.pace import Pace
 from exporter.queries import Query
+from exporter.socketfile import SocketFile
 
 #: A greeting comes within milliseconds; after this long somebody looks why it does not.
 GREETING_PATIENCE_SECONDS = 0.2
 #: How long a client that found the socket in use waits for the other one to leave.
 BUSY_PATIENCE_SECONDS = 1.0
 _BUSY_LOOK_SECONDS = 0.1
-_PATH_LIMIT_BYTES = 107
+#: No descriptor is left to this process, or to this host.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Session:
@@ -64,8 +67,14 @@ class Session:
         self._client: Client | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._was_silent = False
+        #: The socket that was connected to last, or tried.
+        self.file: SocketFile | None = None
         #: The process at the other end, 0 where that cannot be seen.
         self.peer_pid = 0
+        #: Our end of the connection that waits for its greeting, by its number.
+        self._own = 0
+        #: Whether this socket has said something that is no QMP.
+        self._is_odd = False
         #: How many connections there were: another QEMU may be behind each.
         self.generation = 0
 
@@ -80,9 +89,33 @@ class Session:
         return self.connected and bool(self._client and self._client.awaited)
 
     @property
+    def open(self) -> bool:
+        """Whether there is a connection, greeted or not, that nobody has ended."""
+        return self.connected or (self._greeting is not None and not self._greeting.done())
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the path leads to another socket than the one that was connected to last.
+
+        A path that leads nowhere leads to no other VM.
+        """
+        if self.file is None:
+            return False
+        return socketfile.look(self.path) not in (self.file, None)
+
+    @property
     def process(self) -> Process:
         """Who is at the other end; known before the first event of a connection comes."""
-        return Process(self.peer_pid, *_greeted(self._client))
+        return Process(self.peer_pid, *_greeted(self._client), self.file)
+
+    def check(self) -> None:
+        """See that what was answered came from where the path leads.
+
+        Raises:
+            Replaced: it leads to another socket by now.
+        """
+        if self.replaced:
+            raise Replaced("another process has taken the path over")
 
     async def connect(self, timeout_seconds: float, *, keep_waiting: bool) -> None:
         """Connect and be greeted, if that has not happened yet.
@@ -98,8 +131,12 @@ class Session:
         if self._greeting is None or self._greeting.done():
             # What was waited for came and went again since the last scrape.
             await self.close()
+            self._head_for(socketfile.look(self.path))
+            if not keep_waiting and peer.is_stopped(self.peer_pid):
+                # A connection that is dropped stays in its backlog, and keeps others out.
+                raise Unreachable("stopped", "its process is stopped")
             await self._until_free(0.0 if keep_waiting else timeout_seconds)
-            sock = self._socket()
+            sock = await self._socket()
             self.generation += 1
             self._client = Client(self._tally, self._on_event, self._pace)
             self._greeting = asyncio.create_task(self._greet(self._client, sock))
@@ -120,6 +157,7 @@ class Session:
         """Ask all queries in one write and wait for all answers.
 
         Raises:
+            Replaced: the path leads to another socket by now; the answers are dropped.
             TargetTimeout: not all came in time; the rest is dropped when it comes.
             ProtocolError: the VM hung up, or what it said is no QMP.
         """
@@ -132,7 +170,9 @@ class Session:
         if not queries:
             return answers
         client.ask(answers)
-        if not await _complete(answers, timeout_seconds):
+        complete = await _complete(answers, timeout_seconds)
+        self.check()
+        if not complete:
             raise self.overdue()
         return answers
 
@@ -140,6 +180,7 @@ class Session:
         """Send one command that changes something, and wait for its answer.
 
         Raises:
+            Replaced: the path does not lead to the VM that was connected to; nothing was sent.
             TargetError: it was not sent.
             Rejected: QEMU answered with an error.
             OutcomeUnknown: it was sent, or a part of it, and no answer came.
@@ -150,6 +191,10 @@ class Session:
         if client.awaited:
             raise self.overdue()
         answers = Answers((command,))
+        # Nothing may come between this look and the write. A path that leads nowhere will lead to
+        # whatever binds it next.
+        if socketfile.look(self.path) != self.file:
+            raise Replaced("another process has taken the path over, or is about to")
         client.ask(answers, WRITE_COMMANDS)
         try:
             if not await _complete(answers, timeout_seconds):
@@ -194,12 +239,25 @@ class Session:
             with contextlib.suppress(QMPError, ExporterError, OSError, EOFError, ValueError):
                 await client.disconnect()
 
+    async def forget(self) -> None:
+        """Drop the connection, and all that is known of the socket."""
+        await self.close()
+        self._head_for(None)
+
+    def _head_for(self, file: SocketFile | None) -> None:
+        """Forget what is known of a socket that had the path before."""
+        if file != self.file:
+            self.file = file
+            self.peer_pid = 0
+            self._was_silent = self._is_odd = False
+
     async def _greet(self, client: Client, sock: socket.socket) -> None:
         try:
             await client.connect(sock)
         except ConnectError as error:
             if isinstance(error.exc, (EOFError, ConnectionError)):
                 raise ProtocolError("hung up before its greeting") from None
+            self._is_odd = True
             raise ProtocolError("does not greet like QMP") from None
         except AssertionError:
             # So the library says that the VM hung up in the last step of the negotiation.
@@ -209,51 +267,60 @@ class Session:
                 sock.close()
         self.version, self.package = _greeted(client)
         if not self.version:
+            self._is_odd = True
             raise ProtocolError("greets without a version")
+        self._is_odd = False
         # So libvirt's proxy greets, and no QEMU: their packages say more than the version again.
         client.one_at_a_time = self.package == f"qemu-{'.'.join(map(str, self.version))}"
 
-    def _socket(self) -> socket.socket:
+    async def _socket(self) -> socket.socket:
+        sock = None
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        except OSError as error:
-            raise Unreachable(
-                "refused", f"no socket left: {os.strerror(error.errno or 0)}"
-            ) from None
-        sock.setblocking(False)
-        try:
-            _connect(sock, self.path)
+            sock.setblocking(False)
+            self._head_for(socketfile.connect(sock, self.path))
             self.peer_pid = peer.pid(sock)
+            self._own = os.fstat(sock.fileno()).st_ino
         except OSError as error:
-            sock.close()
-            raise self._refusal(error) from None
+            if sock is not None:
+                sock.close()
+            if isinstance(error, BlockingIOError):
+                raise await self._queue_is_full() from None
+            raise _refusal(error) from None
         return sock
 
-    def _refusal(self, error: OSError) -> Unreachable:
-        text = (os.strerror(error.errno) if error.errno else str(error)).lower()
-        if isinstance(error, BlockingIOError):
-            if peer.is_stopped(self.peer_pid):
-                return Unreachable("stopped", "its process is stopped")
-            return Unreachable("busy", "too many clients wait for this socket")
-        if isinstance(error, PermissionError):
-            return Unreachable("permission", f"cannot be opened: {text}")
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-            return Unreachable("no_socket", f"is not there: {text}")
-        return Unreachable("refused", f"nobody listens: {text}")
+    async def _queue_is_full(self) -> Unreachable:
+        """Return why nobody is accepted any more."""
+        listener = connections.listener(self.path, self.file)
+        if not self.peer_pid and listener is not None:
+            loop = asyncio.get_running_loop()
+            self.peer_pid = await loop.run_in_executor(None, peer.holder, listener.inode)
+        if peer.is_stopped(self.peer_pid):
+            return Unreachable("stopped", "its process is stopped")
+        if (
+            listener is not None
+            and not any(listener.waiting)
+            and not connections.is_served(self.path, self.file)
+        ):
+            return Unreachable("greeting_timeout", "accepts nobody")
+        return Unreachable("busy", "too many clients wait for this socket")
 
     async def _until_free(self, timeout_seconds: float) -> None:
         """Wait for another client to leave, without a word to QEMU.
 
-        Whoever connects meanwhile stays in QEMU's short backlog until then, even after leaving,
-        and keeps others out of it.
+        A client that connects meanwhile stays in QEMU's short backlog until then, even after
+        leaving, and keeps others out of it.
         """
         deadline = time.monotonic() + min(timeout_seconds, BUSY_PATIENCE_SECONDS)
-        while peer.is_served(self.path):
+        is_sure = False
+        while connections.is_served(self.path, self.file):
             if peer.is_stopped(self.peer_pid):
                 raise Unreachable("stopped", "its process is stopped")
-            if time.monotonic() >= deadline:
+            # What was looked up for another VM may be of before a client left: we, for one.
+            if is_sure and time.monotonic() >= deadline:
                 raise Unreachable("busy", "another client uses this socket")
             await asyncio.sleep(_BUSY_LOOK_SECONDS)
+            is_sure = True
 
     async def _await_greeting(self, timeout_seconds: float, keep_waiting: bool) -> None:
         assert self._greeting is not None
@@ -276,11 +343,14 @@ class Session:
         await asyncio.wait((self._greeting,), timeout=rest)
         self._was_silent = not self._greeting.done()
 
-    def _silence(self) -> Unreachable:
+    def _silence(self) -> TargetError:
         if peer.is_stopped(self.peer_pid):
             return Unreachable("stopped", "its process is stopped")
-        if peer.has_another_client(self.path):
+        if connections.has_another_client(self.path, self.file, self._own):
             return Unreachable("busy", "another client uses this socket")
+        if self._is_odd:
+            # It has not seen, or does not care, that its first client left.
+            return ProtocolError("does not greet like QMP")
         return Unreachable("greeting_timeout", "does not greet")
 
 
@@ -306,12 +376,12 @@ def _greeted(client: Client | None) -> tuple[tuple[int, ...], str]:
     return numbers, str(version.get("package", ""))
 
 
-def _connect(sock: socket.socket, path: str) -> None:
-    if len(os.fsencode(path)) <= _PATH_LIMIT_BYTES:
-        sock.connect(path)
-        return
-    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
-    try:
-        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-    finally:
-        os.close(folder)
+def _refusal(error: OSError) -> Unreachable:
+    text = (os.strerror(error.errno) if error.errno else str(error)).lower()
+    if error.errno in _NO_DESCRIPTOR:
+        return Unreachable("internal", f"no descriptor left: {text}")
+    if isinstance(error, PermissionError):
+        return Unreachable("permission", f"cannot be opened: {text}")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return Unreachable("no_socket", f"is not there: {text}")
+    return Unreachable("refused", f"nobody listens: {text}")

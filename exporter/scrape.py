@@ -12,7 +12,7 @@ from operator import attrgetter
 from exporter import __version__
 from exporter.client import Tally
 from exporter.config import Config
-from exporter.discovery import Discovery
+from exporter.discovery import Discovery, printable
 from exporter.member import Collected, Member, Observer
 from exporter.model import Exporter
 from exporter.pace import Pace
@@ -139,6 +139,9 @@ class Fleet:
         for name, member in list(self.members.items()):
             target = targets.get(name)
             if target is not member.target and target != member.target:
+                if target is None:
+                    about = {"vm": name, "socket": printable(member.target.socket)}
+                    log.info("vm is no target any more", extra=about)
                 del self.members[name]
                 self._leave(member)
         for name, target in targets.items():
@@ -151,7 +154,7 @@ class Fleet:
         """Return every VM as it is now, within `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         sweep = self._sweep
-        if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS:
+        if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS or self._any_replaced:
             if sweep is not None and not await _set_before(sweep.finished, deadline):
                 # Values of then must not pass for values of now.
                 return sweep.result(max(JOIN_SECONDS, timeout_seconds))
@@ -162,6 +165,11 @@ class Fleet:
         assert sweep is not None
         await _set_before(sweep.finished, deadline)
         return sweep.result()
+
+    @property
+    def _any_replaced(self) -> bool:
+        """Whether a sweep would show a VM whose name is another one's by now."""
+        return any(member.replaced for member in self.members.values())
 
     async def probe(self, vm: str, timeout_seconds: float) -> Collected:
         """Collect one VM alone.

@@ -84,9 +84,11 @@ class TopologyCache:
         """Ask in the next scrape: something happened."""
         self._outdated = self._happened = True
 
-    def forget(self) -> None:
-        """Another QEMU has taken the socket over: nothing is known of it."""
+    def forget(self, *, another: bool) -> None:
+        """Know nothing: the connection is new, and it is `another` QEMU, as far as can be seen."""
         self._topology = self.timestamp = None
+        if another:
+            self.responding = self._opened = None
 
     def current(self) -> Topology | None:
         """Return what is known, None where it is too old to be shown."""

@@ -14,12 +14,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from exporter import api, guards, view
 from exporter.commands import Command, Qemu
 from exporter.effects import Effect
-from exporter.errors import OutcomeUnknown, Refused, Rejected, TargetError
+from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
 from exporter.filename import public_text
 from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.outcomes import End
 from exporter.scrape import Fleet
+from exporter.socketfile import SocketFile
 from exporter.storage import StorageBusy, StorageHangs
 from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm
@@ -38,6 +39,8 @@ class Turn:
     def __init__(self, member: Member, vm: Vm) -> None:
         self.member = member
         self._vm = vm
+        #: Which QEMU was looked at first: no other one is taken for it later.
+        self._peer: tuple[SocketFile | None, int] | None = None
         self._timeout_seconds = member.target.settings.timeout_seconds
 
     async def look(self, *, allow_managed: bool) -> tuple[Snapshot, Qemu]:
@@ -48,6 +51,7 @@ class Turn:
         """
         try:
             snapshot = await self._vm.look(self._timeout_seconds)
+            self._peer = self._vm.peer
             qemu = await self._vm.qemu(self._timeout_seconds)
         except TargetError as error:
             raise self._down(error) from None
@@ -57,10 +61,16 @@ class Turn:
 
     async def look_again(self) -> Snapshot | None:
         """Return the VM as it is now, None where it does not answer."""
+        return await self._look_at_same(self._timeout_seconds)
+
+    async def _look_at_same(self, timeout_seconds: float) -> Snapshot | None:
         try:
-            return await self._vm.look(self._timeout_seconds)
+            snapshot = await self._vm.look(timeout_seconds)
         except TargetError:
             return None
+        if self._peer is None:
+            self._peer = self._vm.peer
+        return snapshot if self._vm.peer == self._peer else None
 
     async def reach(self, *paths: str) -> None:
         """See that the storage of these paths answers, before anything is done there.
@@ -107,11 +117,8 @@ class Turn:
         deadline = time.monotonic() + _LOOKUP_SECONDS
         looks = 0
         while looks < _LOOKUP_TRIES and (left := deadline - time.monotonic()) > 0:
-            try:
-                snapshot = await self._vm.look(left)
-            except TargetError:
-                pass  # it is looked at again until the deadline
-            else:
+            # One that does not answer is looked at again until the deadline.
+            if (snapshot := await self._look_at_same(left)) is not None:
                 if effect(snapshot):
                     return True
                 looks += 1
@@ -119,6 +126,8 @@ class Turn:
         return False
 
     def _down(self, error: TargetError) -> Refused:
+        if isinstance(error, Replaced):
+            return Refused("another-vm", f"{self.member.name}: {error}")
         return Refused("vm-down", f"{self.member.name}: {error.reason}: {error}")
 
     def job(

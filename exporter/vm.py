@@ -13,13 +13,14 @@ from exporter import parse, qapi, queries
 from exporter.client import Answers, Tally
 from exporter.commands import Command, Qemu
 from exporter.discovery import Target, printable
-from exporter.errors import ProtocolError, TargetError
+from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.inquiry import Inquiry, left
 from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
 from exporter.refresh import Refresh
+from exporter.socketfile import SocketFile
 from exporter.storage import Storage
 from exporter.topology import TopologyCache
 from exporter.watch import Watch
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: The first QEMU that says whether an image is its own. [BlockDeviceInfo: active]
 _ACTIVE_VERSION = (10, 0)
+#: How many that take a path over, one after the other, are asked in one scrape.
+_FOLLOW_TRIES = 3
 
 
 class Vm:
@@ -53,7 +56,8 @@ class Vm:
         self._commands: frozenset[str] = frozenset()
         self._last_seen: float | None = None
         self._was: str | None = "new"
-        self._peer_pid = 0
+        #: Socket and process that answered last.
+        self._peer: tuple[SocketFile | None, int] = (None, 0)
         #: Whether this QEMU was seen to run.
         self._has_run = False
         self._connection_is_new()
@@ -64,7 +68,7 @@ class Vm:
         deadline = started + timeout_seconds
         try:
             await self._watch.begin(timeout_seconds)
-            snapshot = await self._ask(deadline)
+            snapshot = await self._ask_who_is_there(deadline)
         except TargetError as error:
             self._say(error.reason, str(error))
             snapshot = self.down(error.reason, time.monotonic() - started)
@@ -77,7 +81,7 @@ class Vm:
                 last_seen_timestamp_seconds=self._last_seen,
             )
         finally:
-            await self.leave()
+            await self._end()
         return snapshot
 
     def down(self, reason: str, duration_seconds: float) -> Snapshot:
@@ -99,12 +103,18 @@ class Vm:
         """Ask as a scrape does, and query-block again; the connection is kept until `leave`.
 
         Raises:
+            Replaced: the path leads to another VM than the one that was seen last.
             TargetError: the VM does not answer.
         """
         deadline, began = time.monotonic() + timeout_seconds, time.time()
+        seen = self.peer
+        self._session.check()
         self._topology.outdate()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
+        self._session.check()
+        if seen[0] is not None and seen != self.peer:
+            raise Replaced("another process has taken the path over")
         if not self._session.connected:
             raise ProtocolError("hung up before all was asked")
         if self.target.settings.topology == "never":
@@ -147,8 +157,23 @@ class Vm:
         """Send a command that changes something; for `turn` alone. See `Session.execute`."""
         await self._session.execute(command, timeout_seconds)
 
+    @property
+    def replaced(self) -> bool:
+        """Whether the path leads to another VM than the one that was seen last."""
+        return self._session.replaced
+
+    @property
+    def peer(self) -> tuple[SocketFile | None, int]:
+        """The socket that was connected to last, and its process."""
+        return self._session.file, self._session.peer_pid
+
     async def leave(self) -> None:
         """End what `look` began."""
+        # Until then what was begun with one VM is not gone on with at another.
+        await self._leave_replaced()
+        await self._end()
+
+    async def _end(self) -> None:
         if self.target.settings.connection == "per-scrape":
             await self._session.leave()
         self._watch.end()
@@ -157,6 +182,21 @@ class Vm:
         """Leave the socket."""
         await self._watch.close()
         await self._session.close()
+
+    async def _leave_replaced(self) -> None:
+        """Drop what has to do with a socket that another one has taken the path from."""
+        if self._session.replaced:
+            log.log(
+                # One that ended by itself is no news.
+                logging.WARNING if self._session.open else logging.INFO,
+                "another process has taken the path of the socket over",
+                extra={
+                    "vm": self.target.vm,
+                    "socket": printable(self.target.socket),
+                    "pid_before": self._session.peer_pid,
+                },
+            )
+            await self._session.forget()
 
     def _connection_is_new(self) -> None:
         self._generation = self._session.generation
@@ -168,6 +208,21 @@ class Vm:
         self._refresh.connection_is_new()
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
+
+    async def _ask_who_is_there(self, deadline: float) -> Snapshot:
+        """Ask the VM that the path leads to, when it is asked and when it has answered."""
+        for _ in range(_FOLLOW_TRIES):
+            try:
+                await self._leave_replaced()
+                snapshot = await self._ask(deadline)
+                self._session.check()
+            except TargetError as error:
+                if not self._session.replaced or not left(deadline):
+                    raise
+                log.debug("asked anew", extra={"vm": self.target.vm, "err": str(error)})
+            else:
+                return snapshot
+        raise Replaced("one process after the other takes the path over")
 
     async def _ask(self, deadline: float) -> Snapshot:
         answers = await self._first_answers(deadline)
@@ -245,11 +300,11 @@ class Vm:
                 await self._session.connect(left(deadline), keep_waiting=keep_waiting)
             if self._session.generation != self._generation:
                 self._connection_is_new()
-                if keep_waiting or self._session.peer_pid != self._peer_pid:
-                    self._topology.forget()
+                if keep_waiting or self._peer != self.peer:
+                    self._topology.forget(another=self._peer != self.peer)
                     self._watch.places = {}
                     self._has_run = False
-                self._peer_pid = self._session.peer_pid
+                self._peer = self.peer
             self._watch.follow()
             self.jobs.ask()
             safe: list[Query[Any]] = [queries.STATUS, self._inquiry.blockstats, queries.BLOCK_JOBS]
@@ -289,6 +344,8 @@ class Vm:
         return others
 
     def _on_event(self, name: str, data: bytes) -> None:
+        if self._session.replaced:
+            return  # of another VM than the one that has this name by now
         self._topology.note(name)
         self._has_run |= name == "RESUME"
         try:

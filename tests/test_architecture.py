@@ -22,7 +22,7 @@ ORDER = (
     "commits", "neighbours", "done", "pivots", "turn", "apart", "snapshots", "overlay",
     "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "refresh",
     "inquiry", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "mounts", "sight", "qmp",
-    "client", "lines", "pace", "peer", "commands", "discovery", "config", "api", "problems",
+    "client", "lines", "pace", "peer", "connections", "sockdiag", "socketfile", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
     "parse", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
     "filename", "errors", "flags",

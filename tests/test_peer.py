@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from exporter import peer
+from exporter import connections, peer, socketfile
 from exporter.client import Tally
 from exporter.errors import TargetError, TargetTimeout
 from exporter.qmp import Session
 from exporter.queries import STATUS
 from tests.fakeqmp import until
+from tests.test_connections import listen
 
 #: A process that is no QEMU: it greets its first client and answers nothing.
 PROCESS = """
@@ -51,22 +53,6 @@ def process(sockets: Path) -> Iterator[subprocess.Popen[bytes]]:
         child.kill()
 
 
-@pytest.fixture
-def listener(sockets: Path) -> Iterator[socket.socket]:
-    """A socket that listens with QEMU's backlog, and is accepted from by hand."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(sockets / "vm.sock"))
-        server.listen(1)
-        yield server
-
-
-def connect(path: Path) -> socket.socket:
-    """Connect as one more client."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(str(path))
-    return sock
-
-
 async def stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a process and see that it stopped."""
     process.send_signal(signal.SIGSTOP)
@@ -81,7 +67,8 @@ def test_the_process_at_the_other_end_is_known(
     process: subprocess.Popen[bytes], sockets: Path
 ) -> None:
     """As the kernel says it, before a word was spoken."""
-    with connect(sockets / "vm.sock") as sock:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(sockets / "vm.sock"))
         assert peer.pid(sock) == process.pid
 
 
@@ -230,51 +217,66 @@ def test_whether_a_process_is_a_qemu_may_not_be_seen() -> None:
             peer.is_qemu(process)
 
 
-def test_another_client_is_seen_only_while_one_waits(
-    listener: socket.socket, sockets: Path
+@pytest.mark.parametrize("keep_waiting", [True, False])
+async def test_a_process_that_was_stopped_before_this_one_began_is_stopped(
+    process: subprocess.Popen[bytes], sockets: Path, keep_waiting: bool
 ) -> None:
-    """To be served alone is nothing to see; to wait behind somebody is."""
-    path = sockets / "vm.sock"
-    assert not peer.has_another_client(str(path))
-    with connect(path):
-        served, _ = listener.accept()
-        with served:
-            assert not peer.has_another_client(str(path))
-            with connect(path):
-                assert peer.has_another_client(str(path))
-        assert not peer.has_another_client(str(path))
+    """Its connection to the exporter of before, which has ended, is no other client."""
+    before = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    await before.connect(20.0, keep_waiting=True)
+    await stop(process)
+    await before.close()
+    for _ in range(2):
+        session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+        for _ in range(2):
+            with pytest.raises(TargetError) as caught:
+                await session.connect(20.0, keep_waiting=keep_waiting)
+            assert caught.value.reason == "stopped"
+        await session.close()
 
 
-def test_a_client_that_waits_alone_waits_for_nobody(listener: socket.socket, sockets: Path) -> None:
-    """A QEMU that is still opening its images serves no one."""
-    with connect(sockets / "vm.sock"):
-        assert not peer.has_another_client(str(sockets / "vm.sock"))
+async def test_a_shared_socket_of_a_stopped_process_is_left_alone(
+    process: subprocess.Popen[bytes], sockets: Path
+) -> None:
+    """A connection that was dropped stays in its backlog and keeps others out."""
+    path = str(sockets / "vm.sock")
+    session = Session(path, Tally(), deaf)
+    await session.connect(20.0, keep_waiting=False)
+    await session.close()
+    await stop(process)
+    for _ in range(5):
+        with pytest.raises(TargetError) as caught:
+            await session.connect(20.0, keep_waiting=False)
+        assert caught.value.reason == "stopped"
+    listener = connections.listener(path, socketfile.look(path))
+
+    assert listener is not None
+    assert listener.waiting == ()
 
 
-def test_clients_of_another_socket_do_not_count(listener: socket.socket, sockets: Path) -> None:
-    """Nor of one whose name begins alike."""
-    with connect(sockets / "vm.sock"), connect(sockets / "vm.sock"):
-        served, _ = listener.accept()
-        with served:
-            assert peer.has_another_client(str(sockets / "vm.sock"))
-            assert not peer.has_another_client(str(sockets / "vm.soc"))
-            assert not peer.has_another_client(str(sockets))
+async def test_a_qemu_is_found_by_its_socket(sockets: Path, tmp_path: Path) -> None:
+    """Where a full backlog keeps us from asking the kernel who listens."""
+    path = str(sockets / "vm.sock")
+    program = tmp_path / "qemu-system-x"
+    program.symlink_to("/bin/sleep")
+    with listen(path) as server:
+        inode = os.fstat(server.fileno()).st_ino
+        unseen = peer.holder(inode)  # this process is not a QEMU
+        process = await asyncio.create_subprocess_exec(program, "60", stdin=server)
+    await until(lambda: peer.holder(inode))
+    process.send_signal(signal.SIGSTOP)
+    await until(lambda: peer.is_stopped(process.pid))
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(10):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.setblocking(False)
+                sock.connect(path)
+    session = Session(path, Tally(), deaf)
+    with pytest.raises(TargetError) as caught:
+        await session.connect(20.0, keep_waiting=True)
+    found = peer.holder(inode)
+    process.kill()
+    await process.wait()
 
-
-def test_a_path_with_blanks_and_odd_bytes_is_found(sockets: Path) -> None:
-    """Paths stand at the end of the line, as they are."""
-    path = sockets / os.fsdecode(b"a  b \xff.sock")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen(1)
-        with connect(path), connect(path):
-            served, _ = server.accept()
-            with served:
-                assert peer.has_another_client(str(path))
-
-
-def test_without_proc_nothing_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is said that the VM does not greet, and no more."""
-    monkeypatch.setattr(peer, "_SOCKETS", tmp_path / "gone")
-
-    assert not peer.has_another_client("/run/vm.sock")
+    assert (unseen, found) == (0, process.pid)
+    assert caught.value.reason == "stopped"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import gc
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +17,7 @@ import msgspec
 import pytest
 from qemu.qmp import QMPError
 
-from exporter import peer, qapi, qmp, queries
+from exporter import connections, qapi, qmp, queries, socketfile
 from exporter.client import Tally
 from exporter.errors import (
     CommandRefused,
@@ -71,10 +74,15 @@ async def ask(session: Session, *queries: Query[object]) -> qmp.Answers:
     return await session.ask(*queries, timeout_seconds=PATIENCE)
 
 
+def is_served(path: str) -> bool:
+    """Whether a client is connected to a socket."""
+    return connections.is_served(path, socketfile.look(path))
+
+
 async def works(session: Session) -> bool:
     """Whether the session connects, if need be, and is answered."""
     # One that it has just left is served until the other end has seen that.
-    await until(lambda: session.connected or not peer.is_served(session.path))
+    await until(lambda: session.connected or not is_served(session.path))
     await connect(session)
     answers = await ask(session, STATUS)
     return answers.get(STATUS) == qapi.Status(running=True, status="running")
@@ -652,6 +660,29 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind(
     await until(lambda: len(os.listdir("/proc/self/fd")) == descriptors)
 
 
+@pytest.mark.parametrize("steps", range(6))
+async def test_who_leaves_a_vm_that_has_gone_leaves_no_error_unread(
+    fake: FakeQmp, session: Session, caplog: pytest.LogCaptureFixture, steps: int
+) -> None:
+    """A target that is dropped while its session is closed: asyncio would log it as an error of ours."""
+    await connect(session)
+    fake.hang_up()
+    with pytest.raises(ProtocolError):
+        await ask(session, STATUS)
+    closing = asyncio.create_task(session.close())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait((closing,))
+    del closing
+    gc.collect()
+    await until(lambda: len(asyncio.all_tasks()) == 1 + fake.serves)
+    gc.collect()
+
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert await works(session)
+
+
 # Sockets that cannot be had.
 
 
@@ -693,7 +724,7 @@ async def test_a_tool_that_leaves_in_a_moment_is_waited_for(
     fake: FakeQmp, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared socket is busy for the milliseconds of one question."""
-    monkeypatch.setattr(qmp.peer, "has_another_client", lambda path: True)
+    monkeypatch.setattr(qmp.connections, "is_served", lambda *_: False)
     monkeypatch.setattr(qmp, "GREETING_PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(qmp, "BUSY_PATIENCE_SECONDS", PATIENCE)
     session = Session(str(sockets / "vm.sock"), Tally(), deaf)
@@ -722,6 +753,88 @@ async def test_a_full_backlog_is_busy(
 
     assert caught.value.reason == "busy"
     assert str(caught.value) == "too many clients wait for this socket"
+
+
+async def test_a_full_backlog_of_clients_that_left_is_not_busy(
+    listener: socket.socket, session: Session, sockets: Path
+) -> None:
+    """Nobody uses it; it just accepts nobody, as a process that hangs does."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(10):
+            with client(sockets / "vm.sock"):
+                pass
+    with pytest.raises(Unreachable) as caught:
+        await connect(session)
+
+    assert (caught.value.reason, str(caught.value)) == ("greeting_timeout", "accepts nobody")
+
+
+@pytest.mark.parametrize("keep_waiting", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_server_that_speaks_no_qmp_and_keeps_its_end_is_that_each_time(
+    sockets: Path, session: Session, keep_waiting: bool, at_once: bool
+) -> None:
+    """Our own connection of before is no other client; it may serve one after the other, too."""
+    path = str(sockets / "vm.sock")
+    kept: list[asyncio.StreamWriter] = []
+
+    def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept.append(writer)
+        if at_once or len(kept) == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n\0\xff\r\n")
+
+    async with await asyncio.start_unix_server(serve, path):
+        for _ in range(4):
+            with pytest.raises(ProtocolError, match="^does not greet like QMP$"):
+                await session.connect(0.3, keep_waiting=keep_waiting)
+        for writer in kept:
+            writer.close()
+        await until(lambda: not session.open)
+    os.unlink(path)
+    async with FakeQmp(path):
+        assert await works(session)
+
+
+@pytest.mark.parametrize("keep_waiting", [True, False])
+async def test_a_vm_that_quits_is_not_busy(
+    listener: socket.socket, session: Session, sockets: Path, keep_waiting: bool
+) -> None:
+    """Its end of our connection of before is there for as long as it takes to end."""
+    first = Session(session.path, Tally(), deaf)
+    connecting = asyncio.create_task(connect(first))
+    loop = asyncio.get_running_loop()
+    listener.setblocking(False)
+    served, _ = await loop.sock_accept(listener)
+    with served:
+        await loop.sock_sendall(served, wire(GREETING))
+        assert b"qmp_capabilities" in await loop.sock_recv(served, 1000)
+        await loop.sock_sendall(served, wire({"return": {}}))
+        await connecting
+        served.shutdown(socket.SHUT_RDWR)
+        await until(lambda: not first.connected)
+        for each in (first, session):
+            with pytest.raises(TargetError) as caught:
+                await each.connect(0.3, keep_waiting=keep_waiting)
+            assert caught.value.reason == "greeting_timeout"
+    await first.close()
+
+
+async def test_a_lack_of_descriptors_is_no_fault_of_a_vm(
+    fake: FakeQmp, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody listens, and could be connected to."""
+
+    def refuse(sock: socket.socket, path: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    monkeypatch.setattr(qmp.socketfile, "connect", refuse)
+    with pytest.raises(Unreachable) as caught:
+        await connect(session)
+
+    assert (caught.value.reason, str(caught.value)) == (
+        "internal",
+        "no descriptor left: too many open files",
+    )
 
 
 async def test_a_socket_that_is_not_there(session: Session) -> None:
@@ -760,7 +873,7 @@ async def test_a_socket_that_may_not_be_opened(
     def refuse(sock: socket.socket, path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(qmp, "_connect", refuse)
+    monkeypatch.setattr(qmp.socketfile, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 

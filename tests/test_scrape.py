@@ -91,6 +91,24 @@ async def test_every_vm_is_collected_at_once(start: Start, fleet: Fleet) -> None
     assert len(series(lines, "qemu_vm_up")) == 5
 
 
+async def test_a_target_that_is_gone_leaves_a_line_in_the_log(
+    start: Start, fleet: Fleet, sockets: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its series end with it, and nothing else tells of a VM that runs out of sight."""
+    caplog.set_level(logging.INFO)
+    await start("a")
+    await start("b")
+    await fleet.scrape(PATIENCE)
+    (sockets / "a.sock").unlink()
+    clock.now += 1
+    assert reasons(await fleet.scrape(PATIENCE)) == {"b": None}
+    fleet.reconfigure(config(sockets, timeout_seconds=7.0))
+    fleet.discover()
+    gone = [r.__dict__ for r in caplog.records if r.message == "vm is no target any more"]
+
+    assert [(each["vm"], each["socket"]) for each in gone] == [("a", str(sockets / "a.sock"))]
+
+
 async def test_50_scrapes_at_once_make_one_sweep(start: Start, fleet: Fleet) -> None:
     """Each VM is asked once, however many replicas Prometheus has."""
     vm = await start()
@@ -257,7 +275,7 @@ async def test_an_unexpected_exception_costs_its_vm_alone(
         raise ZeroDivisionError("division by zero")
 
     fleet.members["bad"]._vm._ask = broken  # type: ignore[method-assign,assignment]
-    assert reasons(await fleet.scrape(PATIENCE)) == {"good": None, "bad": "protocol"}
+    assert reasons(await fleet.scrape(PATIENCE)) == {"good": None, "bad": "internal"}
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.message == "vm not collected: a defect of this program, please report it"
     assert record.__dict__["err"] == "ZeroDivisionError: division by zero"

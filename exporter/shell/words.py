@@ -188,6 +188,10 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
         f"see why: {case.prompt.line('vms')}; --allow-unseen-neighbours commits all the same"
     ),
     "unknown-vm": lambda case: f"see {case.prompt.line('vms')}",
+    "another-vm": lambda case: (
+        f"another process has its socket's path: see {case.prompt.line('vms')}, and ask again if"
+        " that is the VM that you mean"
+    ),
     "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
     "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",
     "file-exists": lambda _: "name a file that does not exist: it is made",

@@ -14,6 +14,7 @@ _CHANGE = (
     "bad-request", "admin-api-disabled", "cross-site", "not-granted", "managed-vm", "unknown-vm",
     "body-timeout", "wrong-vm-state", "too-large", "wrong-content-type", "refused-by-qemu",
     "not-supported", "unknown-outcome", "vm-down", "storage-hangs", "not-recorded", "no-answer",
+    "another-vm",
 )  # fmt: skip
 _JOB = (*_CHANGE, "unknown-job", "wrong-job-state", "already-asked")
 _DEVICE = (*_CHANGE, "unknown-device", "device-busy", "wrong-device-state")

@@ -169,7 +169,8 @@ def test_a_vm_whose_socket_has_the_group_is_up_and_its_storage_is_seen(service: 
     [
         ("ProtectProc=default", {"home", "dev"}, "stopped", "busy"),
         ("ProtectProc=invisible", {"home", "dev"}, "greeting_timeout", "busy"),
-        ("ProcSubset=pid", {"home", "dev"}, "stopped", "greeting_timeout"),
+        ("ProcSubset=pid", {"home", "dev"}, "stopped", "busy"),
+        ("RestrictAddressFamilies=~AF_NETLINK", {"home", "dev"}, "stopped", "busy"),
         ("ProtectHome=yes", {"dev"}, "stopped", "busy"),
         ("PrivateDevices=yes", {"home"}, "stopped", "busy"),
         ("PrivateTmp=no", {"home", "dev", "tmp"}, "stopped", "busy"),

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 
+from exporter import socketfile
 from exporter.client import Tally
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
@@ -18,6 +19,7 @@ from exporter.model import Device, Snapshot
 from exporter.outcomes import End
 from exporter.pace import Pace
 from exporter.render import Blobs, Kept, Plan
+from exporter.socketfile import SocketFile
 from exporter.storage import Storage
 from exporter.vm import Vm
 
@@ -30,6 +32,8 @@ class Collected:
 
     snapshot: Snapshot
     blobs: Blobs
+    #: The socket that it answered on, or was tried; None where there was none.
+    socket: SocketFile | None = None
 
 
 class Observer:
@@ -68,10 +72,9 @@ class Member:
         """Whether more will be asked than in most scrapes."""
         return self._vm.is_refresh_due
 
-    @property
-    def replaced(self) -> bool:
-        """Whether the path leads to another VM than the one that was seen last."""
-        return self._vm.replaced
+    def is_elsewhere(self, socket: SocketFile | None) -> bool:
+        """Whether the path leads to another socket than this one by now."""
+        return socketfile.leads_elsewhere(self.target.socket, socket)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Vm]:
@@ -142,12 +145,13 @@ class Member:
         try:
             if (snapshot := await self._look()) is None:
                 return self.late(self.target.settings.timeout_seconds)
+            socket, _ = self._vm.peer
             self._observer.collected(self, snapshot)
             if not snapshot.up:
-                return Collected(snapshot, self._plan.render(snapshot))
+                return Collected(snapshot, self._plan.render(snapshot), socket)
             if snapshot.devices is not self._devices:
                 self._devices, self._kept = snapshot.devices, self._plan.keep(snapshot)
-            return Collected(snapshot, self._plan.render(snapshot, self._kept))
+            return Collected(snapshot, self._plan.render(snapshot, self._kept), socket)
         except TargetError as error:
             # Found out while it was rendered: numbers or names that no QEMU sends.
             log.warning("vm is down", extra={"vm": self.name, "err": str(error)})

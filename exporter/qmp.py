@@ -95,13 +95,8 @@ class Session:
 
     @property
     def replaced(self) -> bool:
-        """Whether the path leads to another socket than the one that was connected to last.
-
-        A path that leads nowhere leads to no other VM.
-        """
-        if self.file is None:
-            return False
-        return socketfile.look(self.path) not in (self.file, None)
+        """Whether the path leads to another socket than the one that was connected to last."""
+        return socketfile.leads_elsewhere(self.path, self.file)
 
     @property
     def process(self) -> Process:

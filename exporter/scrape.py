@@ -59,11 +59,18 @@ class Sweep:
         elapsed = now - self.started
         return [
             *(
-                collected if now - at <= max_age_seconds else member.late(elapsed)
+                member.late(elapsed)
+                if now - at > max_age_seconds
+                or (max_age_seconds < float("inf") and member.is_elsewhere(collected.socket))
+                else collected
                 for at, member, collected in self._done
             ),
             *(member.late(elapsed) for member in self._pending.values()),
         ]
+
+    def is_outdated(self) -> bool:
+        """Whether it would show a VM whose path has been taken over since."""
+        return any(member.is_elsewhere(each.socket) for _, member, each in self._done)
 
     def drop(self, most: int) -> bool:
         """Let go of so many answers at most, and return whether there are more."""
@@ -154,7 +161,7 @@ class Fleet:
         """Return every VM as it is now, within `timeout_seconds`."""
         deadline = time.monotonic() + timeout_seconds
         sweep = self._sweep
-        if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS or self._any_replaced:
+        if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS or sweep.is_outdated():
             if sweep is not None and not await _set_before(sweep.finished, deadline):
                 # Values of then must not pass for values of now.
                 return sweep.result(max(JOIN_SECONDS, timeout_seconds))
@@ -165,11 +172,6 @@ class Fleet:
         assert sweep is not None
         await _set_before(sweep.finished, deadline)
         return sweep.result()
-
-    @property
-    def _any_replaced(self) -> bool:
-        """Whether a sweep would show a VM whose name is another one's by now."""
-        return any(member.replaced for member in self.members.values())
 
     async def probe(self, vm: str, timeout_seconds: float) -> Collected:
         """Collect one VM alone.

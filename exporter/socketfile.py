@@ -26,6 +26,14 @@ def look(path: str) -> SocketFile | None:
     return SocketFile(found.st_dev, found.st_ino)
 
 
+def leads_elsewhere(path: str, file: SocketFile | None) -> bool:
+    """Whether a path leads to another socket than `file`, if that is known.
+
+    A path that leads nowhere leads to no other VM.
+    """
+    return file is not None and look(path) not in (file, None)
+
+
 def connect(sock: socket.socket, path: str) -> SocketFile:
     """Connect to the socket at `path`, of any length, and return which file that was.
 

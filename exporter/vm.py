@@ -158,11 +158,6 @@ class Vm:
         await self._session.execute(command, timeout_seconds)
 
     @property
-    def replaced(self) -> bool:
-        """Whether the path leads to another VM than the one that was seen last."""
-        return self._session.replaced
-
-    @property
     def peer(self) -> tuple[SocketFile | None, int]:
         """The socket that was connected to last, and its process."""
         return self._session.file, self._session.peer_pid

@@ -281,6 +281,18 @@ async def test_a_scrape_does_not_join_a_sweep_that_saw_the_first(
     assert same is after
 
 
+async def test_a_scrape_does_not_join_a_sweep_that_saw_the_first_though_a_probe_saw_the_second(
+    pair: Pair, fleet: Reach
+) -> None:
+    """The session is with the second by then, and the sweep is as young as before."""
+    await fleet.fleet.scrape(20.0)
+    pair.take_over()
+    assert is_second(await seen(fleet))
+    [after] = await fleet.fleet.scrape(20.0)
+
+    assert is_second(after.snapshot)
+
+
 async def test_a_named_target_whose_file_is_gone_stays_up(pair: Pair, persistent: Reach) -> None:
     """A path that leads nowhere leads to no other VM."""
     persistent.rename("vm", pair.first.path)

@@ -9,6 +9,9 @@ import os
 import socket
 from typing import NamedTuple
 
+#: Where there is no /proc, a path of more than 107 bytes cannot be connected to.
+_DESCRIPTORS = "/proc/self/fd"
+
 
 class SocketFile(NamedTuple):
     """A socket in a file system. Its number is not used again while a connection to it lives."""
@@ -44,7 +47,11 @@ def connect(sock: socket.socket, path: str) -> SocketFile:
     try:
         found = os.fstat(opened)
         # By its descriptor: the path may lead to another file a moment later.
-        sock.connect(f"/proc/self/fd/{opened}")
+        sock.connect(f"{_DESCRIPTORS}/{opened}")
+    except FileNotFoundError:
+        if os.path.exists(_DESCRIPTORS):
+            raise
+        sock.connect(path)
     finally:
         os.close(opened)
     return SocketFile(found.st_dev, found.st_ino)

@@ -107,13 +107,13 @@ class Vm:
             TargetError: the VM does not answer.
         """
         deadline, began = time.monotonic() + timeout_seconds, time.time()
-        seen = self.peer
+        file, pid = self.peer
         self._session.check()
         self._topology.outdate()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
         self._session.check()
-        if seen[0] is not None and seen != self.peer:
+        if (file or self.peer[0], pid or self.peer[1]) != self.peer:
             raise Replaced("another process has taken the path over")
         if not self._session.connected:
             raise ProtocolError("hung up before all was asked")

@@ -335,6 +335,18 @@ async def test_an_action_that_finds_another_vm_is_refused_and_then_meets_it(
     assert pair.first.changes == []
 
 
+async def test_a_vm_that_was_busy_before_is_no_other_vm(pair: Pair, fleet: Reach) -> None:
+    """Which process it is was not known as long as nobody could connect to it."""
+    reader, writer = await asyncio.open_unix_connection(pair.first.path)
+    await reader.readline()
+    assert (await fleet.member()._vm.collect(0.2)).reason == "busy"
+    writer.close()
+    await until(lambda: not pair.first.serves)
+    await fleet.commit()
+
+    assert [name for name, _ in pair.first.changes] == ["block-commit"]
+
+
 async def test_an_action_after_a_scrape_goes_to_the_one_that_was_seen(
     pair: Pair, fleet: Reach
 ) -> None:

@@ -40,6 +40,16 @@ def test_what_was_connected_to_is_told(sockets: Path) -> None:
         assert socketfile.connect(sock, link) == socketfile.look(path) == socketfile.look(link)
 
 
+def test_without_proc_the_path_itself_is_connected_to(
+    sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a bare chroot."""
+    path = str(sockets / "vm.sock")
+    monkeypatch.setattr(socketfile, "_DESCRIPTORS", "/gone")
+    with listen(path), socket.socket(socket.AF_UNIX) as sock:
+        assert socketfile.connect(sock, path) == socketfile.look(path)
+
+
 def test_a_connection_leads_to_the_file_that_is_told(
     sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

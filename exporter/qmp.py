@@ -103,14 +103,16 @@ class Session:
         """Who is at the other end; known before the first event of a connection comes."""
         return Process(self.peer_pid, *_greeted(self._client), self.file)
 
-    def check(self) -> None:
-        """See that what was answered came from where the path leads.
+    def check(self, *, must_exist: bool = False) -> None:
+        """See that the path leads to the socket that was connected to, or (else) at least to no other.
 
         Raises:
-            Replaced: it leads to another socket by now.
+            Replaced: it does not.
         """
         if self.replaced:
-            raise Replaced("another process has taken the path over")
+            raise Replaced("another process has taken the path of its socket over")
+        if must_exist and socketfile.look(self.path) is None:
+            raise Replaced("its socket was removed: the path may lead to any other VM next")
 
     async def connect(self, timeout_seconds: float, *, keep_waiting: bool) -> None:
         """Connect and be greeted, if that has not happened yet.
@@ -186,10 +188,8 @@ class Session:
         if client.awaited:
             raise self.overdue()
         answers = Answers((command,))
-        # Nothing may come between this look and the write. A path that leads nowhere will lead to
-        # whatever binds it next.
-        if socketfile.look(self.path) != self.file:
-            raise Replaced("another process has taken the path over, or is about to")
+        # Nothing may come between this look and the write.
+        self.check(must_exist=True)
         client.ask(answers, WRITE_COMMANDS)
         try:
             if not await _complete(answers, timeout_seconds):

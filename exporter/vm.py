@@ -67,6 +67,8 @@ class Vm:
         started = time.monotonic()
         deadline = started + timeout_seconds
         try:
+            # First of all: one that hangs may owe an answer that would be waited for.
+            await self._leave_replaced()
             await self._watch.begin(timeout_seconds)
             snapshot = await self._ask_who_is_there(deadline)
         except TargetError as error:
@@ -112,9 +114,9 @@ class Vm:
         self._topology.outdate()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
-        self._session.check()
+        self._session.check(must_exist=True)
         if (file or self.peer[0], pid or self.peer[1]) != self.peer:
-            raise Replaced("another process has taken the path over")
+            raise Replaced("another process has taken the path of its socket over")
         if not self._session.connected:
             raise ProtocolError("hung up before all was asked")
         if self.target.settings.topology == "never":
@@ -208,13 +210,13 @@ class Vm:
         """Ask the VM that the path leads to, when it is asked and when it has answered."""
         for _ in range(_FOLLOW_TRIES):
             try:
-                await self._leave_replaced()
                 snapshot = await self._ask(deadline)
                 self._session.check()
             except TargetError as error:
                 if not self._session.replaced or not left(deadline):
                     raise
                 log.debug("asked anew", extra={"vm": self.target.vm, "err": str(error)})
+                await self._leave_replaced()
             else:
                 return snapshot
         raise Replaced("one process after the other takes the path over")

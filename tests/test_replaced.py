@@ -24,7 +24,7 @@ from exporter.turn import turn
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start
 from tests.fakeqmp import FakeQmp, dying, until
-from tests.reach import Reach, refused, run
+from tests.reach import USER, Reach, commit, refused, run
 from tests.test_turn import COMMAND, SPEED
 
 TAKEN_OVER = "another process has taken the path of the socket over"
@@ -133,6 +133,23 @@ async def test_a_vm_that_hangs_does_not_hide_the_one_after_it(
     pair.first.answering.clear()
     with pytest.raises(TargetError):
         await persistent.member()._vm._session.ask(STATUS, BLOCKSTATS, timeout_seconds=0.01)
+    pair.take_over()
+
+    assert is_second(await seen(persistent))
+
+
+async def test_a_look_that_hangs_does_not_hide_the_one_after_it(
+    pair: Pair, persistent: Reach
+) -> None:
+    """A scrape waits for a look to end, but not for that of another VM."""
+    member = persistent.member()
+    await seen(persistent)
+    pair.first.answering.clear()
+    place = graph("merge", "disk0", ("one-top", "one-base"))
+    start(pair.first, block_job("merge", ready=True, status="ready"), place)
+    ready = {"type": "commit", "device": "merge", "len": 1, "offset": 1, "speed": 0}
+    await pair.first.event("BLOCK_JOB_READY", **ready)
+    await until(lambda: member._vm._session.owes_answers)
     pair.take_over()
 
     assert is_second(await seen(persistent))
@@ -328,7 +345,10 @@ async def test_an_action_that_finds_another_vm_is_refused_and_then_meets_it(
     pair.take_over()
     problem, detail = await refused(fleet.commit())
 
-    assert (problem, detail) == ("another-vm", "vm: another process has taken the path over")
+    assert (problem, detail) == (
+        "another-vm",
+        "vm: another process has taken the path of its socket over",
+    )
     assert pair.first.changes == pair.second.changes == []
     assert (await fleet.commit()).job is not None
     assert [name for name, _ in pair.second.changes] == ["block-commit"]
@@ -377,6 +397,21 @@ async def test_a_path_that_changes_while_an_action_looks_refuses_it(
 
     assert problem == "another-vm"
     assert pair.first.changes == pair.second.changes == []
+
+
+async def test_a_vm_whose_socket_is_removed_is_not_changed(pair: Pair, persistent: Reach) -> None:
+    """It is seen through the session that is open; what a dry run says is true."""
+    persistent.rename("vm", pair.first.path)
+    await seen(persistent)
+    os.unlink(pair.first.path)
+    for dry_run in (True, False):
+        problem, detail = await refused(
+            persistent.actions.commit(USER, "vm", commit(), dry_run=dry_run)
+        )
+        assert problem == "another-vm"
+        assert detail == "vm: its socket was removed: the path may lead to any other VM next"
+    assert (await seen(persistent)).up
+    assert pair.first.changes == []
 
 
 @pytest.mark.parametrize("how", ["taken over", "removed"])
@@ -429,13 +464,13 @@ async def test_what_is_said_after_an_action_is_not_said_of_another_vm(
     """It was done; the job that the other one has with this id is not that of the request."""
     usual: Callable[..., Any] = pair.first.replies["block-commit"]  # type: ignore[assignment]
 
-    def commit(arguments: Mapping[str, Any]) -> Any:
+    def commit_and_lose(arguments: Mapping[str, Any]) -> Any:
         answer = usual(arguments)
         pair.take_over()
         return answer
 
     start(pair.second, block_job("qbe-1"), graph("qbe-1", "disk0", ("two-top", "two-base")))
-    pair.first.replies["block-commit"] = commit
+    pair.first.replies["block-commit"] = commit_and_lose
     done = await fleet.commit()
 
     assert (done.dry_run, done.job) == (False, None)

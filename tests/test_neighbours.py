@@ -17,7 +17,7 @@ from exporter.sight import Sight
 from exporter.turn import Turn
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
-from tests.reach import USER, Reach, commit, grant, refused
+from tests.reach import USER, Reach, commit, grant, refused, run
 
 
 async def test_a_layer_of_another_vm_is_not_written_to(
@@ -229,7 +229,7 @@ async def test_two_vms_that_are_committed_at_once_do_not_wait_for_each_other(
 ) -> None:
     """Each looks at the other before it has its own VM for itself."""
     async with FakeQmp(str(sockets / "other.sock")) as other:
-        plug(other, Disk(nodes=("x", "y")))
+        run(other, 7, 2, disk=Disk(nodes=("x", "y")))
         done = await asyncio.gather(reach.commit("qbe-1"), reach.commit("qbe-2", "other"))
 
     assert [each.job.status for each in done] == ["running", "running"]

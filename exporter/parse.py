@@ -33,6 +33,8 @@ class Topology:
     blocks: Mapping[str, qapi.BlockInfo] = field(default_factory=dict)
     #: Throttle group -> its limits.
     limits: Mapping[str, qapi.Limits] = field(default_factory=dict)
+    #: The devices whose root node has no driver any more, and that node's name.
+    closed: AbstractSet[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +67,21 @@ def devices(
     positions: list[int] = []
     files: list[str] = []
     for name, entry in zip(device_names(entries), entries, strict=True):
-        chain = chains.of_nodes(entry)
         info = topology.blocks.get(key(entry)) if topology else None
-        if info is not None and not chains.agree(chain, info):
-            info = None
-        nodes, sources = _nodes(chain, info)
+        closed = topology is not None and (key(entry), entry.node_name) in topology.closed
+        chain = chains.joined(entry, info) if info else None
+        if chain is None:
+            chain = chains.of_nodes(entry)
+            info = info if closed else None
+        nodes, sources = _nodes(chain)
         positions += (position[id(source)] for source in sources)
         files += (_file(node) for node in nodes if node.counts)
         device = Device(
             device=name,
             qdev=entry.qdev,
             nodes=nodes,
-            backing_depth=len(chain.layers) - 1 if chain.layers else None,
+            # A node without a driver does not tell what it is backed by. [bdrv_cow_child]
+            backing_depth=len(chain.layers) - 1 if chain.layers and not closed else None,
             expected_backing_depth=expected_depth(name),
         )
         found.append(_device(device, info, chain, topology) if info and topology else device)
@@ -215,12 +220,16 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
     """Return `device` with what query-block knows of the device."""
     inserted = info.inserted
     known = _replace(
-        device, block=info, inserted=inserted is not None, removable=_word(info.removable)
+        device,
+        block=info,
+        inserted=inserted is not None,
+        removable=_word(info.removable),
+        node_name=chain.layers[0].node_name if chain.layers else "",
     )
     if inserted is None:
         return known
-    active = next(iter(chains.layer_images(info)), inserted.image)
-    node_name = chain.layers[0].node_name if chain.layers else inserted.node_name
+    active = chain.images[0] if chain.images else inserted.image
+    node_name = known.node_name if chain.layers else inserted.node_name
     throttle = _throttle(inserted, info, topology)
     cache = inserted.cache
     return _replace(
@@ -236,32 +245,35 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
         throttle=throttle,
         throttle_group=throttle.throttle_group if throttle else "",
         bitmaps=tuple(
-            Bitmap(bitmap.name, node_name, bitmap)
+            # Of the root node, which may be a filter with bitmaps of its own.
+            Bitmap(bitmap.name, inserted.node_name or node_name, bitmap)
             for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
             if bitmap.name
         ),
     )
 
 
-def _nodes(
-    chain: Chain, info: qapi.BlockInfo | None
-) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
+def _nodes(chain: Chain) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
     """Return the nodes of a chain, and the entries of those that count."""
-    images = chains.layer_images(info) if info else ()
     nodes: list[Node] = []
     sources: list[qapi.BlockNode] = []
     for index, layer in enumerate(chain.layers):
-        image = images[index] if images else None
+        image = chain.images[index] if chain.images else None
         nodes.append(_format_node(str(index), layer, image))
         sources.append(layer)
         if (protocol := chains.protocol_of(layer)) is not None:
             nodes.append(_protocol_node(str(index), protocol, image))
             sources.append(protocol)
-    filters = [i for i in chains.images(info) if i.format in chains.FILTERS] if info else []
     nodes += [
-        Node(layer="", role="filter", node_name=n.node_name, has_info=True, driver=image.format)
-        for n, image in zip(chain.filters, filters, strict=False)
-        if image.format in chains.LASTING_FILTERS
+        Node(
+            layer="",
+            role="filter",
+            node_name=each.node.node_name,
+            has_info=True,
+            driver=each.image.format,
+        )
+        for each in chain.filters
+        if each.image is not None and each.image.format in chains.LASTING_FILTERS
     ]
     return tuple(nodes), sources
 

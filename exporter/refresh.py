@@ -10,7 +10,13 @@ from exporter.errors import ProtocolError
 from exporter.inquiry import Inquiry, left
 from exporter.qapi import BlockJob, BlockStats
 from exporter.qmp import Session
-from exporter.topology import NodeNames, TopologyCache, agree, throttle_limits
+from exporter.topology import (
+    NodeNames,
+    TopologyCache,
+    agree,
+    throttle_limits,
+    without_drivers,
+)
 from exporter.watch import DEVICES_LIMIT
 
 #: The first QEMU whose query-block can leave the backing images out.
@@ -71,7 +77,7 @@ class Refresh:
         if not await self._topology.may_ask(names, process, left(deadline)):
             return entries, block_jobs
         blocks = None
-        if self._flat_will_do(names, block_jobs):
+        if self._flat_will_do(entries, names, block_jobs):
             answers = await self._inquiry.batch([queries.BLOCK_FLAT], deadline)
             if answers.refused(queries.BLOCK_FLAT):
                 self._flat = False
@@ -79,7 +85,9 @@ class Refresh:
                 self._topology.merge_flat(blocks)
         if blocks is None:
             blocks = (await self._inquiry.batch([queries.BLOCK], deadline)).get(queries.BLOCK)
-        agreed = blocks is not None and agree(blocks, entries)
+        shut = without_drivers(blocks or (), entries)
+        closed = shut & self._topology.closed
+        agreed = blocks is not None and agree(blocks, entries, closed)
         for _ in range(_AGREE_TRIES):
             if blocks is None or agreed:
                 break
@@ -88,7 +96,9 @@ class Refresh:
             )
             entries, blocks = self.entries(again), again.get(queries.BLOCK)
             block_jobs = again.get(queries.BLOCK_JOBS) or []
-            agreed = blocks is not None and agree(blocks, entries)
+            # What two answers in a row tell is no medium that was just taken out.
+            closed, shut = (now := without_drivers(blocks or (), entries)) & shut, now
+            agreed = blocks is not None and agree(blocks, entries, closed)
             names = chains.walk(entries).names
         if blocks is None:
             return entries, block_jobs
@@ -98,15 +108,19 @@ class Refresh:
         limits = await throttle_limits(
             blocks, self._settings, lambda asked: self._inquiry.batch(asked, deadline)
         )
-        await self._topology.put(blocks, names, limits, left(deadline), agreed=agreed)
+        await self._topology.put(
+            blocks, names, limits, left(deadline), agreed=agreed, closed=closed
+        )
         return entries, block_jobs
 
-    def _flat_will_do(self, names: NodeNames, block_jobs: list[BlockJob]) -> bool:
+    def _flat_will_do(
+        self, entries: list[BlockStats], names: NodeNames, block_jobs: list[BlockJob]
+    ) -> bool:
         # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
         return (
             self._flat
             and self._session.version >= _FLAT_VERSION
             and not block_jobs
             and self._topology.known(names)
-            and not self._topology.has_filters()
+            and not any(chains.of_nodes(entry).filters for entry in entries)
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 from zlib import crc32
 
@@ -104,17 +105,14 @@ class TopologyCache:
         topology = self.current()
         return [chains.without_counters(b) for b in topology.blocks.values()] if topology else []
 
+    @property
+    def closed(self) -> AbstractSet[tuple[str, str]]:
+        """The devices whose root node had no driver any more, and that node's name."""
+        return self._topology.closed if self._topology else frozenset()
+
     def known(self, node_names: NodeNames) -> bool:
         """Whether what is known is of exactly these chains: all that a flat answer leaves out."""
         return self._topology is not None and node_names == self._node_names
-
-    def has_filters(self) -> bool:
-        """Whether a filter stands above the chain of a device."""
-        return self._topology is not None and any(
-            image.format in chains.FILTERS
-            for info in self._topology.blocks.values()
-            for image in chains.images(info)
-        )
 
     def is_due(self, node_names: NodeNames) -> bool:
         """Whether query-block should be asked now, given the chains of query-blockstats."""
@@ -184,10 +182,11 @@ class TopologyCache:
         timeout_seconds: float,
         *,
         agreed: bool,
+        closed: AbstractSet[tuple[str, str]] = frozenset(),
     ) -> None:
         """Keep an answer, with what the storage of its files says of itself.
 
-        `agreed`: whether query-blockstats saw the same chains.
+        `agreed`: whether query-blockstats saw the same chains; `closed` as for `agree`.
         """
         by_key = {key(info): info for info in blocks}
         # A chain that goes on disagreeing is one that this program does not understand: to ask
@@ -199,7 +198,7 @@ class TopologyCache:
         # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
         part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF
         self._due_at = self._asked_at + part * self._settings.topology_max_age_seconds
-        topology = Topology(blocks=by_key, limits=limits)
+        topology = Topology(blocks=by_key, limits=limits, closed=closed)
         if topology != self._topology:
             self._topology = topology  # else the same object, of which all is rendered already
             self._files = parse.image_files(by_key)
@@ -275,10 +274,33 @@ async def throttle_limits(
     }
 
 
-def agree(blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]) -> bool:
-    """Whether query-block and query-blockstats saw the same chains."""
+def agree(
+    blocks: Sequence[qapi.BlockInfo],
+    entries: Sequence[qapi.BlockStats],
+    closed: AbstractSet[tuple[str, str]],
+) -> bool:
+    """Whether query-block and query-blockstats saw the same chains.
+
+    `closed` are the devices whose root node has no driver any more, and that node's name.
+    """
     by_key = {key(info): info for info in blocks}
     return all(
-        (info := by_key.get(key(entry))) is not None and chains.agree(chains.of_nodes(entry), info)
+        (info := by_key.get(key(entry))) is not None
+        and (chains.joined(entry, info) is not None or (key(entry), entry.node_name) in closed)
         for entry in entries
+    )
+
+
+def without_drivers(
+    blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]
+) -> frozenset[tuple[str, str]]:
+    """Return the devices whose root node seems to have no driver, and that node's name.
+
+    One answer alone does not tell it from a medium that was taken out between the two queries.
+    """
+    by_key = {key(info): info for info in blocks}
+    return frozenset(
+        (key(entry), entry.node_name)
+        for entry in entries
+        if (info := by_key.get(key(entry))) is not None and chains.is_closed(entry, info)
     )

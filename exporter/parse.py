@@ -13,7 +13,15 @@ from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
-from exporter.filename import local_path, public, public_text, throttle_group
+from exporter.filename import (
+    DEVICE_DRIVERS,
+    data_file,
+    is_on_device,
+    local_path,
+    public,
+    public_text,
+    throttle_group,
+)
 from exporter.graph import Place
 from exporter.identity import device_names, key
 from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
@@ -35,6 +43,8 @@ class Topology:
     limits: Mapping[str, qapi.Limits] = field(default_factory=dict)
     #: The devices whose root node has no driver any more, and that node's name.
     closed: AbstractSet[tuple[str, str]] = frozenset()
+    #: Of the data files that headers name, those that QEMU has open.
+    data_files: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +83,9 @@ def devices(
         if chain is None:
             chain = chains.of_nodes(entry)
             info = info if closed else None
-        nodes, sources = _nodes(chain)
+        nodes, sources, of_nodes = _nodes(chain, topology.data_files if topology else frozenset())
         positions += (position[id(source)] for source in sources)
-        files += (_file(node) for node in nodes if node.counts)
+        files += of_nodes
         device = Device(
             device=name,
             qdev=entry.qdev,
@@ -86,10 +96,6 @@ def devices(
         )
         found.append(_device(device, info, chain, topology) if info and topology else device)
     return Devices(tuple(found), walk.names, tuple(positions), tuple(files))
-
-
-def _file(node: Node) -> str:
-    return (local_path(node.image.filename) or "") if node.image else ""
 
 
 def count(
@@ -188,7 +194,18 @@ def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
         path
         for info in blocks.values()
         for image in chains.images(info)
-        if (path := local_path(image.filename))
+        for path in (local_path(image.filename), _data_file(image, None))
+        if path
+    )
+
+
+def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+    """Return the data files that headers name; QEMU may have been given others."""
+    return frozenset(
+        data.data_file
+        for info in blocks.values()
+        for image in chains.images(info)
+        if (data := _data(image)) is not None and data.data_file
     )
 
 
@@ -210,6 +227,11 @@ def manager(package: str, entries: Sequence[qapi.BlockStats]) -> str:
     if any(name.startswith("libvirt-") for name in nodes):
         return "libvirt"
     return "incus" if any(_INCUS_NODE.match(name) for name in nodes) else ""
+
+
+def _counted(bitmap: qapi.Bitmap) -> qapi.Bitmap:
+    # Of one that was not saved QEMU knows nothing, and says 0.
+    return _replace(bitmap, count=None) if getattr(bitmap, "inconsistent", None) else bitmap
 
 
 def _word(value: bool | None) -> str:
@@ -246,24 +268,33 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
         throttle_group=throttle.throttle_group if throttle else "",
         bitmaps=tuple(
             # Of the root node, which may be a filter with bitmaps of its own.
-            Bitmap(bitmap.name, inserted.node_name or node_name, bitmap)
+            Bitmap(bitmap.name, inserted.node_name or node_name, _counted(bitmap))
             for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
             if bitmap.name
         ),
     )
 
 
-def _nodes(chain: Chain) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
-    """Return the nodes of a chain, and the entries of those that count."""
+def _nodes(
+    chain: Chain, data_files: AbstractSet[str]
+) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode], Sequence[str]]:
+    """Return the nodes of a chain, the entries of those that count, and whose storage these use.
+
+    That is the path of a file, empty where it is not known or has none of its own.
+    """
     nodes: list[Node] = []
     sources: list[qapi.BlockNode] = []
+    files: list[str] = []
     for index, layer in enumerate(chain.layers):
-        image = chain.images[index] if chain.images else None
+        image = _measured(layer, chain.images[index]) if chain.images else None
+        data = _data_file(image, data_files) if image else None
         nodes.append(_format_node(str(index), layer, image))
         sources.append(layer)
+        files.append((local_path(image.filename) if data is None else data) or "" if image else "")
         if (protocol := chains.protocol_of(layer)) is not None:
-            nodes.append(_protocol_node(str(index), protocol, image))
+            nodes.append(_protocol_node(str(index), protocol, image, data))
             sources.append(protocol)
+            files.append("")
     nodes += [
         Node(
             layer="",
@@ -275,7 +306,7 @@ def _nodes(chain: Chain) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
         for each in chain.filters
         if each.image is not None and each.image.format in chains.LASTING_FILTERS
     ]
-    return tuple(nodes), sources
+    return tuple(nodes), sources, files
 
 
 def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
@@ -298,15 +329,55 @@ def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) ->
     )
 
 
-def _protocol_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
+def _protocol_node(
+    layer: str, entry: qapi.BlockNode, image: qapi.Image | None, data: str | None
+) -> Node:
     return Node(
         layer=layer,
         role="protocol",
         node_name=entry.node_name,
         has_info=None if image is None else True,
         driver=entry.driver_specific.driver if entry.driver_specific else "",
-        file=public(image.filename) if image else "",
+        file=(public(image.filename) if data is None else data) if image else "",
     )
+
+
+def _data(image: qapi.Image) -> qapi.FormatData | None:
+    return image.format_specific.data if image.format_specific else None
+
+
+def _data_file(image: qapi.Image, opened: AbstractSet[str] | None) -> str | None:
+    """Return the path of the file where the guest's data is, if that is not the image's own.
+
+    It is empty where it is not known: a qcow2 shows the name that is in its header, though QEMU may
+    have been given another file. `opened` are the names of which that is known; None takes any.
+    """
+    data = _data(image)
+    if data is None:
+        return None
+    if data.data_file is not None or data.data_file_raw is not None:
+        if named := data_file(image.filename):
+            return named
+        header = data.data_file or ""
+        return header if opened is None or header in opened else ""
+    names = {extent.filename for extent in data.extents} - {image.filename}
+    if not names:
+        return None
+    return (local_path(names.pop()) or "") if len(data.extents) == 1 else ""
+
+
+def _measured(layer: qapi.BlockNode, image: qapi.Image) -> qapi.Image:
+    """Return an image without the size that is none: a block device has always 0 blocks.
+
+    QEMU adds up what the files of an image take. [bdrv_get_allocated_file_size]
+    """
+    file = chains.protocol_of(layer) or layer
+    if file.driver_specific is not None:
+        known = file.driver_specific.driver not in DEVICE_DRIVERS
+    else:
+        # A quorum has several files; QEMU before 4.2 does not tell the driver.
+        known = not is_on_device(image.filename)
+    return image if known else _replace(image, actual_size=None)
 
 
 def _throttle(inserted: qapi.Inserted, info: qapi.BlockInfo, topology: Topology) -> Throttle | None:

@@ -130,11 +130,22 @@ class LayerStats(BlockStats, rename="kebab", kw_only=True):
         return self.stats
 
 
+class Extent(Tree):
+    """VmdkExtentInfo."""
+
+    filename: str = ""
+
+
 @leaves(metrics.NODES, "image", "format_specific", "data")
-class FormatData(Tree):
-    """ImageInfoSpecificQCow2 and its like."""
+class FormatData(Tree, rename={"data_file": "data-file", "data_file_raw": "data-file-raw"}):
+    """ImageInfoSpecificQCow2, ImageInfoSpecificVmdk and their like."""
 
     compat: str | None = None
+    #: As the header of a qcow2 has it; the data file may have been given by another name.
+    data_file: str | None = None
+    #: There for each qcow2 with a data file.
+    data_file_raw: bool | None = None
+    extents: list[Extent] = []
 
 
 class FormatSpecific(Tree):

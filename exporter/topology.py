@@ -198,11 +198,10 @@ class TopologyCache:
         # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
         part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF
         self._due_at = self._asked_at + part * self._settings.topology_max_age_seconds
-        topology = Topology(blocks=by_key, limits=limits, closed=closed)
-        if topology != self._topology:
-            self._topology = topology  # else the same object, of which all is rendered already
-            self._files = parse.image_files(by_key)
-        files = self._files
+        files = parse.image_files(by_key)
+        opened = {
+            self._sights[path].identity for path in self._opened or () if path in self._sights
+        }
         # What `may_ask` has just seen is not looked at again.
         sights = {path: sight for path, sight in self._sights.items() if path in files}
         self._sights = {}
@@ -218,6 +217,15 @@ class TopologyCache:
         space = {path: each for path, each in self._space.items() if path in files}
         space |= {p: Space(s.size_bytes, s.available_bytes) for p, s in sights.items()}
         self._space = space
+        data_files = frozenset(
+            path
+            for path in parse.header_data_files(by_key)
+            if path in sights and sights[path].identity in opened - {None}
+        )
+        topology = Topology(by_key, limits, closed, data_files)
+        if topology != self._topology:
+            self._topology = topology  # else the same object, of which all is rendered already
+            self._files = files
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

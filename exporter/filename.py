@@ -16,6 +16,7 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 _RBD = re.compile(r"^rbd:(?P<image>[^:?@=]*)")
 _NBD = re.compile(r"^nbd:(unix:/[^:@?=]*|[\w.\[\]-]+:\d+)(:exportname=[\w./-]*)?$")
 _NBD_UNIX = re.compile(r"^/[^?#]*\?socket=[^&\s'\"]*")
+_DEVICE = re.compile(r"^/dev/(?!shm/)")
 _DEBUGGED = re.compile(r"^blkdebug:[^:]*:(?P<image>.+)$", re.DOTALL)
 #: What the drivers of QEMU call the child that has what they read: all; blkdebug and blkreplay;
 #: blkverify.
@@ -106,7 +107,7 @@ def _without_user(text: str) -> str:
 def is_on_device(filename: str) -> bool:
     """Whether a name is that of a block device, or a `json:` name opens one beside backing files."""
     if not filename.startswith("json:"):
-        return filename.startswith("/dev/") and not filename.startswith("/dev/shm/")
+        return bool(_DEVICE.match(filename))
     waiting: list[object] = [_options(filename[5:])]
     while waiting:
         options = waiting.pop()

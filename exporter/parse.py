@@ -13,18 +13,11 @@ from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
-from exporter.filename import (
-    DEVICE_DRIVERS,
-    data_file,
-    is_on_device,
-    local_path,
-    public,
-    public_text,
-    throttle_group,
-)
+from exporter.filename import public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
 from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
+from exporter.nodes import of_chain, word
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
@@ -83,7 +76,7 @@ def devices(
         if chain is None:
             chain = chains.of_nodes(entry)
             info = info if closed else None
-        nodes, sources, of_nodes = _nodes(chain, topology.data_files if topology else frozenset())
+        nodes, sources, of_nodes = of_chain(chain, topology.data_files if topology else frozenset())
         positions += (position[id(source)] for source in sources)
         files += of_nodes
         device = Device(
@@ -188,27 +181,6 @@ def other_jobs(jobs: Sequence[qapi.JobInfo], ids: AbstractSet[str]) -> list[qapi
     return [job for job in jobs if job.id not in ids and job.type not in BLOCK_JOB_TYPES]
 
 
-def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
-    """Return the path of every image file; QEMU may stat others too to answer query-block."""
-    return frozenset(
-        path
-        for info in blocks.values()
-        for image in chains.images(info)
-        for path in (local_path(image.filename), _data_file(image, None))
-        if path
-    )
-
-
-def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
-    """Return the data files that headers name; QEMU may have been given others."""
-    return frozenset(
-        data.data_file
-        for info in blocks.values()
-        for image in chains.images(info)
-        if (data := _data(image)) is not None and data.data_file
-    )
-
-
 def throttle_groups(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     """Return the groups of throttle filters, whose limits query-block does not tell."""
     return frozenset(
@@ -234,10 +206,6 @@ def _counted(bitmap: qapi.Bitmap) -> qapi.Bitmap:
     return _replace(bitmap, count=None) if getattr(bitmap, "inconsistent", None) else bitmap
 
 
-def _word(value: bool | None) -> str:
-    return "" if value is None else "true" if value else "false"
-
-
 def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
     """Return `device` with what query-block knows of the device."""
     inserted = info.inserted
@@ -245,7 +213,7 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
         device,
         block=info,
         inserted=inserted is not None,
-        removable=_word(info.removable),
+        removable=word(info.removable),
         node_name=chain.layers[0].node_name if chain.layers else "",
     )
     if inserted is None:
@@ -259,10 +227,10 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
         node_name=node_name,
         driver=active.format,
         file=public(active.filename),
-        read_only=_word(inserted.ro),
-        cache_writeback=_word(cache.writeback if cache else None),
-        cache_direct=_word(cache.direct if cache else None),
-        cache_no_flush=_word(cache.no_flush if cache else None),
+        read_only=word(inserted.ro),
+        cache_writeback=word(cache.writeback if cache else None),
+        cache_direct=word(cache.direct if cache else None),
+        cache_no_flush=word(cache.no_flush if cache else None),
         detect_zeroes=inserted.detect_zeroes,
         throttle=throttle,
         throttle_group=throttle.throttle_group if throttle else "",
@@ -273,111 +241,6 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
             if bitmap.name
         ),
     )
-
-
-def _nodes(
-    chain: Chain, data_files: AbstractSet[str]
-) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode], Sequence[str]]:
-    """Return the nodes of a chain, the entries of those that count, and whose storage these use.
-
-    That is the path of a file, empty where it is not known or has none of its own.
-    """
-    nodes: list[Node] = []
-    sources: list[qapi.BlockNode] = []
-    files: list[str] = []
-    for index, layer in enumerate(chain.layers):
-        image = _measured(layer, chain.images[index]) if chain.images else None
-        data = _data_file(image, data_files) if image else None
-        nodes.append(_format_node(str(index), layer, image))
-        sources.append(layer)
-        files.append((local_path(image.filename) if data is None else data) or "" if image else "")
-        if (protocol := chains.protocol_of(layer)) is not None:
-            nodes.append(_protocol_node(str(index), protocol, image, data))
-            sources.append(protocol)
-            files.append("")
-    nodes += [
-        Node(
-            layer="",
-            role="filter",
-            node_name=each.node.node_name,
-            has_info=True,
-            driver=each.image.format,
-        )
-        for each in chain.filters
-        if each.image is not None and each.image.format in chains.LASTING_FILTERS
-    ]
-    return tuple(nodes), sources, files
-
-
-def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
-    if image is None:
-        return Node(layer=layer, role="format", node_name=entry.node_name)
-    data = image.format_specific.data if image.format_specific else None
-    return Node(
-        layer=layer,
-        role="format",
-        node_name=entry.node_name,
-        image=image,
-        internal_snapshots=None if image.snapshots is None else len(image.snapshots),
-        has_info=True,
-        driver=image.format,
-        file=public(image.filename),
-        backing_file=public(image.backing_filename),
-        backing_format=image.backing_filename_format,
-        encrypted=_word(image.encrypted),
-        compat=(data and data.compat) or "",
-    )
-
-
-def _protocol_node(
-    layer: str, entry: qapi.BlockNode, image: qapi.Image | None, data: str | None
-) -> Node:
-    return Node(
-        layer=layer,
-        role="protocol",
-        node_name=entry.node_name,
-        has_info=None if image is None else True,
-        driver=entry.driver_specific.driver if entry.driver_specific else "",
-        file=(public(image.filename) if data is None else data) if image else "",
-    )
-
-
-def _data(image: qapi.Image) -> qapi.FormatData | None:
-    return image.format_specific.data if image.format_specific else None
-
-
-def _data_file(image: qapi.Image, opened: AbstractSet[str] | None) -> str | None:
-    """Return the path of the file where the guest's data is, if that is not the image's own.
-
-    It is empty where it is not known: a qcow2 shows the name that is in its header, though QEMU may
-    have been given another file. `opened` are the names of which that is known; None takes any.
-    """
-    data = _data(image)
-    if data is None:
-        return None
-    if data.data_file is not None or data.data_file_raw is not None:
-        if named := data_file(image.filename):
-            return named
-        header = data.data_file or ""
-        return header if opened is None or header in opened else ""
-    names = {extent.filename for extent in data.extents} - {image.filename}
-    if not names:
-        return None
-    return (local_path(names.pop()) or "") if len(data.extents) == 1 else ""
-
-
-def _measured(layer: qapi.BlockNode, image: qapi.Image) -> qapi.Image:
-    """Return an image without the size that is none: a block device has always 0 blocks.
-
-    QEMU adds up what the files of an image take. [bdrv_get_allocated_file_size]
-    """
-    file = chains.protocol_of(layer) or layer
-    if file.driver_specific is not None:
-        known = file.driver_specific.driver not in DEVICE_DRIVERS
-    else:
-        # A quorum has several files; QEMU before 4.2 does not tell the driver.
-        known = not is_on_device(image.filename)
-    return image if known else _replace(image, actual_size=None)
 
 
 def _throttle(inserted: qapi.Inserted, info: qapi.BlockInfo, topology: Topology) -> Throttle | None:

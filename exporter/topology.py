@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from exporter import chain as chains
-from exporter import parse, peer, qapi, queries
+from exporter import nodes, parse, peer, qapi, queries
 from exporter.client import Answers
 from exporter.config import Settings
 from exporter.identity import key
@@ -198,10 +198,12 @@ class TopologyCache:
         # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
         part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF
         self._due_at = self._asked_at + part * self._settings.topology_max_age_seconds
-        files = parse.image_files(by_key)
-        opened = {
-            self._sights[path].identity for path in self._opened or () if path in self._sights
-        }
+        data_files = nodes.header_data_files(by_key) & (self._opened or frozenset())
+        topology = Topology(by_key, limits, closed, data_files)
+        if topology != self._topology:
+            self._topology = topology  # else the same object, of which all is rendered already
+            self._files = nodes.image_files(by_key) | data_files
+        files = self._files
         # What `may_ask` has just seen is not looked at again.
         sights = {path: sight for path, sight in self._sights.items() if path in files}
         self._sights = {}
@@ -217,15 +219,6 @@ class TopologyCache:
         space = {path: each for path, each in self._space.items() if path in files}
         space |= {p: Space(s.size_bytes, s.available_bytes) for p, s in sights.items()}
         self._space = space
-        data_files = frozenset(
-            path
-            for path in parse.header_data_files(by_key)
-            if path in sights and sights[path].identity in opened - {None}
-        )
-        topology = Topology(by_key, limits, closed, data_files)
-        if topology != self._topology:
-            self._topology = topology  # else the same object, of which all is rendered already
-            self._files = files
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

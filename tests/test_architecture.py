@@ -24,13 +24,13 @@ ORDER = (
     "inquiry", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "mounts", "sight", "qmp",
     "client", "lines", "pace", "peer", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
-    "parse", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
+    "parse", "nodes", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
     "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
     "api", "chain", "commands", "effects", "events", "families", "family", "filename", "grants",
-    "graph", "guards", "identity", "jobs", "known", "metrics", "model", "outcomes", "parse",
+    "graph", "guards", "identity", "jobs", "known", "metrics", "model", "nodes", "outcomes", "parse",
     "problems", "qapi", "qcow2", "queries", "render", "samples", "template", "verbs", "view",
     "shell.rates", "shell.text", "shell.words", "web.routes",
 }  # fmt: skip

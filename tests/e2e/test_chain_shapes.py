@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.api import admin
-from tests.e2e.lab import MIB, Disk, Lab, Qemu, plug, wait_until
+from tests.e2e.lab import MIB, Disk, Lab, Memory, Qemu, plug, tool, wait_until
 from tests.e2e.reading import info, labels_of, value
 from tests.e2e.witness import Content, raw
 
@@ -208,3 +210,113 @@ def test_a_filter_that_no_list_knows_costs_a_disk_no_series(lab: Lab) -> None:
     assert backing_nodes(vm) == ["root", "layer"]
 
     known(lab.exporter().fresh(), base, "0")
+
+
+def created(lab: Lab, name: str, format: str, options: str, size: int = 64 * MIB) -> Path:
+    """Create an image with options of its format."""
+    path = lab.folder / name
+    command = [tool("qemu-img"), "create", "-q", "-f", format, "-o", options, str(path), str(size)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def protocol(text: str, device: str) -> str:
+    """Return the file of the node that holds the bytes of a disk."""
+    return info(text, "qemu_block_node_info", device=device, role="protocol")["file"]
+
+
+def available(text: str, device: str) -> float | None:
+    """Return what the storage of a disk has left."""
+    return value(text, "qemu_block_node_storage_available_bytes", device=device, role="format")
+
+
+def test_the_storage_of_a_disk_is_that_of_its_data_file(lab: Lab) -> None:
+    """That is where the guest's bytes go; the name is told where QEMU has it open, else not."""
+    small = lab.keep(Memory(lab.folder / "small", mib=16)).folder
+    meta = created(lab, "meta.qcow2", "qcow2", f"data_file={small}/data.raw", 8 * MIB)
+    json_meta = created(lab, "json.qcow2", "qcow2", f"data_file={small}/json.raw", 8 * MIB)
+    other = created(lab, "other.qcow2", "qcow2", f"data_file={lab.folder}/stale.raw", 8 * MIB)
+    (small / "given.raw").write_bytes(bytes(MIB))
+    flat = created(lab, "flat.vmdk", "vmdk", "subformat=monolithicFlat", 8 * MIB)
+    given = {"data-file": file_of(small / "given.raw")}
+    vm = lab.qemu(
+        "vm",
+        *("-blockdev", json.dumps({"driver": "qcow2", "node-name": "m", "file": file_of(meta)})),
+        *node("qcow2", "o", file_of(other), **given),
+        *node("vmdk", "v", file_of(flat)),
+        *node("qcow2", "j", file_of(json_meta), discard="unmap", **{"lazy-refcounts": True}),
+        *plug("header", "m"),
+        *plug("given", "o"),
+        *plug("flat", "v"),
+        *plug("options", "j"),
+        machine="pc",
+    )
+    (small / "filler").write_bytes(bytes(4 * MIB))
+    text = lab.exporter().fresh()
+    room = os.statvfs(small)
+
+    assert protocol(text, "header") == f"{small}/data.raw"
+    assert available(text, "header") == room.f_bavail * room.f_frsize
+    assert protocol(text, "options") == f"{small}/json.raw"
+    assert available(text, "options") == room.f_bavail * room.f_frsize
+    # The name in the header is another one: neither that nor the metadata's is right.
+    assert protocol(text, "given") in ("", f"{small}/given.raw")
+    assert available(text, "given") in (None, room.f_bavail * room.f_frsize)
+    assert protocol(text, "flat") == f"{lab.folder}/flat-flat.vmdk"
+    assert value(text, "qemu_block_node_info", device="header", role="format", file=str(meta)) == 1
+    assert vm.exit_code is None
+
+
+def test_the_allocated_size_of_a_block_device_is_absent(lab: Lab) -> None:
+    """It has 0 blocks, whatever was written; an empty sparse file has 0 too, and that is true."""
+    image = lab.image("image")
+    sparse = lab.folder / "sparse.raw"
+    sparse.touch()
+    os.truncate(sparse, MIB)
+    loop = lab.keep(Loop(image))
+    user = lab.exporter()
+    device = {"driver": "host_device", "filename": loop.path}
+    below = [*throttled("t", device), *node("qcow2", "below", "t")]
+    quorum = {"driver": "quorum", "node-name": "q", "vote-threshold": 1}
+    quorum["children"] = [{"driver": "raw", "file": {**device, "locking": "off"}}] * 2
+    lab.qemu(
+        "vm",
+        *GROUP,
+        *below,
+        *node("raw", "s", file_of(sparse)),
+        *plug("device", "below"),
+        *plug("sparse", "s"),
+        machine="pc",
+    )
+    lab.qemu(
+        "two",
+        "-blockdev",
+        json.dumps({**quorum, "read-only": True}),
+        *plug("both", "q"),
+        machine="pc",
+    )
+    text = user.fresh()
+
+    allocated = "qemu_block_node_allocated_bytes"
+    assert value(text, "qemu_block_node_virtual_size_bytes", device="device") == 64 * MIB
+    assert value(text, allocated, device="device") is None
+    assert value(text, allocated, device="both") is None
+    assert value(text, allocated, device="sparse") == 0
+    shown = json.loads(user.get("/api/v1/vms/vm"))["devices"]
+    assert {d["device"]: d["layers"][0]["allocated_bytes"] for d in shown} == {
+        "device": None,
+        "sparse": 0,
+    }
+
+
+class Loop:
+    """A block device on an image."""
+
+    def __init__(self, image: Path) -> None:
+        command = [tool("losetup"), "--find", "--show", str(image)]
+        self.path = subprocess.run(
+            command, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def close(self) -> None:
+        subprocess.run([tool("losetup"), "--detach", self.path], check=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from exporter import chain as chains
 from exporter import queries
 from exporter.client import Answers
 from exporter.config import Settings
+from exporter.corruption import Corruption
 from exporter.errors import ProtocolError
 from exporter.inquiry import Inquiry, left
 from exporter.qapi import BlockJob, BlockStats
@@ -19,6 +22,8 @@ from exporter.topology import (
 )
 from exporter.watch import DEVICES_LIMIT
 
+log = logging.getLogger(__name__)
+
 #: The first QEMU whose query-block can leave the backing images out.
 _FLAT_VERSION = (11, 1)
 #: How often a chain that two queries tell differently is asked for in one scrape.
@@ -29,12 +34,21 @@ class Refresh:
     """How query-block of one VM is asked, for what `TopologyCache` keeps of it."""
 
     def __init__(
-        self, session: Session, inquiry: Inquiry, topology: TopologyCache, settings: Settings
+        self,
+        vm: str,
+        session: Session,
+        inquiry: Inquiry,
+        topology: TopologyCache,
+        settings: Settings,
     ) -> None:
+        self._vm = vm
         self._session = session
         self._inquiry = inquiry
         self._topology = topology
         self._settings = settings
+        #: What must not be met by query-block.
+        self.corruption = Corruption()
+        self._said_hidden = ""
         #: Whether this QEMU may be asked for a flat answer.
         self._flat = True
 
@@ -73,8 +87,7 @@ class Refresh:
         Raises:
             TargetError: the VM does not answer.
         """
-        process = self._session.peer_pid
-        if not await self._topology.may_ask(names, process, left(deadline)):
+        if not await self._may_ask(entries, names, deadline):
             return entries, block_jobs
         blocks = None
         if self._flat_will_do(entries, names, block_jobs):
@@ -112,6 +125,28 @@ class Refresh:
             blocks, names, limits, left(deadline), agreed=agreed, closed=closed
         )
         return entries, block_jobs
+
+    async def _may_ask(self, entries: list[BlockStats], names: NodeNames, deadline: float) -> bool:
+        if await self._would_crash(entries, deadline):
+            self._topology.refuse(names)
+            return False
+        return await self._topology.may_ask(names, self._session.peer_pid, left(deadline))
+
+    async def _would_crash(self, entries: list[BlockStats], deadline: float) -> bool:
+        """Whether query-block would end this QEMU, or fail for all of its disks."""
+        suspects = self.corruption.below_root(entries)
+        if not suspects:
+            return False
+        graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
+        hidden = self.corruption.hidden(suspects, graph)
+        if hidden and hidden != self._said_hidden:
+            log.warning(
+                "query-block is not asked: the image of a node below another was found corrupt,"
+                " and QEMU would crash",
+                extra={"vm": self._vm, "node": hidden},
+            )
+        self._said_hidden = hidden
+        return bool(hidden)
 
     def _flat_will_do(
         self, entries: list[BlockStats], names: NodeNames, block_jobs: list[BlockJob]

@@ -65,6 +65,8 @@ class TopologyCache:
         #: Something happened since query-block was last asked; its answer may be of before.
         self._happened = False
         self._disagreed: NodeNames | None = None
+        #: The chains of which query-block must not be asked.
+        self._refused: NodeNames | None = None
         self._all_visible = True
         #: The files that QEMU had open, and by what these were known.
         self._opened: frozenset[str] | None = None
@@ -87,7 +89,7 @@ class TopologyCache:
 
     def forget(self) -> None:
         """Another QEMU has taken the socket over: nothing is known of it."""
-        self._topology = self.timestamp = None
+        self._topology = self.timestamp = self._refused = None
 
     def current(self) -> Topology | None:
         """Return what is known, None where it is too old to be shown."""
@@ -119,9 +121,16 @@ class TopologyCache:
         mode = self._settings.topology
         if mode == "never":
             return False
+        if node_names == self._refused:
+            return self.is_old
         if self._topology is None or self._outdated or node_names != self._node_names:
             return True
         return self.is_old
+
+    def refuse(self, node_names: NodeNames) -> None:
+        """Take query-block as not to be asked until the chains change, or for max-age."""
+        self._refused = node_names
+        self._due_at = time.monotonic() + self._settings.topology_max_age_seconds
 
     @property
     def is_old(self) -> bool:
@@ -193,7 +202,7 @@ class TopologyCache:
         # again in each scrape would not help.
         self._outdated = self._happened or (not agreed and self._disagreed != names)
         self._disagreed = None if agreed else names
-        self._node_names = names
+        self._node_names, self._refused = names, None
         self._asked_at, self.timestamp = time.monotonic(), time.time()
         # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
         part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF

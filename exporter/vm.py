@@ -44,7 +44,9 @@ class Vm:
         self.jobs = self._watch.jobs
         self._inquiry = Inquiry(target.vm, self._session)
         self._topology = TopologyCache(target.vm, target.settings, storage)
-        self._refresh = Refresh(self._session, self._inquiry, self._topology, target.settings)
+        self._refresh = Refresh(
+            target.vm, self._session, self._inquiry, self._topology, target.settings
+        )
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
@@ -249,6 +251,8 @@ class Vm:
                     self._topology.forget()
                     self._watch.places = {}
                     self._has_run = False
+                if not self._peer_pid or self._session.peer_pid != self._peer_pid:
+                    self._refresh.corruption.forget()
                 self._peer_pid = self._session.peer_pid
             self._watch.follow()
             self.jobs.ask()
@@ -292,6 +296,7 @@ class Vm:
         self._topology.note(name)
         self._has_run |= name == "RESUME"
         try:
+            self._refresh.corruption.note(name, data)
             status = self._watch.take(name, data)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})

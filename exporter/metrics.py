@@ -211,6 +211,12 @@ LAYER_IO = tuple(
     for row in IO if _OLD_FIELDS.fullmatch(row.field)
 )
 
+EXPORTS = (
+    replace(_own(Scope.EXPORT, "info", "exists",
+                 "A node that QEMU serves to others, as of the last --collector.topology.max-age. What is read and written through it is in the counters of no device: QEMU does not count it.",
+                 "export", type=bool, labels=("type", "node_name")), field="query-block-exports"),
+)
+
 JOBS = (
     _job("offset_bytes", "offset", "Work done; its end is length_bytes, and an end that is reached is not ready."),
     _job("length_bytes", "len", "Work to do as known now; it grows as the guest writes."),
@@ -262,7 +268,7 @@ EXPORTER = (
 # fmt: on
 
 METRICS = (
-    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *JOBS, *OUTCOMES, *EVENTS,
+    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *EXPORTS, *JOBS, *OUTCOMES, *EVENTS,
     *EXPORTER,
 )  # fmt: skip
 
@@ -275,6 +281,7 @@ COLLECTORS = {
     "throttle": "throttle limits",
     "bitmaps": "dirty bitmaps",
     "layers": "nodes of the backing chains",
+    "export": "what QEMU serves to others",
     "jobs": "jobs, and how they ended",
     "events": "I/O errors and other events",
 }

@@ -97,6 +97,15 @@ class Device(Known, frozen=True, kw_only=True):
     throttle_group: str = ""
 
 
+class Export(Known, frozen=True):
+    """A node that QEMU serves to others, by NBD, vhost-user-blk, FUSE or VDUSE."""
+
+    export: str
+    type: str
+    node_name: str
+    exists: bool = True
+
+
 class Job(Known, frozen=True):
     """A block job, or another job of query-jobs."""
 
@@ -202,6 +211,7 @@ class Snapshot(Known, frozen=True, kw_only=True):
     #: Nodes under no device.
     free_nodes: tuple[Node, ...] = ()
     counters: Counters = Counters()
+    exports: tuple[Export, ...] = ()
     jobs: tuple[Job, ...] = ()
     #: What is remembered from scrape to scrape; the same object until something happens.
     remembered: Mapping[Scope, Sequence[Known]] | None = None

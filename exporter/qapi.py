@@ -239,6 +239,14 @@ class JobInfo(Tree, rename="kebab"):
     error: str = ""
 
 
+class BlockExport(Tree, rename="kebab"):
+    """BlockExportInfo of query-block-exports (QEMU 5.2): `type` is nbd, vhost-user-blk, fuse, ..."""
+
+    id: str
+    type: str
+    node_name: str
+
+
 class Status(Tree):
     """StatusInfo of query-status."""
 

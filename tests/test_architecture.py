@@ -20,7 +20,7 @@ ORDER = (
     "web.admin", "web.reading", "web.openapi", "web.routes", "web.answers", "web.server",
     "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
     "commits", "neighbours", "done", "pivots", "turn", "apart", "snapshots", "overlay",
-    "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "refresh",
+    "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "exports", "refresh",
     "inquiry", "corruption", "watch", "jobs", "known", "outcomes", "events", "topology", "storage", "mounts", "sight", "qmp",
     "client", "lines", "pace", "peer", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",

@@ -7,7 +7,7 @@ their order joins them. Filters are not layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from exporter.qapi import BlockInfo, BlockNode, BlockStats, Image, NodeStats, Stats
@@ -47,6 +47,8 @@ class Chain:
     filters: tuple[Filter, ...]
     #: The image of each layer by query-block; none where it told of no images.
     images: tuple[Image, ...] = ()
+    #: The nodes right below the root that are not its backing file, where QEMU names them.
+    children: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,10 @@ def joined(entry: BlockStats, info: BlockInfo) -> Chain | None:
         found = _chain(entry, nodes, told)
         below = zip(found.layers[:-1], found.images, strict=False)
         # Another driver than the node has: the answers are of different moments.
-        return None if any(image.format in _FILTERS for _, image in below) else found
+        if any(image.format in _FILTERS for _, image in below):
+            return None
+        children = (c.node_name for c in info.inserted.children if c.child != "backing")
+        return replace(found, children=tuple(children))
     # A filter that came or went between the two commands costs nothing where its driver is known.
     plain, layers = of_nodes(entry), tuple(i for i in told if i.format not in _FILTERS)
     if len(plain.layers) != len(layers):

@@ -114,7 +114,9 @@ def device(snapshot: Snapshot, name: str) -> Found:
     if not layers or each.inserted is False:
         corrupt = layers and each.backing_depth is None
         problem = (
-            "has no driver any more: its image was found corrupt" if corrupt else "has no medium"
+            "has an image that QEMU has closed, most likely as corrupt"
+            if corrupt
+            else "has no medium"
         )
         raise Refused("wrong-device-state", f"{name} {problem}")
     inserted = each.block.inserted if each.block else None

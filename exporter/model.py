@@ -36,11 +36,13 @@ class Node(Known, frozen=True, kw_only=True):
     backing_format: str = ""
     encrypted: str = ""
     compat: str = ""
+    #: Whether query-blockstats lists it; not so the children of a quorum.
+    listed: bool = True
 
     @property
     def counts(self) -> bool:
         """Whether query-blockstats has counters of it."""
-        return self.role != "filter"
+        return self.listed and self.role != "filter"
 
 
 class Space(Known, frozen=True):

@@ -60,6 +60,9 @@ def of_chain(
             nodes.append(_protocol_node(str(index), protocol, image, data))
             sources.append(protocol)
             files.append("")
+        elif layer.node_name == chain.root_name:
+            # Several nodes hold the bytes, as in a quorum: query-blockstats lists none of them.
+            nodes += [_uncounted(str(index), name) for name in chain.children if name]
     nodes += [
         Node(
             layer="",
@@ -92,6 +95,10 @@ def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) ->
         encrypted=word(image.encrypted),
         compat=(data and data.compat) or "",
     )
+
+
+def _uncounted(layer: str, name: str) -> Node:
+    return Node(layer=layer, role="protocol", node_name=name, listed=False, has_info=True)
 
 
 def _protocol_node(

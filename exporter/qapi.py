@@ -188,6 +188,13 @@ class Limits(Tree):
     """The limits of BlockDeviceInfo, by their names there; 0 is no limit."""
 
 
+class Child(Tree, rename="kebab"):
+    """BlockdevChild."""
+
+    child: str
+    node_name: str = ""
+
+
 @leaves(metrics.STATE, "block", "inserted")
 class Inserted(
     Limits, rename={"node_name": "node-name", "dirty_bitmaps": "dirty-bitmaps"}, kw_only=True
@@ -205,6 +212,8 @@ class Inserted(
     cache: Cache | None = None
     group: str = ""
     dirty_bitmaps: list[Bitmap] = []
+    #: Of the root node, since QEMU 11.1.
+    children: list[Child] = []
 
 
 @leaves(metrics.STATE, "block")

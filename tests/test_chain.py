@@ -152,3 +152,18 @@ def test_a_bitmap_is_that_of_the_root_node() -> None:
     info["inserted"]["dirty-bitmaps"] = [{**bitmap, "persistent": False}]
 
     assert [b.node_name for b in device(stats(items), info).bitmaps] == ["f"]
+
+
+def test_the_nodes_of_a_quorum_are_named_where_qemu_tells_them() -> None:
+    """QEMU 11.1 lists the children of the root node; nothing is counted of them."""
+    items = [Item("q", "quorum")]
+    entry, info = stats(items), block(items)
+    del entry["parent"]
+    names = {"children.0": "one", "children.1": "two"}
+    info["inserted"]["children"] = [{"child": c, "node-name": n} for c, n in names.items()]
+    each = device(entry, info)
+
+    assert [(n.role, n.node_name) for n in each.nodes] == [
+        ("format", "q"), ("protocol", "one"), ("protocol", "two"),
+    ]  # fmt: skip
+    assert [node.counts for node in each.nodes] == [True, False, False]

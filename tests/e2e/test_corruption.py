@@ -92,7 +92,7 @@ def test_a_disk_keeps_its_state_and_identity_when_qemu_closes_its_image(lab: Lab
     assert value(text, "qemu_block_images_corrupted_total", device="disk0") == 1
     refused = user.snapshot("vm", "disk0", lab.folder / "new.qcow2")
     assert (refused.status, refused.problem) == (409, "wrong-device-state")
-    assert "found corrupt" in refused.body["detail"]
+    assert "as corrupt" in refused.body["detail"]
 
     user.exporter.close()
     vm.left()

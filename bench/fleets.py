@@ -21,7 +21,7 @@ _START_SECONDS = 60.0
 #: What is recorded of a real QEMU for the simulated ones.
 RECORDED = (
     "query-status", "query-blockstats", "query-block", "query-block-jobs", "query-jobs",
-    "query-name", "query-uuid",
+    "query-name", "query-uuid", "query-block-exports",
 )  # fmt: skip
 
 

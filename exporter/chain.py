@@ -1,20 +1,21 @@
 """The backing chain of a device as two queries tell it, and whether they agree.
 
 query-blockstats has the nodes with their names, query-block the images with their files; only
-their order joins them. Filters are no layers: they are taken out of both before.
+their order joins them. Filters are not layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from exporter.qapi import BlockInfo, BlockNode, BlockStats, Image, NodeStats, Stats
 
-#: Filters that somebody put there to stay.
-LASTING_FILTERS = frozenset({"throttle", "copy-on-read", "preallocate", "compress"})
-#: Filters that a job or a debugger puts there.
-FILTERS = LASTING_FILTERS | {
+#: Drivers of filters that somebody put there to stay.
+LASTING_FILTERS = frozenset({"throttle", "copy-on-read", "preallocate", "compress", "replication"})
+#: Drivers of filters, for answers whose structure does not show which node is one.
+_FILTERS = LASTING_FILTERS | {
     "mirror_top",
     "commit_top",
     "copy-before-write",
@@ -23,21 +24,31 @@ FILTERS = LASTING_FILTERS | {
     "blklogwrites",
     "blkreplay",
     "blkverify",
-    "snapshot-access",
 }
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter above or within a chain."""
+
+    node: BlockNode
+    #: How many layers are above it.
+    depth: int
+    image: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
-    """The nodes from the device down: filters on the way, then layers, `0` the active one."""
+    """The nodes from the device down: layers, `0` the active one, and the filters on the way."""
 
-    filters: tuple[BlockNode, ...]
+    #: The name of the node that the device stands on, a filter or the active layer.
+    root_name: str
     layers: tuple[BlockNode, ...]
-
-    @property
-    def root_name(self) -> str:
-        """The name of the node that the device stands on."""
-        return next((node.node_name for node in (*self.filters, *self.layers)), "")
+    filters: tuple[Filter, ...]
+    #: The image of each layer by query-block; none where it told of no images.
+    images: tuple[Image, ...] = ()
+    #: The nodes right below the root that are not its backing file, where QEMU names them.
+    children: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +78,45 @@ def walk(entries: Sequence[BlockStats]) -> Walk:
 
 
 def of_nodes(entry: BlockStats) -> Chain:
-    """Walk an entry of query-blockstats down its `backing`.
+    """Walk an entry of query-blockstats down its `backing`."""
+    return _chain(entry, _nodes(entry), ())
 
-    A filter lists the same subtree as `parent` and as `backing`; it has no driver there to be
-    known by.
+
+def joined(entry: BlockStats, info: BlockInfo) -> Chain | None:
+    """Return the chain of a device with its images; None where the two answers tell of others.
+
+    Both queries list the same nodes in the same order, filters included, of which QEMU's own
+    structure says which they are. Two commands of one batch are not atomic, though: around a pivot
+    one may tell the old chain and the other the new one.
+    [bdrv_query_bds_stats, bdrv_block_device_info]
     """
-    filters: list[BlockNode] = []
-    layers: list[BlockNode] = []
-    seen: set[str] = set()
-    node: BlockNode | None = entry if _has_node(entry) else None
-    while node is not None and (not node.node_name or node.node_name not in seen):
-        seen.add(node.node_name)
-        (filters if _is_filter(node) else layers).append(node)
-        node = node.backing
-    return Chain(tuple(filters), tuple(layers))
+    nodes, told = _nodes(entry), tuple(images(info))
+    if info.inserted is None:
+        return None if nodes else _chain(entry, nodes, ())
+    root = info.inserted.node_name
+    if root and entry.node_name and root != entry.node_name:
+        return None
+    if len(nodes) == len(told):
+        found = _chain(entry, nodes, told)
+        below = zip(found.layers[:-1], found.images, strict=False)
+        # Another driver than the node has: the answers are of different moments.
+        if any(image.format in _FILTERS for _, image in below):
+            return None
+        children = (c.node_name for c in info.inserted.children if c.child != "backing")
+        return replace(found, children=tuple(children))
+    # A filter that came or went between the two commands costs nothing where its driver is known.
+    plain, layers = of_nodes(entry), tuple(i for i in told if i.format not in _FILTERS)
+    if len(plain.layers) != len(layers):
+        return None
+    return Chain(plain.root_name, plain.layers, plain.filters, layers)
+
+
+def is_closed(entry: BlockStats, info: BlockInfo) -> bool:
+    """Whether a device has a node without a driver: QEMU closes that of an image found corrupt.
+
+    query-block then has no `inserted`, as of a drive without a medium. [qcow2_signal_corruption]
+    """
+    return info.inserted is None and _has_node(entry)
 
 
 def protocol_of(layer: BlockNode) -> BlockNode | None:
@@ -99,11 +135,6 @@ def images(info: BlockInfo) -> Iterator[Image]:
         image = image.backing_image
 
 
-def layer_images(info: BlockInfo) -> tuple[Image, ...]:
-    """Return the images of an entry of query-block, one for each layer."""
-    return tuple(image for image in images(info) if image.format not in FILTERS)
-
-
 def without_counters(info: BlockInfo) -> BlockStats:
     """Return an entry of query-block as one of query-blockstats, where that is not to be had."""
     inserted = info.inserted
@@ -115,32 +146,49 @@ def without_counters(info: BlockInfo) -> BlockStats:
         inserted=inserted is not None,
     )
     node: BlockNode = entry
-    for _ in layer_images(info)[1:]:
+    # Of a QEMU as old as that, no filter stands above a chain.
+    for _ in list(images(info))[1:]:
         node.backing = BlockNode(stats=NodeStats())
         node = node.backing
     return entry
-
-
-def agree(chain: Chain, info: BlockInfo) -> bool:
-    """Whether both queries saw the same chain.
-
-    Two commands of one batch are not atomic: around a pivot one may tell the old chain and the
-    other the new one.
-    """
-    if info.inserted is None:
-        return not chain.layers
-    told, root = info.inserted.node_name, chain.root_name
-    return len(layer_images(info)) == len(chain.layers) and (not told or not root or told == root)
 
 
 def _has_node(entry: BlockStats) -> bool:
     return bool(entry.node_name or entry.parent or entry.backing or entry.inserted)
 
 
-def _is_filter(node: BlockNode) -> bool:
-    return (
-        node.parent is not None
-        and node.backing is not None
-        and bool(node.parent.node_name)
-        and node.parent.node_name == node.backing.node_name
-    )
+def _nodes(entry: BlockStats) -> tuple[BlockNode, ...]:
+    nodes: list[BlockNode] = []
+    seen: set[str] = set()
+    node: BlockNode | None = entry if _has_node(entry) else None
+    while node is not None and (not node.node_name or node.node_name not in seen):
+        seen.add(node.node_name)
+        nodes.append(node)
+        node = node.backing
+    return tuple(nodes)
+
+
+def _chain(entry: BlockStats, nodes: Sequence[BlockNode], told: Sequence[Image]) -> Chain:
+    layers: list[BlockNode] = []
+    filters: list[Filter] = []
+    of_layers: list[Image] = []
+    for node, image in zip_longest(nodes, told):
+        if _is_filter(node, image):
+            filters.append(Filter(node, len(layers), image))
+        else:
+            layers.append(node)
+            if image is not None:
+                of_layers.append(image)
+    return Chain(entry.node_name, tuple(layers), tuple(filters), tuple(of_layers))
+
+
+def _is_filter(node: BlockNode, image: Image | None) -> bool:
+    """Whether a node filters another: it lists the same subtree as `parent` and as `backing`.
+
+    Before QEMU 2.9 nodes may have no name to tell, and before 5.2 a filter may have no `parent`.
+    """
+    if node.backing is None:
+        return False
+    if node.parent is not None and node.parent.node_name:
+        return node.parent.node_name == node.backing.node_name
+    return image is not None and image.format in _FILTERS

@@ -169,7 +169,7 @@ def _command(qemu: Qemu, found: Found, layers: Range, job_id: str, request: api.
         found.disk,
         job_id,
         found.image(layers.top),
-        found.image(layers.base),
+        found.base(layers.base),
         active=layers.top == 0,
         speed=request.speed_bytes_per_second or None,
     )

@@ -42,6 +42,7 @@ class Scope(Enum):
         ("vm", "device", "layer", "role", "node_name"),
         "I/O of the layers, of QEMU before 2.5",
     )
+    EXPORT = ("qemu_block_export_", ("vm", "export"), "Exports")
     JOB = ("qemu_block_job_", ("vm", "device", "job_id", "job_type"), "Block jobs")
     OUTCOME = ("qemu_block_jobs_", ("vm", "job_type"), "Jobs that ended")
     FINISHED = (

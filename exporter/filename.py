@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 _URL = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)$", re.DOTALL)
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 _RBD = re.compile(r"^rbd:(?P<image>[^:?@=]*)")
 _NBD = re.compile(r"^nbd:(unix:/[^:@?=]*|[\w.\[\]-]+:\d+)(:exportname=[\w./-]*)?$")
 _NBD_UNIX = re.compile(r"^/[^?#]*\?socket=[^&\s'\"]*")
-_FILE_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
+_DEVICE = re.compile(r"^/dev/(?!shm/)")
+_DEBUGGED = re.compile(r"^blkdebug:[^:]*:(?P<image>.+)$", re.DOTALL)
+#: What the drivers of QEMU call the child that has what they read: all; blkdebug and blkreplay;
+#: blkverify.
+_CHILDREN = ("file", "image", "raw")
+#: Drivers of block devices.
+DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
+_FILE_DRIVERS = DEVICE_DRIVERS | {"file"}
 _URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://")
 # A key may hold whatever ends a name in a text: but for a URL without a query, all goes to its end.
 _IN_TEXT = re.compile(
@@ -59,12 +67,22 @@ def public(filename: str) -> str:
 
 
 def local_path(filename: str) -> str | None:
-    """Return the path that QEMU opened for `filename`, None where it is no file.
+    """Return the path that QEMU opened for `filename`, None where it is not a file.
 
-    The path may be relative, to a folder that only QEMU knows.
+    The path may be relative, to a folder that only QEMU knows. What a debugging filter below the
+    format reads from is the file: `blkdebug:CONFIG:NAME`. [blkdebug_parse_filename]
     """
-    name = public(filename)
+    if debugged := _DEBUGGED.match(filename):
+        filename = debugged["image"]
+    is_json = filename.startswith("json:")
+    name = _of_json(filename[5:], _CHILDREN) if is_json else public(filename)
     return None if _SCHEME.match(name) else name
+
+
+def data_file(filename: str) -> str | None:
+    """Return the path of the data file that a `json:` name says, None where it says none."""
+    child = _options(filename.removeprefix("json:")).get("data-file")
+    return local_path(f"json:{json.dumps(child)}") if isinstance(child, dict) else None
 
 
 def public_text(text: str, limit: int = 200) -> str:
@@ -86,6 +104,22 @@ def _without_user(text: str) -> str:
     return before[: url.end()] + after
 
 
+def is_on_device(filename: str) -> bool:
+    """Whether a name is that of a block device, or a `json:` name opens one beside backing files."""
+    if not filename.startswith("json:"):
+        return bool(_DEVICE.match(filename))
+    waiting: list[object] = [_options(filename[5:])]
+    while waiting:
+        options = waiting.pop()
+        if isinstance(options, list):
+            waiting += options
+        elif isinstance(options, dict):
+            if options.get("driver") in DEVICE_DRIVERS:
+                return True
+            waiting += [child for name, child in options.items() if name != "backing"]
+    return False
+
+
 def throttle_group(filename: str) -> str | None:
     """Return the throttle group that a throttle filter's `json:` name says, None if it does not."""
     options = _options(filename.removeprefix("json:"))
@@ -101,9 +135,9 @@ def _options(text: str) -> dict[str, object]:
     return options if isinstance(options, dict) else {}
 
 
-def _of_json(text: str) -> str:
+def _of_json(text: str, children: Sequence[str] = ("file",)) -> str:
     top = options = _options(text)
-    while isinstance(child := options.get("file"), dict):
+    while child := next((c for n in children if isinstance(c := options.get(n), dict)), None):
         options = child
     driver, name = options.get("driver"), options.get("filename")
     if driver in _FILE_DRIVERS and isinstance(name, str):

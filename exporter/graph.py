@@ -63,8 +63,15 @@ def place_job(
         return Place()
     nearest = min(distances)[1]
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
-    layers = [ids.get(node.node_name, -1) for node in chains.of_nodes(entries[nearest]).layers]
-    worked = _worked(touched, layers, below)
+    chain = chains.of_nodes(entries[nearest])
+    layers = [ids.get(node.node_name, -1) for node in chain.layers]
+    # What works on a filter works on the layer that it filters.
+    filtered = {
+        ids[f.node.node_name]: layers[f.depth]
+        for f in chain.filters
+        if f.depth < len(layers) and f.node.node_name in ids
+    }
+    worked = {filtered.get(node, node) for node in _worked(touched, layers, below)}
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
     return Place(
         device_names(entries)[nearest],

@@ -42,6 +42,7 @@ class Found:
     device: Device
     disk: Disk
     layers: tuple[Node, ...]
+    filters: tuple[chain.Filter, ...] = ()
 
     @property
     def top_disk(self) -> Disk:
@@ -53,6 +54,15 @@ class Found:
         """Return how QEMU calls a layer."""
         node = self.layers[layer]
         return Image(node.node_name, node.image.filename if node.image else "")
+
+    def base(self, layer: int) -> Image:
+        """Return how QEMU calls a layer that another is merged into.
+
+        A filter between the two stays: QEMU merges through it, and leaves out what is in between.
+        """
+        above = next((each.node.node_name for each in self.filters if each.depth == layer), "")
+        image = self.image(layer)
+        return Image(above or image.node_name, image.filename)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +112,17 @@ def device(snapshot: Snapshot, name: str) -> Found:
         raise Refused("unknown-device", f"{snapshot.vm} has no device {name!r}")
     layers = tuple(node for node in each.nodes if node.role == "format")
     if not layers or each.inserted is False:
-        raise Refused("wrong-device-state", f"{name} has no medium")
+        corrupt = layers and each.backing_depth is None
+        problem = (
+            "has an image that QEMU has closed, most likely as corrupt"
+            if corrupt
+            else "has no medium"
+        )
+        raise Refused("wrong-device-state", f"{name} {problem}")
     inserted = each.block.inserted if each.block else None
-    root = (inserted.node_name if inserted else "") or chain.of_nodes(entry).root_name
-    return Found(each, Disk(entry.device, root), layers)
+    found = chain.of_nodes(entry)
+    root = (inserted.node_name if inserted else "") or found.root_name
+    return Found(each, Disk(entry.device, root), layers, found.filters)
 
 
 def idle(snapshot: Snapshot, name: str) -> None:

@@ -26,10 +26,12 @@ def device_names(entries: Sequence[qapi.BlockStats]) -> list[str]:
         ProtocolError: two entries cannot be told apart.
     """
     names = [entry.device or _id_of_qdev(entry.qdev) for entry in entries]
-    short = Counter(names)
-    for index, entry in enumerate(entries):
-        if not entry.device and short[names[index]] > 1:
-            names[index] = _path_of_qdev(entry.qdev)
+    # Each longer word only for those that share the shorter one with another device.
+    for longer in (_path_of_qdev, _whole_path_of_qdev):
+        short = Counter(names)
+        for index, entry in enumerate(entries):
+            if not entry.device and short[names[index]] > 1:
+                names[index] = longer(entry.qdev)
     twice, count = next(iter(Counter(names).most_common(1)), ("", 0))
     if count > 1:
         raise ProtocolError(f"query-blockstats has two devices named {twice!r}")
@@ -44,6 +46,9 @@ def _id_of_qdev(qdev: str) -> str:
 
 
 def _path_of_qdev(qdev: str) -> str:
-    path = qdev.removeprefix("/machine/").removesuffix("/virtio-backend")
-    # What has an id of its own is named by that alone, and stands with its like.
-    return path if "/" in path or "[" in path else f"peripheral/{path}"
+    return _whole_path_of_qdev(qdev).removeprefix("/machine/").removesuffix("/virtio-backend")
+
+
+def _whole_path_of_qdev(qdev: str) -> str:
+    # A device with an id of its own is named by that alone, and stands with its like.
+    return qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"

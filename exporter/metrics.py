@@ -51,8 +51,9 @@ def _state(name: str, field: str, text: str, **more: object) -> Metric:
 def _throttle(name: str, field: str, text: str) -> Metric:
     return _row(Scope.THROTTLE, "limits", name, field, text, "throttle", zero=Zero.UNSET, source="inserted.")
 
+_ROOT = " query-block tells of the root node alone: absent for a layer below a filter (throttle, a running backup) or an overlay."
 def _bitmap(name: str, field: str, text: str, type: type = int) -> Metric:
-    return _row(Scope.BITMAP, "state", name, field, text, "bitmaps", type=type, source="inserted.dirty-bitmaps.")
+    return _row(Scope.BITMAP, "state", name, field, text + _ROOT, "bitmaps", type=type, source="inserted.dirty-bitmaps.")
 
 def _image(name: str, field: str, text: str, type: type = int) -> Metric:
     return _row(Scope.NODE, "image", name, field, text, "layers", type=type, source="inserted.image.")
@@ -140,16 +141,16 @@ INTERVALS = (
 )
 
 STATE = (
-    _own(Scope.DEVICE, "device_info", "block", "What the device is and what it is on now: the active layer.", "state",
+    _own(Scope.DEVICE, "device_info", "block", "What the device is and what it is on now: the active layer, also below a filter.", "state",
          labels=("qdev", "node_name", "driver", "file", "read_only", "removable", "cache_writeback", "cache_direct",
                  "cache_no_flush", "detect_zeroes", "throttle_group")),
-    _own(Scope.DEVICE, "device_inserted", "inserted", "Whether the device has a medium.", "state", type=bool),
+    _own(Scope.DEVICE, "device_inserted", "inserted", "Whether the device has a medium; 0 too once QEMU has closed an image that it found corrupt.", "state", type=bool),
     _state("device_tray_open", "tray_open", "Whether the tray is open.", type=bool),
     _state("device_locked", "locked", "Whether the guest has locked the medium in.", type=bool),
     _state("device_io_status", "io-status", "Whether the device is stopped by an I/O error, 1 for the present state.", type=str, states=IO_STATES),
-    _own(Scope.DEVICE, "device_backing_depth", "backing_depth", "Backing files below the active layer.", "state"),
+    _own(Scope.DEVICE, "device_backing_depth", "backing_depth", "Backing files below the active layer; absent once QEMU has closed that as corrupt.", "state"),
     _own(Scope.DEVICE, "device_expected_backing_depth", "expected_backing_depth", "Backing files that the configuration expects below the active layer.", "state"),
-    _state("write_threshold_bytes", "inserted.write_threshold", "Offset whose crossing by a write makes an event.", zero=Zero.UNSET),
+    _state("write_threshold_bytes", "inserted.write_threshold", "Offset whose crossing by a write makes an event, of the root node alone: libvirt sets it on the storage node, of which query-block does not tell.", zero=Zero.UNSET),
 )
 
 THROTTLE = (
@@ -175,7 +176,7 @@ THROTTLE = (
 )
 
 BITMAPS = (
-    _bitmap("bytes", "count", "Bytes that the bitmap has marked dirty."),
+    _bitmap("bytes", "count", "Bytes that the bitmap has marked dirty; absent where it is inconsistent."),
     _bitmap("granularity_bytes", "granularity", "Bytes that one bit stands for."),
     _bitmap("recording", "recording", "Whether writes are recorded.", bool),
     _bitmap("busy", "busy", "Whether a job or export uses the bitmap.", bool),
@@ -188,14 +189,14 @@ NODES = (
     _own(Scope.NODE, "info", "has_info", "What a node is." + _SHARED, "layers",
          labels=("driver", "file", "backing_file", "backing_format", "encrypted", "compat")),
     _image("virtual_size_bytes", "virtual-size", "Size that the guest sees."),
-    _image("allocated_bytes", "actual-size", "Bytes that the image takes on its storage." + _SHARED),
+    _image("allocated_bytes", "actual-size", "Bytes that the image takes on its storage; absent for a block device, of which QEMU does not know it." + _SHARED),
     _image("cluster_size_bytes", "cluster-size", "Size of a cluster."),
     _own(Scope.NODE, "internal_snapshots", "internal_snapshots", "Snapshots inside the image. [inserted.image.snapshots]", "layers"),
     _image("dirty", "dirty-flag", "Whether the image was not closed cleanly.", bool),
     _image("corrupt", "format-specific.data.corrupt", "Whether the image is marked corrupt.", bool),
     _node("write_highest_offset_bytes", "stats.wr_highest_offset", "Highest offset written since the node was opened."),
-    _own(Scope.STORAGE, "size_bytes", "size_bytes", "Size of the file system or block device that the image is on." + _SHARED, "layers"),
-    _own(Scope.STORAGE, "available_bytes", "available_bytes", "Bytes that the file system of the image has left." + _SHARED, "layers"),
+    _own(Scope.STORAGE, "size_bytes", "size_bytes", "Size of the file system or block device that the image is on, or its data file if it has one." + _SHARED, "layers"),
+    _own(Scope.STORAGE, "available_bytes", "available_bytes", "Bytes that the file system of the image, or of its data file, has left." + _SHARED, "layers"),
     _node("discards_completed_total", "driver-specific.discard-nb-ok", "Discards that the file took; absent before the first.", Zero.UNUSED),
     _node("discards_failed_total", "driver-specific.discard-nb-failed", "Discards that the file refused; absent before the first.", Zero.UNUSED),
     _node("discarded_bytes_total", "driver-specific.discard-bytes-ok", "Bytes discarded in the file; absent before the first.", Zero.UNUSED),
@@ -209,6 +210,12 @@ LAYER_IO = tuple(
     _row(Scope.LAYER, "layer_io", row.name.removeprefix(Scope.DEVICE.prefix), row.path[-1],
          f"{row.text} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, source="stats.")
     for row in IO if _OLD_FIELDS.fullmatch(row.field)
+)
+
+EXPORTS = (
+    replace(_own(Scope.EXPORT, "info", "exists",
+                 "A node that QEMU serves to others, as of the last --collector.topology.max-age. What is read and written through it is in the counters of no device: QEMU does not count it.",
+                 "export", type=bool, labels=("type", "node_name")), field="query-block-exports"),
 )
 
 JOBS = (
@@ -262,7 +269,7 @@ EXPORTER = (
 # fmt: on
 
 METRICS = (
-    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *JOBS, *OUTCOMES, *EVENTS,
+    *VM, *IO, *LATENCY, *INTERVALS, *STATE, *THROTTLE, *BITMAPS, *NODES, *LAYER_IO, *EXPORTS, *JOBS, *OUTCOMES, *EVENTS,
     *EXPORTER,
 )  # fmt: skip
 
@@ -275,6 +282,7 @@ COLLECTORS = {
     "throttle": "throttle limits",
     "bitmaps": "dirty bitmaps",
     "layers": "nodes of the backing chains",
+    "export": "what QEMU serves to others",
     "jobs": "jobs, and how they ended",
     "events": "I/O errors and other events",
 }

@@ -36,11 +36,13 @@ class Node(Known, frozen=True, kw_only=True):
     backing_format: str = ""
     encrypted: str = ""
     compat: str = ""
+    #: Whether query-blockstats lists it; not so the children of a quorum.
+    listed: bool = True
 
     @property
     def counts(self) -> bool:
         """Whether query-blockstats has counters of it."""
-        return self.role != "filter"
+        return self.listed and self.role != "filter"
 
 
 class Space(Known, frozen=True):
@@ -95,6 +97,15 @@ class Device(Known, frozen=True, kw_only=True):
     cache_no_flush: str = ""
     detect_zeroes: str = ""
     throttle_group: str = ""
+
+
+class Export(Known, frozen=True):
+    """A node that QEMU serves to others, by NBD, vhost-user-blk, FUSE or VDUSE."""
+
+    export: str
+    type: str
+    node_name: str
+    exists: bool = True
 
 
 class Job(Known, frozen=True):
@@ -202,6 +213,7 @@ class Snapshot(Known, frozen=True, kw_only=True):
     #: Nodes under no device.
     free_nodes: tuple[Node, ...] = ()
     counters: Counters = Counters()
+    exports: tuple[Export, ...] = ()
     jobs: tuple[Job, ...] = ()
     #: What is remembered from scrape to scrape; the same object until something happens.
     remembered: Mapping[Scope, Sequence[Known]] | None = None

@@ -13,10 +13,11 @@ from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
-from exporter.filename import local_path, public, public_text, throttle_group
+from exporter.filename import public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
 from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
+from exporter.nodes import of_chain, word
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
@@ -33,6 +34,10 @@ class Topology:
     blocks: Mapping[str, qapi.BlockInfo] = field(default_factory=dict)
     #: Throttle group -> its limits.
     limits: Mapping[str, qapi.Limits] = field(default_factory=dict)
+    #: The devices whose root node has no driver any more, and that node's name.
+    closed: AbstractSet[tuple[str, str]] = frozenset()
+    #: Of the data files that headers name, those that QEMU has open.
+    data_files: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +70,25 @@ def devices(
     positions: list[int] = []
     files: list[str] = []
     for name, entry in zip(device_names(entries), entries, strict=True):
-        chain = chains.of_nodes(entry)
         info = topology.blocks.get(key(entry)) if topology else None
-        if info is not None and not chains.agree(chain, info):
-            info = None
-        nodes, sources = _nodes(chain, info)
+        closed = topology is not None and (key(entry), entry.node_name) in topology.closed
+        chain = chains.joined(entry, info) if info else None
+        if chain is None:
+            chain = chains.of_nodes(entry)
+            info = info if closed else None
+        nodes, sources, of_nodes = of_chain(chain, topology.data_files if topology else frozenset())
         positions += (position[id(source)] for source in sources)
-        files += (_file(node) for node in nodes if node.counts)
+        files += of_nodes
         device = Device(
             device=name,
             qdev=entry.qdev,
             nodes=nodes,
-            backing_depth=len(chain.layers) - 1 if chain.layers else None,
+            # A node without a driver does not tell what it is backed by. [bdrv_cow_child]
+            backing_depth=len(chain.layers) - 1 if chain.layers and not closed else None,
             expected_backing_depth=expected_depth(name),
         )
         found.append(_device(device, info, chain, topology) if info and topology else device)
     return Devices(tuple(found), walk.names, tuple(positions), tuple(files))
-
-
-def _file(node: Node) -> str:
-    return (local_path(node.image.filename) or "") if node.image else ""
 
 
 def count(
@@ -177,16 +181,6 @@ def other_jobs(jobs: Sequence[qapi.JobInfo], ids: AbstractSet[str]) -> list[qapi
     return [job for job in jobs if job.id not in ids and job.type not in BLOCK_JOB_TYPES]
 
 
-def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
-    """Return the path of every image file; QEMU may stat others too to answer query-block."""
-    return frozenset(
-        path
-        for info in blocks.values()
-        for image in chains.images(info)
-        if (path := local_path(image.filename))
-    )
-
-
 def throttle_groups(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     """Return the groups of throttle filters, whose limits query-block does not tell."""
     return frozenset(
@@ -207,20 +201,25 @@ def manager(package: str, entries: Sequence[qapi.BlockStats]) -> str:
     return "incus" if any(_INCUS_NODE.match(name) for name in nodes) else ""
 
 
-def _word(value: bool | None) -> str:
-    return "" if value is None else "true" if value else "false"
+def _counted(bitmap: qapi.Bitmap) -> qapi.Bitmap:
+    # Of one that was not saved QEMU knows nothing, and says 0.
+    return _replace(bitmap, count=None) if getattr(bitmap, "inconsistent", None) else bitmap
 
 
 def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
     """Return `device` with what query-block knows of the device."""
     inserted = info.inserted
     known = _replace(
-        device, block=info, inserted=inserted is not None, removable=_word(info.removable)
+        device,
+        block=info,
+        inserted=inserted is not None,
+        removable=word(info.removable),
+        node_name=chain.layers[0].node_name if chain.layers else "",
     )
     if inserted is None:
         return known
-    active = next(iter(chains.layer_images(info)), inserted.image)
-    node_name = chain.layers[0].node_name if chain.layers else inserted.node_name
+    active = chain.images[0] if chain.images else inserted.image
+    node_name = known.node_name if chain.layers else inserted.node_name
     throttle = _throttle(inserted, info, topology)
     cache = inserted.cache
     return _replace(
@@ -228,72 +227,19 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
         node_name=node_name,
         driver=active.format,
         file=public(active.filename),
-        read_only=_word(inserted.ro),
-        cache_writeback=_word(cache.writeback if cache else None),
-        cache_direct=_word(cache.direct if cache else None),
-        cache_no_flush=_word(cache.no_flush if cache else None),
+        read_only=word(inserted.ro),
+        cache_writeback=word(cache.writeback if cache else None),
+        cache_direct=word(cache.direct if cache else None),
+        cache_no_flush=word(cache.no_flush if cache else None),
         detect_zeroes=inserted.detect_zeroes,
         throttle=throttle,
         throttle_group=throttle.throttle_group if throttle else "",
         bitmaps=tuple(
-            Bitmap(bitmap.name, node_name, bitmap)
+            # Of the root node, which may be a filter with bitmaps of its own.
+            Bitmap(bitmap.name, inserted.node_name or node_name, _counted(bitmap))
             for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
             if bitmap.name
         ),
-    )
-
-
-def _nodes(
-    chain: Chain, info: qapi.BlockInfo | None
-) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
-    """Return the nodes of a chain, and the entries of those that count."""
-    images = chains.layer_images(info) if info else ()
-    nodes: list[Node] = []
-    sources: list[qapi.BlockNode] = []
-    for index, layer in enumerate(chain.layers):
-        image = images[index] if images else None
-        nodes.append(_format_node(str(index), layer, image))
-        sources.append(layer)
-        if (protocol := chains.protocol_of(layer)) is not None:
-            nodes.append(_protocol_node(str(index), protocol, image))
-            sources.append(protocol)
-    filters = [i for i in chains.images(info) if i.format in chains.FILTERS] if info else []
-    nodes += [
-        Node(layer="", role="filter", node_name=n.node_name, has_info=True, driver=image.format)
-        for n, image in zip(chain.filters, filters, strict=False)
-        if image.format in chains.LASTING_FILTERS
-    ]
-    return tuple(nodes), sources
-
-
-def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
-    if image is None:
-        return Node(layer=layer, role="format", node_name=entry.node_name)
-    data = image.format_specific.data if image.format_specific else None
-    return Node(
-        layer=layer,
-        role="format",
-        node_name=entry.node_name,
-        image=image,
-        internal_snapshots=None if image.snapshots is None else len(image.snapshots),
-        has_info=True,
-        driver=image.format,
-        file=public(image.filename),
-        backing_file=public(image.backing_filename),
-        backing_format=image.backing_filename_format,
-        encrypted=_word(image.encrypted),
-        compat=(data and data.compat) or "",
-    )
-
-
-def _protocol_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
-    return Node(
-        layer=layer,
-        role="protocol",
-        node_name=entry.node_name,
-        has_info=None if image is None else True,
-        driver=entry.driver_specific.driver if entry.driver_specific else "",
-        file=public(image.filename) if image else "",
     )
 
 

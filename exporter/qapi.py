@@ -130,11 +130,22 @@ class LayerStats(BlockStats, rename="kebab", kw_only=True):
         return self.stats
 
 
+class Extent(Tree):
+    """VmdkExtentInfo."""
+
+    filename: str = ""
+
+
 @leaves(metrics.NODES, "image", "format_specific", "data")
-class FormatData(Tree):
-    """ImageInfoSpecificQCow2 and its like."""
+class FormatData(Tree, rename={"data_file": "data-file", "data_file_raw": "data-file-raw"}):
+    """ImageInfoSpecificQCow2, ImageInfoSpecificVmdk and their like."""
 
     compat: str | None = None
+    #: As the header of a qcow2 has it; the data file may have been given by another name.
+    data_file: str | None = None
+    #: There for each qcow2 with a data file.
+    data_file_raw: bool | None = None
+    extents: list[Extent] = []
 
 
 class FormatSpecific(Tree):
@@ -177,6 +188,13 @@ class Limits(Tree):
     """The limits of BlockDeviceInfo, by their names there; 0 is no limit."""
 
 
+class Child(Tree, rename="kebab"):
+    """BlockdevChild."""
+
+    child: str
+    node_name: str = ""
+
+
 @leaves(metrics.STATE, "block", "inserted")
 class Inserted(
     Limits, rename={"node_name": "node-name", "dirty_bitmaps": "dirty-bitmaps"}, kw_only=True
@@ -194,6 +212,8 @@ class Inserted(
     cache: Cache | None = None
     group: str = ""
     dirty_bitmaps: list[Bitmap] = []
+    #: Of the root node, since QEMU 11.1.
+    children: list[Child] = []
 
 
 @leaves(metrics.STATE, "block")
@@ -226,6 +246,14 @@ class JobInfo(Tree, rename="kebab"):
     current_progress: int
     total_progress: int
     error: str = ""
+
+
+class BlockExport(Tree, rename="kebab"):
+    """BlockExportInfo of query-block-exports (QEMU 5.2): `type` is nbd, vhost-user-blk, fuse, ..."""
+
+    id: str
+    type: str
+    node_name: str
 
 
 class Status(Tree):

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from exporter.qapi import (
+    BlockExport,
     BlockInfo,
     BlockJob,
     BlockNode,
@@ -104,6 +105,8 @@ BLOCK_JOBS = _query("query-block-jobs", list[BlockJob])
 JOBS = _query("query-jobs", list[JobInfo])
 BLOCK = _query("query-block", list[BlockInfo])
 BLOCK_FLAT = _query("query-block", list[BlockInfo], {"flat": True})
+#: Touches no file.
+BLOCK_EXPORTS = _query("query-block-exports", list[BlockExport])
 NAME = _query("query-name", Name)
 UUID = _query("query-uuid", Uuid)
 #: Asked before a VM is changed: which commands it has.
@@ -133,7 +136,8 @@ def throttle_limits(group: str) -> Query[dict[str, int]] | None:
 
 #: Every command that reads; a session sends no other, but for `commands.WRITE_COMMANDS`.
 READ_COMMANDS = frozenset(
-    query.name for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, NAME, UUID, GRAPH)
+    query.name
+    for query in (STATUS, BLOCKSTATS, BLOCK_JOBS, JOBS, BLOCK, BLOCK_EXPORTS, NAME, UUID, GRAPH)
 ) | {
     KNOWN_COMMANDS.name,
     MIGRATE.name,

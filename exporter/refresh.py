@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+
 from exporter import chain as chains
 from exporter import queries
 from exporter.client import Answers
 from exporter.config import Settings
+from exporter.corruption import Corruption
 from exporter.errors import ProtocolError
 from exporter.inquiry import Inquiry, left
 from exporter.qapi import BlockJob, BlockStats
 from exporter.qmp import Session
-from exporter.topology import NodeNames, TopologyCache, agree, throttle_limits
+from exporter.topology import (
+    NodeNames,
+    TopologyCache,
+    agree,
+    throttle_limits,
+    without_drivers,
+)
 from exporter.watch import DEVICES_LIMIT
+
+log = logging.getLogger(__name__)
 
 #: The first QEMU whose query-block can leave the backing images out.
 _FLAT_VERSION = (11, 1)
@@ -23,12 +34,21 @@ class Refresh:
     """How query-block of one VM is asked, for what `TopologyCache` keeps of it."""
 
     def __init__(
-        self, session: Session, inquiry: Inquiry, topology: TopologyCache, settings: Settings
+        self,
+        vm: str,
+        session: Session,
+        inquiry: Inquiry,
+        topology: TopologyCache,
+        settings: Settings,
     ) -> None:
+        self._vm = vm
         self._session = session
         self._inquiry = inquiry
         self._topology = topology
         self._settings = settings
+        #: What must not be met by query-block.
+        self.corruption = Corruption()
+        self._said_hidden = ""
         #: Whether this QEMU may be asked for a flat answer.
         self._flat = True
 
@@ -67,11 +87,10 @@ class Refresh:
         Raises:
             TargetError: the VM does not answer.
         """
-        process = self._session.peer_pid
-        if not await self._topology.may_ask(names, process, left(deadline)):
+        if not await self._may_ask(entries, names, deadline):
             return entries, block_jobs
         blocks = None
-        if self._flat_will_do(names, block_jobs):
+        if self._flat_will_do(entries, names, block_jobs):
             answers = await self._inquiry.batch([queries.BLOCK_FLAT], deadline)
             if answers.refused(queries.BLOCK_FLAT):
                 self._flat = False
@@ -79,7 +98,9 @@ class Refresh:
                 self._topology.merge_flat(blocks)
         if blocks is None:
             blocks = (await self._inquiry.batch([queries.BLOCK], deadline)).get(queries.BLOCK)
-        agreed = blocks is not None and agree(blocks, entries)
+        shut = without_drivers(blocks or (), entries)
+        closed = shut & self._topology.closed
+        agreed = blocks is not None and agree(blocks, entries, closed)
         for _ in range(_AGREE_TRIES):
             if blocks is None or agreed:
                 break
@@ -88,7 +109,9 @@ class Refresh:
             )
             entries, blocks = self.entries(again), again.get(queries.BLOCK)
             block_jobs = again.get(queries.BLOCK_JOBS) or []
-            agreed = blocks is not None and agree(blocks, entries)
+            # What two answers in a row tell is no medium that was just taken out.
+            closed, shut = (now := without_drivers(blocks or (), entries)) & shut, now
+            agreed = blocks is not None and agree(blocks, entries, closed)
             names = chains.walk(entries).names
         if blocks is None:
             return entries, block_jobs
@@ -98,15 +121,41 @@ class Refresh:
         limits = await throttle_limits(
             blocks, self._settings, lambda asked: self._inquiry.batch(asked, deadline)
         )
-        await self._topology.put(blocks, names, limits, left(deadline), agreed=agreed)
+        await self._topology.put(
+            blocks, names, limits, left(deadline), agreed=agreed, closed=closed
+        )
         return entries, block_jobs
 
-    def _flat_will_do(self, names: NodeNames, block_jobs: list[BlockJob]) -> bool:
+    async def _may_ask(self, entries: list[BlockStats], names: NodeNames, deadline: float) -> bool:
+        if await self._would_crash(entries, deadline):
+            self._topology.refuse(names)
+            return False
+        return await self._topology.may_ask(names, self._session.peer_pid, left(deadline))
+
+    async def _would_crash(self, entries: list[BlockStats], deadline: float) -> bool:
+        """Whether query-block would end this QEMU, or fail for all of its disks."""
+        suspects = self.corruption.below_root(entries)
+        if not suspects:
+            return False
+        graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
+        hidden = self.corruption.hidden(suspects, graph)
+        if hidden and hidden != self._said_hidden:
+            log.warning(
+                "query-block is not asked: the image of a node below another was found corrupt,"
+                " and QEMU would crash",
+                extra={"vm": self._vm, "node": hidden},
+            )
+        self._said_hidden = hidden
+        return bool(hidden)
+
+    def _flat_will_do(
+        self, entries: list[BlockStats], names: NodeNames, block_jobs: list[BlockJob]
+    ) -> bool:
         # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
         return (
             self._flat
             and self._session.version >= _FLAT_VERSION
             and not block_jobs
             and self._topology.known(names)
-            and not self._topology.has_filters()
+            and not any(chains.of_nodes(entry).filters for entry in entries)
         )

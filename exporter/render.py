@@ -102,6 +102,11 @@ class Plan:
             nodes = [*nodes, *counters.free_nodes]
             of_nodes += tuple(_node_labels(snapshot.vm, "", node) for node in snapshot.free_nodes)
         _records(blobs, live[Scope.NODE], nodes, of_nodes, templates)
+        exports = [
+            (labels(Scope.EXPORT.labels, (snapshot.vm, each.export)), each)
+            for each in snapshot.exports
+        ]
+        _pairs(blobs, live[Scope.EXPORT], exports)
         jobs = [
             (labels(Scope.JOB.labels, (snapshot.vm, job.device, job.job_id, job.job_type)), job)
             for job in snapshot.jobs

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 from zlib import crc32
 
 from exporter import chain as chains
-from exporter import parse, peer, qapi, queries
+from exporter import nodes, parse, peer, qapi, queries
 from exporter.client import Answers
 from exporter.config import Settings
 from exporter.identity import key
@@ -64,6 +65,8 @@ class TopologyCache:
         #: Something happened since query-block was last asked; its answer may be of before.
         self._happened = False
         self._disagreed: NodeNames | None = None
+        #: The chains of which query-block must not be asked.
+        self._refused: NodeNames | None = None
         self._all_visible = True
         #: The files that QEMU had open, and by what these were known.
         self._opened: frozenset[str] | None = None
@@ -86,7 +89,7 @@ class TopologyCache:
 
     def forget(self, *, another: bool) -> None:
         """Know nothing: the connection is new, and it is `another` QEMU, as far as can be seen."""
-        self._topology = self.timestamp = None
+        self._topology = self.timestamp = self._refused = None
         if another:
             self.responding = self._opened = None
 
@@ -106,26 +109,30 @@ class TopologyCache:
         topology = self.current()
         return [chains.without_counters(b) for b in topology.blocks.values()] if topology else []
 
+    @property
+    def closed(self) -> AbstractSet[tuple[str, str]]:
+        """The devices whose root node had no driver any more, and that node's name."""
+        return self._topology.closed if self._topology else frozenset()
+
     def known(self, node_names: NodeNames) -> bool:
         """Whether what is known is of exactly these chains: all that a flat answer leaves out."""
         return self._topology is not None and node_names == self._node_names
-
-    def has_filters(self) -> bool:
-        """Whether a filter stands above the chain of a device."""
-        return self._topology is not None and any(
-            image.format in chains.FILTERS
-            for info in self._topology.blocks.values()
-            for image in chains.images(info)
-        )
 
     def is_due(self, node_names: NodeNames) -> bool:
         """Whether query-block should be asked now, given the chains of query-blockstats."""
         mode = self._settings.topology
         if mode == "never":
             return False
+        if node_names == self._refused:
+            return self.is_old
         if self._topology is None or self._outdated or node_names != self._node_names:
             return True
         return self.is_old
+
+    def refuse(self, node_names: NodeNames) -> None:
+        """Take query-block as not to be asked until the chains change, or for max-age."""
+        self._refused = node_names
+        self._due_at = time.monotonic() + self._settings.topology_max_age_seconds
 
     @property
     def is_old(self) -> bool:
@@ -186,25 +193,27 @@ class TopologyCache:
         timeout_seconds: float,
         *,
         agreed: bool,
+        closed: AbstractSet[tuple[str, str]] = frozenset(),
     ) -> None:
         """Keep an answer, with what the storage of its files says of itself.
 
-        `agreed`: whether query-blockstats saw the same chains.
+        `agreed`: whether query-blockstats saw the same chains; `closed` as for `agree`.
         """
         by_key = {key(info): info for info in blocks}
         # A chain that goes on disagreeing is one that this program does not understand: to ask
         # again in each scrape would not help.
         self._outdated = self._happened or (not agreed and self._disagreed != names)
         self._disagreed = None if agreed else names
-        self._node_names = names
+        self._node_names, self._refused = names, None
         self._asked_at, self.timestamp = time.monotonic(), time.time()
         # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
         part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF
         self._due_at = self._asked_at + part * self._settings.topology_max_age_seconds
-        topology = Topology(blocks=by_key, limits=limits)
+        data_files = nodes.header_data_files(by_key) & (self._opened or frozenset())
+        topology = Topology(by_key, limits, closed, data_files)
         if topology != self._topology:
             self._topology = topology  # else the same object, of which all is rendered already
-            self._files = parse.image_files(by_key)
+            self._files = nodes.image_files(by_key) | data_files
         files = self._files
         # What `may_ask` has just seen is not looked at again.
         sights = {path: sight for path, sight in self._sights.items() if path in files}
@@ -277,10 +286,33 @@ async def throttle_limits(
     }
 
 
-def agree(blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]) -> bool:
-    """Whether query-block and query-blockstats saw the same chains."""
+def agree(
+    blocks: Sequence[qapi.BlockInfo],
+    entries: Sequence[qapi.BlockStats],
+    closed: AbstractSet[tuple[str, str]],
+) -> bool:
+    """Whether query-block and query-blockstats saw the same chains.
+
+    `closed` are the devices whose root node has no driver any more, and that node's name.
+    """
     by_key = {key(info): info for info in blocks}
     return all(
-        (info := by_key.get(key(entry))) is not None and chains.agree(chains.of_nodes(entry), info)
+        (info := by_key.get(key(entry))) is not None
+        and (chains.joined(entry, info) is not None or (key(entry), entry.node_name) in closed)
         for entry in entries
+    )
+
+
+def without_drivers(
+    blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]
+) -> frozenset[tuple[str, str]]:
+    """Return the devices whose root node seems to have no driver, and that node's name.
+
+    One answer alone does not tell it from a medium that was taken out between the two queries.
+    """
+    by_key = {key(info): info for info in blocks}
+    return frozenset(
+        (key(entry), entry.node_name)
+        for entry in entries
+        if (info := by_key.get(key(entry))) is not None and chains.is_closed(entry, info)
     )

@@ -14,6 +14,7 @@ from exporter.client import Answers, Tally
 from exporter.commands import Command, Qemu
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
+from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
 from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
@@ -47,7 +48,10 @@ class Vm:
         self.jobs = self._watch.jobs
         self._inquiry = Inquiry(target.vm, self._session)
         self._topology = TopologyCache(target.vm, target.settings, storage)
-        self._refresh = Refresh(self._session, self._inquiry, self._topology, target.settings)
+        self._exports = Exports(self._inquiry, target.settings)
+        self._refresh = Refresh(
+            target.vm, self._session, self._inquiry, self._topology, target.settings
+        )
         #: The devices as query-block told of them, and what it told.
         self._devices: parse.Devices | None = None
         self._devices_topology: parse.Topology | None = None
@@ -203,6 +207,7 @@ class Vm:
         self._devices = None
         self._inquiry.connection_is_new()
         self._refresh.connection_is_new()
+        self._exports.connection_is_new()
         self._ask_jobs = True
         self._ask_nodes = self.target.settings.nodes
 
@@ -268,6 +273,7 @@ class Vm:
             socket=printable(self.target.socket),
             devices=devices,
             free_nodes=free_nodes,
+            exports=self._exports.found,
             jobs=tuple(self.jobs.stamped(job) for job in jobs) if jobs else (),
             counters=counters,
             remembered=self._watch.records(),
@@ -301,6 +307,8 @@ class Vm:
                     self._topology.forget(another=self._peer != self.peer)
                     self._watch.places = {}
                     self._has_run = False
+                if not self._session.peer_pid or self._peer != self.peer:
+                    self._refresh.corruption.forget()
                 self._peer = self.peer
             self._watch.follow()
             self.jobs.ask()
@@ -315,6 +323,7 @@ class Vm:
                 name = self._inquiry.optional(answers, queries.NAME)
                 uuid = self._inquiry.optional(answers, queries.UUID)
                 self._name, self._uuid = name.name if name else "", uuid.UUID if uuid else ""
+            self._exports.take(answers)
             return answers
 
     def _beside(self) -> list[Query[Any]]:
@@ -326,7 +335,7 @@ class Vm:
             more.append(queries.JOBS)
         if self._ask_nodes:
             more.append(queries.NODESTATS)
-        return more
+        return more + self._exports.due()
 
     async def _other_jobs(
         self, answers: Answers, ids: set[str], deadline: float
@@ -345,7 +354,9 @@ class Vm:
             return  # of another VM than the one that has this name by now
         self._topology.note(name)
         self._has_run |= name == "RESUME"
+        self._exports.note(name)
         try:
+            self._refresh.corruption.note(name, data)
             status = self._watch.take(name, data)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})

@@ -29,6 +29,7 @@ QUERIES = {
     "query-blockstats": "the counters of each device; touches no file",
     "query-block-jobs": "the jobs and their progress; touches no file",
     "query-jobs": "the jobs that are no block jobs, once a connection and on an unknown id",
+    "query-block-exports": "what is served to others, on connecting and now and then; touches no file",
     "query-block": "images and limits; stats each image file, so the storage is asked first",
     "query-name": "the VM's name, once a connection",
     "query-uuid": "the VM's UUID, once a connection",

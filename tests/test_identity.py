@@ -28,6 +28,8 @@ def entry(device: str = "", qdev: str = "") -> qapi.BlockStats:
         ("", "scsi0-0-0-0", "scsi0-0-0-0"),
         ("", "/machine/peripheral-anon/device[1]/virtio-backend", "peripheral-anon/device[1]"),
         ("", "/machine/unattached/device[23]", "unattached/device[23]"),
+        ("", "/machine/system.flash0", "system.flash0"),
+        ("", "/machine/peripheral/us/us.0/legacy[0]", "peripheral/us/us.0/legacy[0]"),
     ],
 )
 def test_a_device_is_named_by_its_drive_or_by_its_id(device: str, qdev: str, name: str) -> None:
@@ -48,6 +50,14 @@ def test_on_a_clash_a_device_named_by_its_id_takes_its_place_among_devices() -> 
     names = device_names([entry("disk0"), entry("", "disk0"), entry("", "scsi1")])
 
     assert names == ["disk0", "peripheral/disk0", "scsi1"]
+
+
+def test_a_device_right_below_the_machine_is_never_without_a_name_of_its_own() -> None:
+    """Its path without /machine/ may be the name of a drive, or the id of another device."""
+    flash = "/machine/system.flash0"
+
+    names = device_names([entry("", flash), entry("system.flash0"), entry("", "system.flash0")])
+    assert names == [flash, "system.flash0", "peripheral/system.flash0"]
 
 
 def test_devices_that_cannot_be_told_apart_are_refused() -> None:

@@ -543,6 +543,7 @@ async def test_every_query_reads_and_none_writes() -> None:
         "qmp_capabilities",
         "qom-get",
         "query-block",
+        "query-block-exports",
         "query-block-jobs",
         "query-blockstats",
         "query-commands",

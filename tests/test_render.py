@@ -19,7 +19,7 @@ from exporter.exposition import body
 from exporter.families import join
 from exporter.family import Scope
 from exporter.metrics import COLLECTORS
-from exporter.model import Counters, Device, Exporter, Job, Node, Snapshot, VmEvents
+from exporter.model import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
 from exporter.render import Plan, render_exporter
 from exporter.samples import escape
 from exporter.template import number
@@ -153,9 +153,10 @@ async def test_each_collector_has_families_of_its_own(collector: str, sockets: P
     all_on: Counter[str] = Counter()
     without: Counter[str] = Counter()
     async for _, replayed, _ in replay("7.2", names, sockets):
-        # No event was recorded in these steps.
+        # No event was recorded in these steps, and no export.
         stopped = {Scope.VM_EVENT: [VmEvents("STOP", 1)]}
-        snapshot = msgspec.structs.replace(replayed, remembered=stopped)
+        served = (Export("backup", "nbd", "node"),)
+        snapshot = msgspec.structs.replace(replayed, remembered=stopped, exports=served)
         all_on += _families(Plan().render(snapshot))
         without += _families(Plan((collector,)).render(snapshot))
 

@@ -95,7 +95,8 @@ async def test_a_scrape_asks_the_safe_set_and_nothing_else(fake: FakeQmp, make: 
     fake.received.clear()
     await collect(vm)
 
-    assert first == [*SAFE_SET, "query-name", "query-uuid", "query-jobs", "query-block"]
+    once = ["query-name", "query-uuid", "query-jobs", "query-block-exports", "query-block"]
+    assert first == [*SAFE_SET, *once]
     assert fake.commands == SAFE_SET
 
 

@@ -52,6 +52,7 @@ class SimulatedVm:
             "query-commands": lambda: [{"name": name} for name in self._queries],
             "query-blockstats": lambda: [disk.block_stats() for disk in self._disks],
             "query-block": lambda: [disk.block_info() for disk in self._disks],
+            "query-block-exports": list,
             "query-block-jobs": lambda: [self._job.block_job()] if self._job else [],
             "query-jobs": lambda: [self._job.job()] if self._job else [],
             "x-debug-query-block-graph": lambda: graph(self._disks, self._job),

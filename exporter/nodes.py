@@ -1,0 +1,152 @@
+"""The nodes of a backing chain as they are exposed, and the files that their bytes are in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+import msgspec
+
+from exporter import chain as chains
+from exporter import qapi
+from exporter.chain import Chain
+from exporter.filename import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
+from exporter.model import Node
+
+
+def word(value: bool | None) -> str:
+    """Return a label's word for a value that may be unknown."""
+    return "" if value is None else "true" if value else "false"
+
+
+def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+    """Return the path of every image file; QEMU may stat others too to answer query-block."""
+    return frozenset(
+        path
+        for info in blocks.values()
+        for image in chains.images(info)
+        for path in (local_path(image.filename), _data_file(image, frozenset()))
+        if path
+    )
+
+
+def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+    """Return the data files that headers name; QEMU may have been given others."""
+    return frozenset(
+        data.data_file
+        for info in blocks.values()
+        for image in chains.images(info)
+        if (data := _data(image)) is not None and data.data_file
+    )
+
+
+def of_chain(
+    chain: Chain, data_files: AbstractSet[str]
+) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode], Sequence[str]]:
+    """Return the nodes of a chain, the entries of those that count, and whose storage these use.
+
+    That is the path of a file, empty where it is not known or has none of its own.
+    """
+    nodes: list[Node] = []
+    sources: list[qapi.BlockNode] = []
+    files: list[str] = []
+    for index, layer in enumerate(chain.layers):
+        image = _measured(layer, chain.images[index]) if chain.images else None
+        data = _data_file(image, data_files) if image else None
+        nodes.append(_format_node(str(index), layer, image))
+        sources.append(layer)
+        files.append((local_path(image.filename) if data is None else data) or "" if image else "")
+        if (protocol := chains.protocol_of(layer)) is not None:
+            nodes.append(_protocol_node(str(index), protocol, image, data))
+            sources.append(protocol)
+            files.append("")
+        elif layer.node_name == chain.root_name:
+            # Several nodes hold the bytes, as in a quorum: query-blockstats lists none of them.
+            nodes += [_uncounted(str(index), name) for name in chain.children if name]
+    nodes += [
+        Node(
+            layer="",
+            role="filter",
+            node_name=each.node.node_name,
+            has_info=True,
+            driver=each.image.format,
+        )
+        for each in chain.filters
+        if each.image is not None and each.image.format in chains.LASTING_FILTERS
+    ]
+    return tuple(nodes), sources, files
+
+
+def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
+    if image is None:
+        return Node(layer=layer, role="format", node_name=entry.node_name)
+    data = image.format_specific.data if image.format_specific else None
+    return Node(
+        layer=layer,
+        role="format",
+        node_name=entry.node_name,
+        image=image,
+        internal_snapshots=None if image.snapshots is None else len(image.snapshots),
+        has_info=True,
+        driver=image.format,
+        file=public(image.filename),
+        backing_file=public(image.backing_filename),
+        backing_format=image.backing_filename_format,
+        encrypted=word(image.encrypted),
+        compat=(data and data.compat) or "",
+    )
+
+
+def _uncounted(layer: str, name: str) -> Node:
+    return Node(layer=layer, role="protocol", node_name=name, listed=False, has_info=True)
+
+
+def _protocol_node(
+    layer: str, entry: qapi.BlockNode, image: qapi.Image | None, data: str | None
+) -> Node:
+    return Node(
+        layer=layer,
+        role="protocol",
+        node_name=entry.node_name,
+        has_info=None if image is None else True,
+        driver=entry.driver_specific.driver if entry.driver_specific else "",
+        file=(public(image.filename) if data is None else data) if image else "",
+    )
+
+
+def _data(image: qapi.Image) -> qapi.FormatData | None:
+    return image.format_specific.data if image.format_specific else None
+
+
+def _data_file(image: qapi.Image, opened: AbstractSet[str]) -> str | None:
+    """Return the path of the file where the guest's data is, if that is not the image's own.
+
+    It is empty where it is not known: a qcow2 shows the name that is in its header, though QEMU may
+    have been given another file. `opened` are the names of files that it has open.
+    """
+    data = _data(image)
+    if data is None:
+        return None
+    if data.data_file is not None or data.data_file_raw is not None:
+        if named := data_file(image.filename):
+            return named
+        header = data.data_file or ""
+        return header if header in opened else ""
+    names = {extent.filename for extent in data.extents} - {image.filename}
+    if not names:
+        return None
+    return (local_path(names.pop()) or "") if len(data.extents) == 1 else ""
+
+
+def _measured(layer: qapi.BlockNode, image: qapi.Image) -> qapi.Image:
+    """Return an image without the size that is none: a block device has always 0 blocks.
+
+    QEMU adds up what the files of an image take. [bdrv_get_allocated_file_size]
+    """
+    file = chains.protocol_of(layer) or layer
+    if file.driver_specific is not None:
+        known = file.driver_specific.driver not in DEVICE_DRIVERS
+    else:
+        # A quorum has several files; QEMU before 4.2 does not tell the driver.
+        known = not is_on_device(image.filename)
+    return image if known else msgspec.structs.replace(image, actual_size=None)

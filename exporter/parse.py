@@ -16,12 +16,28 @@ from exporter.errors import ProtocolError
 from exporter.filename import local_path, public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
-from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
+from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__
 #: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
 BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
+#: Formats of one file each, but for the data file that a qcow2 may have.
+_ONE_FILE_FORMATS = frozenset(
+    {
+        "file",
+        "host_cdrom",
+        "host_device",
+        "luks",
+        "qcow",
+        "qcow2",
+        "qed",
+        "raw",
+        "vdi",
+        "vhdx",
+        "vpc",
+    }
+)
 _INCUS_NODE = re.compile(r"^(incus|lxd)_")
 
 
@@ -91,14 +107,14 @@ def count(
     known: Devices,
     entries: Sequence[qapi.BlockStats],
     walk: Walk,
-    storage: Mapping[str, Space] | None = None,
+    files: Mapping[str, ImageFile] | None = None,
 ) -> Counters:
     """Return the counters of the devices `known`, from an answer with the same names.
 
-    `storage` tells the space that is left, by the path of an image file.
+    `files` tells what is seen of an image file, by its path.
     """
     nodes = [walk.nodes[position] for position in known.positions]
-    return Counters(entries, nodes, [storage.get(file) for file in known.files] if storage else ())
+    return Counters(entries, nodes, [files.get(file) for file in known.files] if files else ())
 
 
 def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
@@ -185,6 +201,25 @@ def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
         for image in chains.images(info)
         if (path := local_path(image.filename))
     )
+
+
+def names_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
+    """Whether `image_files` are all that QEMU has open for these devices, as far as formats tell.
+
+    A quorum has children, a vmdk may have extents, and a qcow2 a data file, which have no names
+    there.
+    """
+    return all(
+        image.format in _ONE_FILE_FORMATS
+        and local_path(image.filename) is not None
+        and not (image.format_specific and _data_file(image.format_specific))
+        for info in blocks.values()
+        for image in chains.images(info)
+    )
+
+
+def _data_file(specific: qapi.FormatSpecific) -> str | None:
+    return specific.data.data_file if specific.data else None
 
 
 def throttle_groups(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:

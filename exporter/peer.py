@@ -6,7 +6,6 @@ QEMU looks the same. These look from the side, without a word to QEMU.
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import time
@@ -35,14 +34,6 @@ def is_stopped(process: int) -> bool:
     return stat.rpartition(b")")[2].split()[:1] in ([b"T"], [b"t"])
 
 
-def descriptors(process: int) -> tuple[str, ...]:
-    """Return the numbers of the files that a process has open, none where they cannot be seen."""
-    try:
-        return tuple(os.listdir(f"/proc/{process}/fd"))
-    except OSError:
-        return ()
-
-
 def is_qemu(process: int) -> bool:
     """Whether a process is a QEMU, and not whoever made the socket for one, or stands before it.
 
@@ -51,32 +42,6 @@ def is_qemu(process: int) -> bool:
     """
     with open(f"/proc/{process}/comm", "rb") as comm:
         return comm.read().startswith((b"qemu", b"kvm"))
-
-
-def open_files(process: int) -> frozenset[str] | None:
-    """Return the paths of the files that a QEMU has open, None where they cannot be known.
-
-    A manager may have made the socket and handed it over: then `process` is the manager, whose
-    files say nothing.
-    """
-    try:
-        if not is_qemu(process):
-            return None
-        if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
-            return None
-        links = [
-            _link(f"/proc/{process}/fd/{number}") for number in os.listdir(f"/proc/{process}/fd")
-        ]
-    except OSError:
-        return None
-    return frozenset(link for link in links if link.startswith("/"))
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except FileNotFoundError:  # closed meanwhile
-        return ""
 
 
 def is_served(path: str) -> bool:

@@ -135,6 +135,7 @@ class FormatData(Tree):
     """ImageInfoSpecificQCow2 and its like."""
 
     compat: str | None = None
+    data_file: str | None = msgspec.field(name="data-file", default=None)
 
 
 class FormatSpecific(Tree):

@@ -98,7 +98,7 @@ class Refresh:
         limits = await throttle_limits(
             blocks, self._settings, lambda asked: self._inquiry.batch(asked, deadline)
         )
-        await self._topology.put(blocks, names, limits, left(deadline), agreed=agreed)
+        await self._topology.put(blocks, names, limits, process, left(deadline), agreed=agreed)
         return entries, block_jobs
 
     def _flat_will_do(self, names: NodeNames, block_jobs: list[BlockJob]) -> bool:

@@ -63,6 +63,8 @@ class TopologyCache:
         #: Something happened since query-block was last asked; its answer may be of before.
         self._happened = False
         self._disagreed: NodeNames | None = None
+        #: Whether something is about to rest on where the names of images lead.
+        self._anew = False
         #: When query-block last answered, seconds since 1970.
         self.timestamp: float | None = None
 
@@ -94,6 +96,11 @@ class TopologyCache:
     def outdate(self) -> None:
         """Ask in the next scrape: something happened."""
         self._outdated = self._happened = True
+
+    def look_anew(self) -> None:
+        """Ask in the next scrape, and trust nothing that was seen of the images before."""
+        self.outdate()
+        self._anew = True
 
     def forget(self) -> None:
         """Another QEMU has taken the socket over: nothing is known of it."""

@@ -103,7 +103,7 @@ class Vm:
             TargetError: the VM does not answer.
         """
         deadline, began = time.monotonic() + timeout_seconds, time.time()
-        self._topology.outdate()
+        self._topology.look_anew()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
         if not self._session.connected:

@@ -105,6 +105,7 @@ class TopologyCache:
     def forget(self) -> None:
         """Another QEMU has taken the socket over: nothing is known of it."""
         self._topology = self.timestamp = None
+        self._images.forget()
 
     def current(self) -> Topology | None:
         """Return what is known, None where it is too old to be shown."""
@@ -202,7 +203,9 @@ class TopologyCache:
             self._topology = topology  # else the same object, of which all is rendered already
             self._paths = parse.image_files(by_key)
             self._paths_are_all = parse.names_all_files(by_key)
-        await self._images.learn(self._paths, names, process, min(CANARY_SECONDS, timeout_seconds))
+        anew, self._anew = self._anew, False
+        timeout = min(CANARY_SECONDS, timeout_seconds)
+        await self._images.learn(self._paths, names, process, timeout, anew=anew)
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

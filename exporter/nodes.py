@@ -13,6 +13,23 @@ from exporter.chain import Chain
 from exporter.filename import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
 from exporter.model import Node
 
+#: Formats of one file each, but for the data file that a qcow2 may have.
+_ONE_FILE_FORMATS = frozenset(
+    {
+        "file",
+        "host_cdrom",
+        "host_device",
+        "luks",
+        "qcow",
+        "qcow2",
+        "qed",
+        "raw",
+        "vdi",
+        "vhdx",
+        "vpc",
+    }
+)
+
 
 def word(value: bool | None) -> str:
     """Return a label's word for a value that may be unknown."""
@@ -30,6 +47,21 @@ def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     )
 
 
+def names_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
+    """Whether `image_files` are all that QEMU has open for these devices, as far as formats tell.
+
+    A quorum has children, a vmdk may have extents, and a qcow2 a data file, which have no names
+    there.
+    """
+    return all(
+        image.format in _ONE_FILE_FORMATS
+        and local_path(image.filename) is not None
+        and _data_file(image, frozenset()) is None
+        for info in blocks.values()
+        for image in chains.images(info)
+    )
+
+
 def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     """Return the data files that headers name; QEMU may have been given others."""
     return frozenset(
@@ -42,24 +74,26 @@ def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
 
 def of_chain(
     chain: Chain, data_files: AbstractSet[str]
-) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode], Sequence[str]]:
-    """Return the nodes of a chain, the entries of those that count, and whose storage these use.
+) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode], Sequence[tuple[str, str]]]:
+    """Return the nodes of a chain, the entries of those that count, and the files of these.
 
-    That is the path of a file, empty where it is not known or has none of its own.
+    That are the path of the image and that of the file with its bytes, which is another where it has
+    a data file; empty where not known, and of nodes that have none of their own.
     """
     nodes: list[Node] = []
     sources: list[qapi.BlockNode] = []
-    files: list[str] = []
+    files: list[tuple[str, str]] = []
     for index, layer in enumerate(chain.layers):
         image = _measured(layer, chain.images[index]) if chain.images else None
         data = _data_file(image, data_files) if image else None
         nodes.append(_format_node(str(index), layer, image))
         sources.append(layer)
-        files.append((local_path(image.filename) if data is None else data) or "" if image else "")
+        own = (local_path(image.filename) if image else None) or ""
+        files.append((own, own if data is None else data))
         if (protocol := chains.protocol_of(layer)) is not None:
             nodes.append(_protocol_node(str(index), protocol, image, data))
             sources.append(protocol)
-            files.append("")
+            files.append(("", ""))
         elif layer.node_name == chain.root_name:
             # Several nodes hold the bytes, as in a quorum: query-blockstats lists none of them.
             nodes += [_uncounted(str(index), name) for name in chain.children if name]

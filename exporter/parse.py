@@ -16,7 +16,7 @@ from exporter.errors import ProtocolError
 from exporter.filename import public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
-from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
+from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 from exporter.nodes import of_chain, word
 
 _replace = msgspec.structs.replace
@@ -50,7 +50,7 @@ class Devices:
     #: Where in `chain.Walk.nodes` each node stands that counts.
     positions: tuple[int, ...] = ()
     #: The image file of each of these nodes, empty where it has none of its own.
-    files: tuple[str, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 def devices(
@@ -68,7 +68,7 @@ def devices(
     position = {id(node): index for index, node in enumerate(walk.nodes)}
     found = []
     positions: list[int] = []
-    files: list[str] = []
+    files: list[tuple[str, str]] = []
     for name, entry in zip(device_names(entries), entries, strict=True):
         info = topology.blocks.get(key(entry)) if topology else None
         closed = topology is not None and (key(entry), entry.node_name) in topology.closed
@@ -95,14 +95,23 @@ def count(
     known: Devices,
     entries: Sequence[qapi.BlockStats],
     walk: Walk,
-    storage: Mapping[str, Space] | None = None,
+    files: Mapping[str, ImageFile] | None = None,
 ) -> Counters:
     """Return the counters of the devices `known`, from an answer with the same names.
 
-    `storage` tells the space that is left, by the path of an image file.
+    `files` tells what is seen of an image file, by its path.
     """
     nodes = [walk.nodes[position] for position in known.positions]
-    return Counters(entries, nodes, [storage.get(file) for file in known.files] if storage else ())
+    return Counters(entries, nodes, [_file(file, files) for file in known.files] if files else ())
+
+
+def _file(paths: tuple[str, str], files: Mapping[str, ImageFile]) -> ImageFile | None:
+    """Return what is seen of an image and of the file that its bytes are in, by their paths."""
+    own, stored = (files.get(path) for path in paths)
+    if paths[0] == paths[1] or own is None:
+        return own or stored
+    sizes = stored or ImageFile()
+    return _replace(own, size_bytes=sizes.size_bytes, available_bytes=sizes.available_bytes)
 
 
 def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:

@@ -33,6 +33,18 @@ def descriptors(process: int) -> tuple[str, ...]:
         return ()
 
 
+def opened(process: int, number: str) -> str:
+    """Return what a descriptor of a process leads to, empty where it was closed meanwhile.
+
+    Raises:
+        OSError: that cannot be seen.
+    """
+    try:
+        return os.readlink(f"/proc/{process}/fd/{number}")
+    except FileNotFoundError:
+        return ""
+
+
 def is_qemu(process: int) -> bool:
     """Whether a process is a QEMU, and not whoever made the socket for one, or stands before it.
 
@@ -41,32 +53,6 @@ def is_qemu(process: int) -> bool:
     """
     with open(f"/proc/{process}/comm", "rb") as comm:
         return comm.read().startswith((b"qemu", b"kvm"))
-
-
-def open_files(process: int) -> frozenset[str] | None:
-    """Return the paths of the files that a QEMU has open, None where they cannot be known.
-
-    A manager may have made the socket and handed it over: then `process` is the manager, whose
-    files say nothing.
-    """
-    try:
-        if not is_qemu(process):
-            return None
-        if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
-            return None
-        links = [
-            _link(f"/proc/{process}/fd/{number}") for number in os.listdir(f"/proc/{process}/fd")
-        ]
-    except OSError:
-        return None
-    return frozenset(link for link in links if link.startswith("/"))
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except FileNotFoundError:  # closed meanwhile
-        return ""
 
 
 def holder(inode: int) -> int:
@@ -80,7 +66,7 @@ def holder(inode: int) -> int:
             continue
         try:
             numbers = descriptors(int(name)) if is_qemu(int(name)) else ()
-            if any(_link(f"/proc/{name}/fd/{number}") == link for number in numbers):
+            if any(opened(int(name), number) == link for number in numbers):
                 return int(name)
         except OSError:
             continue  # it has ended, or is another user's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
-from exporter.model import Counters, Device, Node, Snapshot
+from exporter.model import Counters, Device, ImageFile, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -115,7 +116,7 @@ class Vm:
         deadline, began = time.monotonic() + timeout_seconds, time.time()
         file, pid = self.peer
         self._session.check()
-        self._topology.outdate()
+        self._topology.look_anew()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
         self._session.check(must_exist=True)
@@ -123,13 +124,25 @@ class Vm:
             raise Replaced("another process has taken the path of its socket over")
         if not self._session.connected:
             raise ProtocolError("hung up before all was asked")
-        if self.target.settings.topology == "never":
+        is_due = self.target.settings.topology != "never"
+        if not is_due:
             # Nothing was asked of the storage, and a command waits for it as query-block does.
             await self._topology.may_ask((), self._session.peer_pid, left(deadline))
-        elif snapshot.devices and (self._topology.timestamp or 0.0) < began:
+        error, responding = self._topology.storage_error, self._topology.responding
+        if is_due and not error and snapshot.devices and (self._topology.timestamp or 0.0) < began:
             # Storage that had no time for us has none for QEMU either.
-            return msgspec.structs.replace(snapshot, storage_responding=False)
-        return msgspec.structs.replace(snapshot, storage_responding=self._topology.responding)
+            responding = False
+        return msgspec.structs.replace(snapshot, storage_responding=responding, storage_error=error)
+
+    @property
+    def image_files(self) -> Mapping[str, ImageFile]:
+        """What is seen of each image file, by the path that QEMU tells."""
+        return self._topology.image_files
+
+    @property
+    def open_identities(self) -> frozenset[tuple[int, ...]] | None:
+        """Which files QEMU has open (`sight.Sight.identity`); None where that cannot be seen."""
+        return self._topology.open_identities
 
     async def qemu(self, timeout_seconds: float) -> Qemu:
         """Return what this QEMU can do, and whether it is being migrated.
@@ -264,6 +277,7 @@ class Vm:
             up=True,
             topology_timestamp_seconds=self._topology.timestamp,
             storage_responding=self._topology.responding,
+            storage_error=self._topology.storage_error,
             running=status.running if status else None,
             status=status.status if status else None,
             name=self._name or "",
@@ -290,7 +304,7 @@ class Vm:
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
         self._watch.devices = known.found
-        return known.found, parse.count(known, entries, walk, self._topology.space())
+        return known.found, parse.count(known, entries, walk, self._topology.files())
 
     async def _first_answers(self, deadline: float) -> Answers:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""

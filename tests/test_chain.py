@@ -167,3 +167,15 @@ def test_the_nodes_of_a_quorum_are_named_where_qemu_tells_them() -> None:
         ("format", "q"), ("protocol", "one"), ("protocol", "two"),
     ]  # fmt: skip
     assert [node.counts for node in each.nodes] == [True, False, False]
+
+
+def test_how_much_an_inconsistent_bitmap_has_marked_is_not_known() -> None:
+    """QEMU says 0 of one that was not saved."""
+    items = [Item("top", "qcow2")]
+    info = block(items)
+    bitmap = {"name": "b", "count": 0, "granularity": 65536, "persistent": True}
+    info["inserted"]["dirty-bitmaps"] = [{**bitmap, "inconsistent": True}]
+    (found,) = device(stats(items), info).bitmaps
+
+    assert getattr(found.state, "count", None) is None
+    assert getattr(found.state, "granularity", None) == 65536

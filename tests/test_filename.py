@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.filename import local_path, public, public_text, throttle_group
+from exporter.filename import (
+    data_file,
+    is_on_device,
+    local_path,
+    public,
+    public_text,
+    throttle_group,
+)
 from tests.conftest import series
 from tests.disks import block_job
 from tests.fakeqmp import FakeQmp
@@ -339,3 +346,46 @@ async def test_no_recorded_secret_leaves_the_process(version: str, sockets: Path
     everything = "\n".join([text for _, text in pages] + running.log)
     for secret in RECORDED_SECRETS:
         assert secret not in everything
+
+
+@pytest.mark.parametrize(
+    ("filename", "path"),
+    [
+        ("blkdebug::/images/a.qcow2", "/images/a.qcow2"),
+        ("blkdebug:/etc/faults.conf:/images/a.qcow2", "/images/a.qcow2"),
+        ("blkdebug::nbd://user:PW@host/x", None),
+        ("blkdebug::" * 3 + "/a", None),
+        ('json:{"file":{"driver":"blkdebug","image":{"driver":"file","filename":"/a"}}}', "/a"),
+        ('json:{"driver":"blkverify","raw":{"driver":"file","filename":"/r"},"test":{}}', "/r"),
+    ],
+)
+def test_the_file_below_a_debugging_filter_is_found(filename: str, path: str | None) -> None:
+    """Its storage is that of the image; the label stays the filter's."""
+    assert local_path(filename) == path
+    assert "PW" not in public(filename)
+
+
+def test_a_data_file_is_found_in_the_options_of_a_name() -> None:
+    """A name of another kind says none."""
+    options = '{"driver":"qcow2","data-file":{"driver":"file","filename":"/data"},"file":{}}'
+
+    assert data_file(f"json:{options}") == "/data"
+    assert data_file('json:{"driver":"qcow2","data-file":"node"}') is None
+    assert data_file("/data") is None
+    assert data_file("json:[1]") is None
+
+
+@pytest.mark.parametrize(
+    ("filename", "on_device"),
+    [
+        ("/dev/vg/lv", True),
+        ("/dev/shm/a.raw", False),
+        ("/images/a.raw", False),
+        ('json:{"driver":"quorum","children":[{"file":{"driver":"host_device"}}]}', True),
+        ('json:{"driver":"qcow2","file":{},"backing":{"driver":"host_device"}}', False),
+        ("json:{", False),
+    ],
+)
+def test_an_image_on_a_block_device_is_known_by_its_name(filename: str, on_device: bool) -> None:
+    """Its backing files are other images."""
+    assert is_on_device(filename) is on_device

@@ -484,6 +484,44 @@ async def test_a_chain_that_goes_on_disagreeing_is_not_published(
     assert asked(fake) == 6
 
 
+def closed(disk: Disk) -> dict[str, object]:
+    """Return what query-block tells of a disk whose node has no driver any more."""
+    entry = disk.block()
+    del entry["inserted"]
+    return {**entry, "io-status": "failed"}
+
+
+async def test_a_node_without_a_driver_is_a_state_and_not_a_race(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """Two looks in a row tell it; it is not looked at again in each scrape, nor twice each time."""
+    fake.replies["query-blockstats"] = {"return": [Disk(nodes=("top",)).stats()]}
+    fake.replies["query-block"] = {"return": [closed(Disk(nodes=("top",)))]}
+    vm = make()
+    for looks in (2, 2):
+        device = (await collect(vm)).devices[0]
+        assert (device.inserted, device.node_name, device.backing_depth) == (False, "top", None)
+        assert getattr(device.block, "io_status", None) == "failed"
+        assert asked(fake) == looks
+    vm._topology.outdate()
+    assert (await collect(vm)).devices[0].inserted is False
+    assert asked(fake) == 3
+
+
+async def test_a_medium_that_was_just_taken_out_is_no_node_without_a_driver(
+    fake: FakeQmp, make: Make, clock: Clock
+) -> None:
+    """The second look sees neither node nor medium."""
+    empty = {"device": "disk0", "stats": {}}
+    looks = iter([Disk(nodes=("top",)).stats(), empty])
+    fake.replies["query-blockstats"] = lambda _: {"return": [next(looks)]}
+    fake.replies["query-block"] = {"return": [closed(Disk(nodes=("top",)))]}
+    device = (await collect(make())).devices[0]
+
+    assert (device.inserted, device.node_name, device.nodes) == (False, "", ())
+    assert asked(fake) == 2
+
+
 # The flat form of QEMU 11.1.
 
 

@@ -12,12 +12,24 @@ from exporter.identity import device_names
 
 
 @dataclass(frozen=True, slots=True)
+class Bare:
+    """The nodes of a commit that works under no device: in a storage daemon, or below an export."""
+
+    top: str
+    base: str
+    #: Whether anything stands on the top, so that a pivot can be seen at all.
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a job works: the device, and its layers from top down to base."""
 
     device: str = ""
     top: str = ""
     base: str = ""
+    #: Of a commit of the active layer of no device.
+    bare: Bare | None = None
 
 
 def place_job(
@@ -60,7 +72,7 @@ def place_job(
         and (distance := _nearest(roots[backend], ends, below)[0]) >= 0
     ]
     if not distances:
-        return Place()
+        return Place(bare=_bare(touched, kinds, graph.edges))
     nearest = min(distances)[1]
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
     chain = chains.of_nodes(entries[nearest])
@@ -73,11 +85,57 @@ def place_job(
     }
     worked = {filtered.get(node, node) for node in _worked(touched, layers, below)}
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
+    if "base" in touched.values() and len(numbers) < 2:
+        numbers = []  # it is ending: its other edges are gone already
     return Place(
         device_names(entries)[nearest],
         numbers[0] if numbers else "",
         numbers[-1] if len(numbers) > 1 else "",
     )
+
+
+def users(graph: qapi.Graph, bare: Bare) -> tuple[bool, bool]:
+    """Return whether anything but a job stands on the top, and on the base of a commit.
+
+    That the layers of the commit themselves stand on its base does not count.
+    """
+    kinds = {node.id: node for node in graph.nodes}
+    ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
+    above: dict[int, list[int]] = {}
+    below: dict[int, list[int]] = {}
+    for edge in graph.edges:
+        if edge.parent in kinds and kinds[edge.parent].type != "block-job":
+            above.setdefault(edge.child, []).append(edge.parent)
+            below.setdefault(edge.parent, []).append(edge.child)
+    top, base = ids.get(bare.top, -1), ids.get(bare.base, -1)
+    own, level = {top}, [top]
+    while level:
+        level = [child for node in level for child in below.get(node, ()) if child not in own]
+        own.update(level)
+    return bool(above.get(top)), any(parent not in own for parent in above.get(base, ()))
+
+
+def _bare(
+    touched: Mapping[int, str],
+    kinds: Mapping[int, qapi.GraphNode],
+    edges: Sequence[qapi.GraphEdge],
+) -> Bare | None:
+    """Return the nodes of a commit of an active layer, whose edges are `source` and `target`.
+
+    Its main node is a filter, on which everything stands that stood on the top before.
+    """
+    nodes = {name: child for child, name in touched.items()}
+    if not {"main node", "source", "target"} <= nodes.keys():
+        return None
+    top, base = kinds.get(nodes["source"]), kinds.get(nodes["target"])
+    if top is None or base is None:
+        return None
+    used = any(
+        edge.child == nodes["main node"] and kinds[edge.parent].type != "block-job"
+        for edge in edges
+        if edge.parent in kinds
+    )
+    return Bare(top.name, base.name, used)
 
 
 def _worked(

@@ -16,7 +16,7 @@ from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
-from exporter.model import Counters, Device, Node, Snapshot
+from exporter.model import Counters, Device, Job, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -43,7 +43,7 @@ class Vm:
         self.target = target
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
-        self._watch = Watch(self._session, target.settings.timeout_seconds)
+        self._watch = Watch(self._session, self._look)
         #: What is remembered of the jobs.
         self.jobs = self._watch.jobs
         self._inquiry = Inquiry(target.vm, self._session)
@@ -239,26 +239,18 @@ class Vm:
             except TargetError as error:
                 self._inquiry.say_failed(queries.BLOCK.name, error)
             walk = chains.walk(entries)
-        told = block_jobs
-        if new := self._watch.unplaced(block_jobs):
-            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
-            self._watch.place(new, graph, entries)
-        block_jobs = self._watch.placed(block_jobs)
+        devices, counters = self._count(entries, walk)
         nodes = None
         if self._ask_nodes or not entries:
             nodes = await self._inquiry.later(answers, queries.NODESTATS, deadline)
         self._ask_nodes = self.target.settings.nodes or not entries
-        others = await self._other_jobs(answers, {job.device for job in told}, deadline)
-        status = answers.get(queries.STATUS)
-        self._has_run |= status is not None and status.running
-        devices, counters = self._count(entries, walk)
         free_nodes: tuple[Node, ...] = ()
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
-        jobs = parse.jobs(block_jobs, others or (), self._watch.places)
-        readable = self._inquiry.blockstats not in self._inquiry.unknown
-        self.jobs.poll(told, others, self._watch.places, devices, time.time(), readable=readable)
+        jobs = await self._take_jobs(answers, entries, block_jobs, devices, deadline)
+        status = answers.get(queries.STATUS)
+        self._has_run |= status is not None and status.running
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -274,10 +266,64 @@ class Vm:
             devices=devices,
             free_nodes=free_nodes,
             exports=self._exports.found,
-            jobs=tuple(self.jobs.stamped(job) for job in jobs) if jobs else (),
+            jobs=jobs,
             counters=counters,
             remembered=self._watch.records(),
         )
+
+    async def _look(self) -> None:
+        """Ask, between two scrapes, for what may soon not be there any more."""
+        if self._session.generation != self._generation:
+            return  # the next scrape asks it first what it is
+        deadline = time.monotonic() + self.target.settings.timeout_seconds
+        self.jobs.ask()
+        # The chains first: of a job that is listed behind them they are from before its end.
+        asked: list[Query[Any]] = [self._inquiry.blockstats, queries.BLOCK_JOBS, queries.GRAPH]
+        if self._ask_jobs:
+            asked.append(queries.JOBS)
+        answers = await self._inquiry.batch(asked, deadline)
+        entries = self._refresh.entries(answers)
+        known = self._devices
+        if known is None or chains.walk(entries).names != known.names:
+            known = parse.devices(entries, None, self.target.settings.expected_depth)
+        self._watch.devices = known.found
+        block_jobs = answers.get(queries.BLOCK_JOBS) or []
+        await self._take_jobs(answers, entries, block_jobs, known.found, deadline)
+
+    async def _take_jobs(
+        self,
+        answers: Answers,
+        entries: list[qapi.BlockStats],
+        told: list[qapi.BlockJob],
+        devices: tuple[Device, ...],
+        deadline: float,
+    ) -> tuple[Job, ...]:
+        """Return the jobs of a scrape or a look, and have what became of the others counted.
+
+        Raises:
+            ProtocolError: two jobs have one id.
+        """
+        began = self.jobs.round
+        graph = None
+        if (new := self._watch.unplaced(told)) or self.jobs.graph_wanted:
+            graph = await self._inquiry.later(answers, queries.GRAPH, deadline)
+        self._watch.place(new, graph, entries)
+        others = await self._other_jobs(answers, {job.device for job in told}, deadline)
+        jobs = parse.jobs(self._watch.placed(told), others or (), self._watch.places)
+        if self.jobs.round != began:
+            return ()  # of a look that a scrape did not wait for
+        unknown = self._inquiry.unknown
+        self.jobs.places_told = queries.GRAPH not in unknown
+        self.jobs.poll(
+            told,
+            others,
+            self._watch.places,
+            devices,
+            time.time(),
+            readable=self._inquiry.blockstats not in unknown,
+            graph=graph,
+        )
+        return tuple(self.jobs.stamped(job) for job in jobs)
 
     def _count(
         self, entries: list[qapi.BlockStats], walk: chains.Walk
@@ -340,7 +386,7 @@ class Vm:
     async def _other_jobs(
         self, answers: Answers, ids: set[str], deadline: float
     ) -> list[qapi.JobInfo] | None:
-        """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
+        """Return the jobs that are not block jobs (`ids`), None where there is no reason to ask."""
         jobs = None
         if self._ask_jobs or self.jobs.named - ids:
             jobs = await self._inquiry.later(answers, queries.JOBS, deadline)

@@ -19,7 +19,8 @@ from exporter.graph import Place
 from exporter.jobs import Jobs
 from exporter.known import LIVE, Known
 from exporter.model import Device, Job, Node, Process
-from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, RESULTS, End, Outcomes
+from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
+from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.replay import RECORDINGS
 

@@ -8,7 +8,8 @@ import pytest
 from exporter import api, qapi, view
 from exporter.ledger import Entry
 from exporter.model import Device, Job, Node, Snapshot
-from exporter.outcomes import RESULTS, End
+from exporter.outcomes import End
+from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.test_guards import disk, vm
 

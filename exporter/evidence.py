@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter import qapi
-from exporter.graph import Bare, users
+from exporter.graph import Merge, users
 from exporter.model import Device
 from exporter.verdict import Seen, State
 
@@ -40,6 +40,8 @@ class Span:
     top: int = 0
     #: None where that is not known.
     base: int | None = None
+    #: Whether these are all the layers of the disk.
+    whole: bool = True
 
     @property
     def named(self) -> bool:
@@ -82,7 +84,8 @@ class Commit:
     device: str
     #: Where it worked; neither where no query saw it, or saw on which disk.
     span: Span | None
-    bare: Bare | None
+    #: The same of nodes under no device.
+    bare: Merge | None
     #: When its end was told: of the rounds, and of the ends.
     round: int
     order: int
@@ -173,7 +176,7 @@ def _observe_span(
 
 
 def _observe_bare(
-    commit: Commit, bare: Bare, sighting: Sighting, others: Sequence[Change]
+    commit: Commit, bare: Merge, sighting: Sighting, others: Sequence[Change]
 ) -> Seen:
     """Judge a commit of nodes under no device by what stands on its top and on its base."""
     if sighting.graph is None or not bare.used:
@@ -181,7 +184,7 @@ def _observe_bare(
     on_top, on_base = users(sighting.graph, bare)
     if on_top:
         return Seen.TOP
-    return _unless_rivals(Seen.PIVOT if on_base else Seen.STRANGE, commit, others, bare.top)
+    return _unless_rivals(Seen.PIVOT if on_base else Seen.STRANGE, commit, others, bare.nodes[0])
 
 
 def _observe_all(

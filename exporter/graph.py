@@ -12,12 +12,12 @@ from exporter.identity import device_names
 
 
 @dataclass(frozen=True, slots=True)
-class Bare:
-    """The nodes of a commit that works under no device: in a storage daemon, or below an export."""
+class Merge:
+    """What a commit of an active layer works on, as the graph has it at one instant."""
 
-    top: str
-    base: str
-    #: Whether anything stands on the top, so that a pivot can be seen at all.
+    #: The nodes' names, from the layer that is merged first down to the one that stays.
+    nodes: Sequence[str]
+    #: Whether anything stands on them: only then a pivot shows.
     used: bool
 
 
@@ -28,8 +28,8 @@ class Place:
     device: str = ""
     top: str = ""
     base: str = ""
-    #: Of a commit of the active layer of no device.
-    bare: Bare | None = None
+    #: Of a commit of an active layer, of a device or of none.
+    merge: Merge | None = None
 
 
 def place_job(
@@ -71,8 +71,9 @@ def place_job(
         and backend in roots
         and (distance := _nearest(roots[backend], ends, below)[0]) >= 0
     ]
+    merge = _merge(touched, kinds, below, graph.edges)
     if not distances:
-        return Place(bare=_bare(touched, kinds, graph.edges))
+        return Place(merge=merge)
     nearest = min(distances)[1]
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
     chain = chains.of_nodes(entries[nearest])
@@ -91,13 +92,14 @@ def place_job(
         device_names(entries)[nearest],
         numbers[0] if numbers else "",
         numbers[-1] if len(numbers) > 1 else "",
+        merge,
     )
 
 
-def users(graph: qapi.Graph, bare: Bare) -> tuple[bool, bool]:
-    """Return whether anything but a job stands on the top, and on the base of a commit.
+def users(graph: qapi.Graph, merge: Merge) -> tuple[bool, bool]:
+    """Return whether anything but a job stands on the top of a commit, and on its base.
 
-    That the layers of the commit themselves stand on its base does not count.
+    That the layers of the commit stand on its base does not count.
     """
     kinds = {node.id: node for node in graph.nodes}
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
@@ -107,7 +109,7 @@ def users(graph: qapi.Graph, bare: Bare) -> tuple[bool, bool]:
         if edge.parent in kinds and kinds[edge.parent].type != "block-job":
             above.setdefault(edge.child, []).append(edge.parent)
             below.setdefault(edge.parent, []).append(edge.child)
-    top, base = ids.get(bare.top, -1), ids.get(bare.base, -1)
+    top, base = (ids.get(merge.nodes[index], -1) for index in (0, -1))
     own, level = {top}, [top]
     while level:
         level = [child for node in level for child in below.get(node, ()) if child not in own]
@@ -115,27 +117,37 @@ def users(graph: qapi.Graph, bare: Bare) -> tuple[bool, bool]:
     return bool(above.get(top)), any(parent not in own for parent in above.get(base, ()))
 
 
-def _bare(
+def _merge(
     touched: Mapping[int, str],
     kinds: Mapping[int, qapi.GraphNode],
+    below: Mapping[int, Sequence[int]],
     edges: Sequence[qapi.GraphEdge],
-) -> Bare | None:
-    """Return the nodes of a commit of an active layer, whose edges are `source` and `target`.
+) -> Merge | None:
+    """Return what a job merges whose `source` stands on its `target`; that of a mirror does not.
 
-    Its main node is a filter, on which everything stands that stood on the top before.
+    Its main node is a filter, on which everything stands that stood on the source before.
     """
     nodes = {name: child for child, name in touched.items()}
     if not {"main node", "source", "target"} <= nodes.keys():
         return None
-    top, base = kinds.get(nodes["source"]), kinds.get(nodes["target"])
-    if top is None or base is None:
+    source, target = nodes["source"], nodes["target"]
+    came_from: dict[int, int] = {}
+    level = [source]
+    while level and target not in came_from:
+        found = {child: node for node in level for child in below.get(node, ())}
+        level = [child for child in found if child not in came_from]
+        came_from |= {child: found[child] for child in level}
+    if target not in came_from:
         return None
+    path = [target]
+    while path[-1] != source:
+        path.append(came_from[path[-1]])
     used = any(
         edge.child == nodes["main node"] and kinds[edge.parent].type != "block-job"
         for edge in edges
         if edge.parent in kinds
     )
-    return Bare(top.name, base.name, used)
+    return Merge([kinds[node].name for node in reversed(path)], used)
 
 
 def _worked(

@@ -24,7 +24,7 @@ import msgspec
 from exporter import qapi
 from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, Span, chains_of
-from exporter.graph import Place
+from exporter.graph import Merge, Place
 from exporter.known import LIVE, Known, Lister, Sight, Step
 from exporter.model import Device, Job, Process
 from exporter.outcomes import Outcomes
@@ -143,8 +143,7 @@ class Jobs:
         if not (self._known or self.outcomes.waiting or block_jobs or others):
             return
         chains = chains_of(self._devices)
-        for block_job in block_jobs:
-            self._locate(block_job, places.get((block_job.device, block_job.type)), chains)
+        self._locate(places, chains)
         self.outcomes.judge(Sighting(self.round, chains, graph), now)
         if self._gone_any:
             return
@@ -161,6 +160,20 @@ class Jobs:
             # What events told of and no query has listed may have begun after the answer.
             if job.lister is not Lister.NONE or job.sight is Sight.STALE:
                 self._lose(job_id, now)
+
+    @property
+    def unlocated(self) -> list[tuple[str, str]]:
+        """The commits that have ended since `ask`, and of which it is not known where they worked.
+
+        A graph that still has them tells it, unless another job has got the id.
+        """
+        return [
+            (commit.job_id, "commit")
+            for commit in self.outcomes.waiting
+            if commit.round == self.round
+            and not commit.located
+            and self.outcomes.is_newest(commit.job_id, commit.serial)
+        ]
 
     @property
     def graph_wanted(self) -> bool:
@@ -246,28 +259,20 @@ class Jobs:
         job.ended = True
         self._went(job_id)
         if job.sight is Sight.STALE:
-            job.span = job.place = None  # another one may have got its id
+            job.place = job.span = job.bare = None  # another one may have got its id
         self._finish(job_id, job, seen, now, event.error or "")
         if self._process.version < _STATUS_VERSION:
             self._known.pop(job_id, None)  # no event will say that it is dismissed
 
     # What queries tell.
 
-    def _locate(self, told: qapi.BlockJob, place: Place | None, chains: Chains) -> None:
-        """Take where a commit worked whose end was told while these answers were on their way.
-
-        The chains were answered before the list that still has it.
-        """
-        status: str = told.status or ""  # type: ignore[attr-defined]  # leaves of the table
-        job = self._known.get(told.device)
-        if told.device not in self._gone or place is None or (status and status not in LIVE):
-            return
-        if job is not None and not job.ended:
-            return  # another one has its id by now, and may be the one that is listed
+    def _locate(self, places: Mapping[tuple[str, str], Place], chains: Chains) -> None:
+        """Take where commits worked whose end was told while these answers were on their way."""
         for commit in self.outcomes.waiting:
-            if (commit.job_id, commit.round) == (told.device, self.round) and not commit.located:
-                commit.device, commit.bare = place.device, place.bare
-                commit.span = _span(place, chains)
+            key = (commit.job_id, "commit")
+            if key in self.unlocated and (place := places.get(key)) is not None:
+                commit.device = place.device
+                commit.span, commit.bare = _work(place, chains)
 
     def _see(self, told: qapi.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
         """Take an entry of query-block-jobs."""
@@ -281,7 +286,8 @@ class Jobs:
         job.lister = Lister.BLOCK_JOBS
         if job_id in self.adopted:
             job.place, chain = self.adopted.pop(job_id)
-            job.span, job.ours = _span(job.place, {job.place.device: chain}), True
+            job.span, _ = _work(job.place, {job.place.device: chain})
+            job.ours = True
         if status == "concluded":
             if not job.ended:
                 job.ended = True
@@ -293,7 +299,8 @@ class Jobs:
         elif status in LIVE or not status:
             job.sight = Sight.WHOLE
         if place is not None:
-            job.place, job.span = place, _span(place, chains)
+            job.place = place
+            job.span, job.bare = _work(place, chains)
 
     def _see_other(self, info: qapi.JobInfo, now: float) -> None:
         """Take an entry of query-jobs that is not a block job."""
@@ -348,7 +355,7 @@ class Jobs:
         found = verdict(job.state, seen)
         device = self._device(job_id, job)
         if job.type in CHANGING and seen in (Seen.SUCCESS, Seen.CONCLUDED, Seen.MISSING):
-            chain = job.span.chain if job.span else ()
+            chain = job.span.chain if job.span and job.span.whole else ()
             self.outcomes.note(Change(self._ends, self.round, job.serial, device, chain))
         if isinstance(found, State):
             self._wait(job_id, job, found, device, now)
@@ -365,9 +372,16 @@ class Jobs:
             )
 
     def _wait(self, job_id: str, job: Known, state: State, device: str, now: float) -> None:
-        bare = job.place.bare if job.place else None
         commit = Commit(
-            job_id, job.first_seen, job.serial, state, device, job.span, bare, self.round, self._ends
+            job_id,
+            job.first_seen,
+            job.serial,
+            state,
+            device,
+            job.span,
+            job.bare,
+            self.round,
+            self._ends,
         )
         if state is State.SAID and not commit.located and job.sight is not Sight.STALE:
             chains = chains_of(self._devices)
@@ -410,9 +424,15 @@ def _of_error(error: str) -> Seen:
     return Seen.CANCELED if error == _CANCELED else Seen.ERROR
 
 
-def _span(place: Place, chains: Chains) -> Span | None:
-    """Return the layers that a job works on, None where they are not known."""
+def _work(place: Place, chains: Chains) -> tuple[Span | None, Merge | None]:
+    """Return the layers that a job works on: those of a device, or nodes under none."""
+    if place.merge is not None and not place.device:
+        return None, place.merge
     chain = chains.get(place.device, ())
+    if place.merge is not None:
+        # It is of one instant, while the chain may be of another.
+        nodes = place.merge.nodes
+        return Span(nodes, 0, len(nodes) - 1, whole=False), None
     if not chain:
-        return None
-    return Span(chain, int(place.top or 0), int(place.base) if place.base else None)
+        return None, None
+    return Span(chain, int(place.top or 0), int(place.base) if place.base else None), None

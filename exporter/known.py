@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from exporter.evidence import Span
-from exporter.graph import Place
+from exporter.graph import Merge, Place
 from exporter.parse import BLOCK_JOB_TYPES
 from exporter.verdict import State
 
@@ -57,6 +57,8 @@ class Known:
     #: Where it works, and the layers of its device when a query last listed it.
     place: Place | None = None
     span: Span | None = None
+    #: The same of nodes under no device.
+    bare: Merge | None = None
     step: Step = Step.NAMED
     sight: Sight = Sight.PART
     lister: Lister = Lister.NONE

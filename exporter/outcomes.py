@@ -68,6 +68,10 @@ class Outcomes:
         self.ends.pop(job_id, None)
         _put(self._newest, job_id, serial)
 
+    def is_newest(self, job_id: str, serial: int) -> bool:
+        """Whether no later job has the id."""
+        return serial >= self._newest.get(job_id, 0)
+
     def end(
         self,
         job_id: str,
@@ -82,7 +86,7 @@ class Outcomes:
     ) -> None:
         """Count the end of a job, and remember it by the job's id."""
         self.count(job_id, device, job_type, result, now, error)
-        if serial < self._newest.get(job_id, 0):
+        if not self.is_newest(job_id, serial):
             return  # of an earlier job, which was judged later
         text = public_text(error)
         end = End(job_type, device, result, now, text, first_seen, serial)

@@ -277,8 +277,8 @@ class Vm:
             return  # the next scrape asks it first what it is
         deadline = time.monotonic() + self.target.settings.timeout_seconds
         self.jobs.ask()
-        # The chains first: of a job that is listed behind them they are from before its end.
-        asked: list[Query[Any]] = [self._inquiry.blockstats, queries.BLOCK_JOBS, queries.GRAPH]
+        # The graph first: a job that has begun may end before the other answers.
+        asked: list[Query[Any]] = [queries.GRAPH, self._inquiry.blockstats, queries.BLOCK_JOBS]
         if self._ask_jobs:
             asked.append(queries.JOBS)
         answers = await self._inquiry.batch(asked, deadline)
@@ -305,9 +305,10 @@ class Vm:
         """
         began = self.jobs.round
         graph = None
-        if (new := self._watch.unplaced(told)) or self.jobs.graph_wanted:
+        new = self._watch.unplaced(told)
+        if new or self.jobs.graph_wanted or queries.GRAPH in answers.queries:
             graph = await self._inquiry.later(answers, queries.GRAPH, deadline)
-        self._watch.place(new, graph, entries)
+        self._watch.place([*new, *self.jobs.unlocated], graph, entries)
         others = await self._other_jobs(answers, {job.device for job in told}, deadline)
         jobs = parse.jobs(self._watch.placed(told), others or (), self._watch.places)
         if self.jobs.round != began:

@@ -503,3 +503,87 @@ def test_without_a_connection_between_scrapes_the_chain_tells_of_a_commit(
     for job_type in ("commit", "stream", "backup", "mirror"):
         work.count(job_type, "vanished")
     work.check(exporter.fresh())
+
+
+# Commits whose chain is changed again before the next scrape.
+
+
+class Disk:
+    """A disk of one VM, whose layers come and go faster than anybody scrapes."""
+
+    def __init__(self, work: Work, device: str = "disk0") -> None:
+        self.work = work
+        self.device = device
+
+    def status(self, job: str, status: str) -> None:
+        self.work.vm.monitor.event("JOB_STATUS_CHANGE", id=job, status=status)
+
+    def layer(self) -> str:
+        """Put a layer on it, and return its file."""
+        file = self.work.file()
+        self.work.run("blockdev-snapshot-sync", device=self.device, snapshot_file=file)
+        return file
+
+    def commit(self, job: str, how: str, **more: Any) -> None:
+        """Commit its layers, and end the job as soon as QEMU says that it is ready."""
+        self.work.start("block-commit", self.device, job_id=job, **more)
+        self.work.vm.monitor.event("BLOCK_JOB_READY", device=job)
+        self.work.end(how, job)
+        self.status(job, "null")
+
+    def run(self, command: str, job: str, **more: Any) -> None:
+        """Start a job that ends by itself, and wait until it has."""
+        self.work.start(command, self.device, job_id=job, **more)
+        self.status(job, "null")
+
+    @property
+    def layers(self) -> list[str]:
+        """The files of its chain."""
+        block = next(e for e in self.work.vm.run("query-block") if e["device"] == self.device)
+        image = block["inserted"]["image"]
+        files = []
+        while image is not None:
+            files.append(image["filename"])
+            image = image.get("backing-image")
+        return files
+
+
+@pytest.fixture
+def disk(lab: Lab, base: Path) -> Disk:
+    """A disk of a VM that is scraped, and that nobody scrapes from here on."""
+    vm = lab.qemu("vm", *disks(lab, base, "vm", 2))
+    exporter = lab.exporter()
+    exporter.until(lambda text: value(text, "qemu_vm_up"))
+    return Disk(Work(lab, exporter, vm, "vm"))
+
+
+def results(text: str, job_type: str = "commit") -> Counter[str]:
+    """Return how many jobs of a type had each result."""
+    return Counter(
+        {
+            result: int(each)
+            for result in RESULTS
+            for labels, each in counters(text, f"qemu_block_jobs_{result}_total", "vm")
+            if labels["job_type"] == job_type and int(each)
+        }
+    )
+
+
+ROUNDS = 40
+
+
+@pytest.mark.parametrize(("how", "result"), [("complete", "completed"), ("cancel", "cancelled")])
+def test_a_commit_that_is_ended_at_once_when_it_is_ready_is_told_apart(
+    disk: Disk, how: str, result: str
+) -> None:
+    """No scrape has seen its layer, and none will."""
+    for number in range(ROUNDS):
+        disk.layer()
+        disk.commit(f"j{number}", how)
+        if how == "cancel":
+            disk.work.vm.hmp(f"commit {disk.device}")
+    counted = results(disk.work.exporter.fresh())
+
+    assert counted.keys() <= {result, "unverified"}
+    assert counted.total() == ROUNDS
+    assert counted[result] >= ROUNDS - 2, counted

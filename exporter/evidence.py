@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from exporter import qapi
-from exporter.graph import Merge, users
+from exporter.graph import Merge, Place, users
 from exporter.model import Device
 from exporter.verdict import Seen, State
 
@@ -119,9 +119,7 @@ class Commit:
                 self.before[device] = (sighting.round, chain)
 
 
-def observe(
-    commit: Commit, sighting: Sighting, changes: Iterable[Change]
-) -> tuple[str, Seen]:
+def observe(commit: Commit, sighting: Sighting, changes: Iterable[Change]) -> tuple[str, Seen]:
     """Return the device of a commit, empty where it is not known, and what the chains show."""
     others = [change for change in changes if change.serial != commit.serial]
     if commit.bare is not None:
@@ -137,6 +135,19 @@ def chains_of(devices: Sequence[Device]) -> Chains:
         device.device: [node.node_name for node in device.nodes if node.role == "format"]
         for device in devices
     }
+
+
+def work(place: Place, chains: Chains) -> tuple[Span | None, Merge | None]:
+    """Return the layers that a job works on: those of a device, or nodes under none."""
+    if place.merge is not None and not place.device:
+        return None, place.merge
+    if place.merge is not None:
+        # The graph is of one instant; the chain may be of another.
+        nodes = place.merge.nodes
+        return Span(nodes, 0, len(nodes) - 1, whole=False), None
+    if chain := chains.get(place.device, ()):
+        return Span(chain, int(place.top or 0), int(place.base) if place.base else None), None
+    return None, None
 
 
 def compare(span: Span, after: Sequence[str]) -> Seen:
@@ -165,9 +176,7 @@ def compare(span: Span, after: Sequence[str]) -> Seen:
     return Seen.COVERED if new else Seen.PIVOT
 
 
-def _observe_span(
-    commit: Commit, span: Span, sighting: Sighting, others: Sequence[Change]
-) -> Seen:
+def _observe_span(commit: Commit, span: Span, sighting: Sighting, others: Sequence[Change]) -> Seen:
     if commit.device not in sighting.chains:
         return Seen.UNREADABLE
     seen = compare(span, sighting.chains[commit.device])
@@ -187,9 +196,7 @@ def _observe_bare(
     return _unless_rivals(Seen.PIVOT if on_base else Seen.STRANGE, commit, others, bare.nodes[0])
 
 
-def _observe_all(
-    commit: Commit, sighting: Sighting, others: Sequence[Change]
-) -> tuple[str, Seen]:
+def _observe_all(commit: Commit, sighting: Sighting, others: Sequence[Change]) -> tuple[str, Seen]:
     """Judge a commit that no query saw: it is that of the one device which has lost its top.
 
     Of a layer that was put on the chain and committed between two answers nothing is left.
@@ -204,11 +211,23 @@ def _observe_all(
         and compare(Span(chain), sighting.chains[device]) in (Seen.PIVOT, Seen.COVERED)
     }
     if len(lost) != 1:
-        return commit.device, Seen.STRANGE
+        return commit.device, Seen.FLAT if _is_flat(commit, sighting, others) else Seen.STRANGE
     [(device, (asked, chain))] = lost.items()
     if any(c.round >= asked and c.concerns(device, chain[0]) for c in others):
         return commit.device, Seen.RIVAL
     return device, compare(Span(chain), sighting.chains[device])
+
+
+def _is_flat(commit: Commit, sighting: Sighting, others: Sequence[Change]) -> bool:
+    """Whether there is no layer left that a commit can have been cancelled on.
+
+    What else could have taken it away is another job, or somebody who took the disk away.
+    """
+    if sighting.graph is None or any(change.order > commit.order for change in others):
+        return False
+    before = {device: list(chain) for device, (_, chain) in commit.before.items()}
+    same = before == {device: list(chain) for device, chain in sighting.chains.items()}
+    return same and not any(edge.name == "backing" for edge in sighting.graph.edges)
 
 
 def _unless_rivals(seen: Seen, commit: Commit, others: Sequence[Change], top: str) -> Seen:

@@ -23,19 +23,16 @@ import msgspec
 
 from exporter import qapi
 from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
-from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, Span, chains_of
-from exporter.graph import Merge, Place
-from exporter.known import LIVE, Known, Lister, Sight, Step
+from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
+from exporter.graph import Place
+from exporter.known import LIVE, READY, Known, Lister, Sight, Step
 from exporter.model import Device, Job, Process
 from exporter.outcomes import Outcomes
 from exporter.parse import BLOCK_JOB_TYPES
-from exporter.verdict import Seen, State, verdict
+from exporter.verdict import Seen, State, of_error, verdict
 
 #: Most jobs of one VM that are followed at once.
 JOBS_LIMIT = 1000
-#: The error that QEMU gives to a job that was cancelled: strerror(ECANCELED).
-_CANCELED = "Operation canceled"
-_READY = frozenset({"ready", "standby"})
 #: The first QEMU with JOB_STATUS_CHANGE.
 _STATUS_VERSION = (3, 0)
 #: The first QEMU whose jobs have ids; before, a job has the name of its device.
@@ -161,6 +158,12 @@ class Jobs:
             if job.lister is not Lister.NONE or job.sight is Sight.STALE:
                 self._lose(job_id, now)
 
+    def place(self, job_id: str) -> Place | None:
+        """Return where a job works, as far as it is known here."""
+        if job_id in self.adopted:
+            return self.adopted[job_id][0]
+        return job.place if (job := self._known.get(job_id)) else None
+
     @property
     def unlocated(self) -> list[tuple[str, str]]:
         """The commits that have ended since `ask`, and of which it is not known where they worked.
@@ -178,7 +181,7 @@ class Jobs:
     @property
     def graph_wanted(self) -> bool:
         """Whether the graph tells of a commit that has ended what the chains of devices do not."""
-        return any(commit.bare is not None for commit in self.outcomes.waiting)
+        return any(commit.span is None for commit in self.outcomes.waiting)
 
     def stamped(self, job: Job) -> Job:
         """Return a job of a snapshot with when it was seen."""
@@ -204,17 +207,7 @@ class Jobs:
         if job_id not in self._known and job_id in self._gone:
             return  # its end is counted already
         job = self._known.get(job_id) or self._new(job_id, now)
-        if status == "aborting":
-            if job.step is Step.STARTED or job.sight is not Sight.WHOLE:
-                job.step = Step.ABORTED
-        elif status == "concluded":
-            job.concluded = True
-            if job.state is State.CREATED:
-                job.ended = True  # of a transaction that was refused: it never ran
-        else:
-            job.step = Step.STARTED
-            if status in _READY:
-                job.ready_at = job.ready_at or now
+        job.hear(status, now)
         if status in ("aborting", "concluded") and not job.ended:
             # Of a job that is not a block job only query-jobs tells more, until it is dismissed.
             self.wanted = self.wanted or job.type not in BLOCK_JOB_TYPES
@@ -272,26 +265,22 @@ class Jobs:
             key = (commit.job_id, "commit")
             if key in self.unlocated and (place := places.get(key)) is not None:
                 commit.device = place.device
-                commit.span, commit.bare = _work(place, chains)
+                commit.span, commit.bare = work(place, chains)
 
     def _see(self, told: qapi.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
         """Take an entry of query-block-jobs."""
         status: str = told.status or ""  # type: ignore[attr-defined]  # leaves of the table
         progress: int = told.offset or 0  # type: ignore[attr-defined]
-        ready: bool = told.ready or status in _READY  # type: ignore[attr-defined]
+        ready: bool = told.ready or status in READY  # type: ignore[attr-defined]
         job_id = told.device
         job = self._listed_job(job_id, told.type, status, progress, now)
         if job is None:
             return
         job.lister = Lister.BLOCK_JOBS
-        if job_id in self.adopted:
-            job.place, chain = self.adopted.pop(job_id)
-            job.span, _ = _work(job.place, {job.place.device: chain})
-            job.ours = True
         if status == "concluded":
             if not job.ended:
                 job.ended = True
-                seen = Seen.CONCLUDED if not told.error else _of_error(told.error)
+                seen = Seen.CONCLUDED if not told.error else of_error(told.error)
                 self._finish(job_id, job, seen, now, told.error)
             return
         if ready:
@@ -300,7 +289,7 @@ class Jobs:
             job.sight = Sight.WHOLE
         if place is not None:
             job.place = place
-            job.span, job.bare = _work(place, chains)
+            job.span, job.bare = work(place, chains)
 
     def _see_other(self, info: qapi.JobInfo, now: float) -> None:
         """Take an entry of query-jobs that is not a block job."""
@@ -310,7 +299,7 @@ class Jobs:
         job.lister = Lister.JOBS
         if info.error and not job.ended:
             job.ended = True  # it is `aborting` or `concluded`, and has it from then on
-            self._finish(info.id, job, _of_error(info.error), now, info.error)
+            self._finish(info.id, job, of_error(info.error), now, info.error)
         elif info.status == "concluded" and not job.ended:
             job.ended = True
             self._finish(info.id, job, Seen.CONCLUDED, now)
@@ -331,14 +320,8 @@ class Jobs:
                 return None
             job = self._new(job_id, now)
             job.sight = Sight.PART
-        if progress != job.progress:
-            job.progress, job.last_progress = progress, now
-        job.type = type
+        job.list(type, status, progress, now)
         self.outcomes.expect(type)
-        if job.sight is Sight.STALE:
-            job.sight = Sight.PART
-        if status != "created":
-            job.step = max(job.step, Step.STARTED)
         return job
 
     # How it ended.
@@ -395,6 +378,10 @@ class Jobs:
         self.outcomes.begin(job_id, self._jobs)
         sight = Sight.WHOLE if self._listed else Sight.PART
         job = Known(now, now, serial=self._jobs, sight=sight)
+        if adopted := self.adopted.pop(job_id, None):
+            job.place, chain = adopted
+            job.span, _ = work(job.place, {job.place.device: chain})
+            job.ours = True
         if len(self._known) < JOBS_LIMIT:
             self._known[job_id] = job
         else:
@@ -418,21 +405,3 @@ class Jobs:
         if self.places_told and self._process.version >= _ID_VERSION:
             return ""
         return job_id if any(device.device == job_id for device in self._devices) else ""
-
-
-def _of_error(error: str) -> Seen:
-    return Seen.CANCELED if error == _CANCELED else Seen.ERROR
-
-
-def _work(place: Place, chains: Chains) -> tuple[Span | None, Merge | None]:
-    """Return the layers that a job works on: those of a device, or nodes under none."""
-    if place.merge is not None and not place.device:
-        return None, place.merge
-    chain = chains.get(place.device, ())
-    if place.merge is not None:
-        # It is of one instant, while the chain may be of another.
-        nodes = place.merge.nodes
-        return Span(nodes, 0, len(nodes) - 1, whole=False), None
-    if not chain:
-        return None, None
-    return Span(chain, int(place.top or 0), int(place.base) if place.base else None), None

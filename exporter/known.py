@@ -14,6 +14,10 @@ from exporter.verdict import State
 LIVE = frozenset({"created", "running", "paused", "ready", "standby"})
 
 
+#: Those in which it waits to be completed.
+READY = frozenset({"ready", "standby"})
+
+
 class Step(IntEnum):
     """How far a job has come, as far as was heard."""
 
@@ -90,6 +94,30 @@ class Known:
         if self.place is not None and self.place.top:
             return self.place.top == "0"
         return self.sight is not Sight.WHOLE
+
+    def hear(self, status: str, now: float) -> None:
+        """Take a status that JOB_STATUS_CHANGE tells, between `created` and `null`."""
+        if status == "aborting":
+            if self.step is Step.STARTED or self.sight is not Sight.WHOLE:
+                self.step = Step.ABORTED
+        elif status == "concluded":
+            self.concluded = True
+            if self.state is State.CREATED:
+                self.ended = True  # of a transaction that was refused: it never ran
+        else:
+            self.step = max(self.step, Step.STARTED)
+            if status in READY:
+                self.ready_at = self.ready_at or now
+
+    def list(self, type: str, status: str, progress: int, now: float) -> None:
+        """Take what a query tells of it."""
+        if progress != self.progress:
+            self.progress, self.last_progress = progress, now
+        self.type = type
+        if self.sight is Sight.STALE:
+            self.sight = Sight.PART
+        if status != "created":
+            self.step = max(self.step, Step.STARTED)
 
     def is_not(self, type: str, status: str, progress: int) -> bool:
         """Whether what a query tells is another job, which has the same id."""

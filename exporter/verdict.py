@@ -15,6 +15,10 @@ COMPLETED, FAILED, CANCELLED, UNVERIFIED, VANISHED = RESULTS = (
 )  # fmt: skip
 
 
+#: The error that QEMU gives to a job that was cancelled: strerror(ECANCELED).
+_CANCELED = "Operation canceled"
+
+
 class State(Enum):
     """What is known of a job that has not been counted."""
 
@@ -73,6 +77,8 @@ class Seen(Enum):
     PIVOT = auto()
     #: Its top is gone, and layers that were not there before are above its base.
     COVERED = auto()
+    #: No query saw its top, and no node of the VM has a layer below it: whatever it was, it is gone.
+    FLAT = auto()
     #: Its top is gone, and so it might be by another job that has ended since.
     RIVAL = auto()
     #: Neither its top nor what it leaves behind is there: the chain was changed again.
@@ -124,6 +130,7 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
     (State.SAID, Seen.TOP): CANCELLED,
     (State.SAID, Seen.PIVOT): COMPLETED,
     (State.SAID, Seen.COVERED): COMPLETED,
+    (State.SAID, Seen.FLAT): COMPLETED,
     (State.SAID, Seen.RIVAL): UNVERIFIED,
     (State.SAID, Seen.STRANGE): UNVERIFIED,
     (State.SAID, Seen.UNREADABLE): UNVERIFIED,
@@ -148,6 +155,11 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
     (State.GONE, Seen.STRANGE): VANISHED,
     (State.GONE, Seen.UNREADABLE): VANISHED,
 }  # fmt: skip
+
+
+def of_error(error: str) -> Seen:
+    """Return what the error of a job that is listed as `concluded` says of it."""
+    return Seen.CANCELED if error == _CANCELED else Seen.ERROR
 
 
 def verdict(state: State, seen: Seen) -> Verdict:

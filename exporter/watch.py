@@ -80,10 +80,10 @@ class Watch:
         graph: qapi.Graph | None,
         entries: Sequence[qapi.BlockStats],
     ) -> None:
-        """Find out where jobs work; without a graph it is on record for those started here."""
+        """Find out where jobs work; without a graph that is on record for those started here."""
         for key in jobs:
-            adopted = self.jobs.adopted.get(key[0]) if graph is None else None
-            place = adopted[0] if adopted else place_job(key[0], graph, entries)
+            place = self.jobs.place(key[0]) if graph is None else None
+            place = place or place_job(key[0], graph, entries)
             if place is not None:
                 self.places[key] = place
 

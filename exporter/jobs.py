@@ -18,6 +18,7 @@ listened), the one before it is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -27,7 +28,7 @@ from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains
 from exporter.graph import Place
 from exporter.known import LIVE, READY, Known, Lister, Sight, Step
 from exporter.model import Device, Job, Process
-from exporter.outcomes import Outcomes
+from exporter.outcomes import End, Outcomes
 from exporter.parse import BLOCK_JOB_TYPES
 from exporter.verdict import Seen, State, of_error, verdict
 
@@ -51,6 +52,8 @@ class Jobs:
         #: Whether this QEMU tells where its jobs work; else the id says it, if it is a device's.
         self.places_told = False
         self._known: dict[str, Known] = {}
+        #: Ends of jobs that answers which are on their way may tell more of, by id.
+        self._held: dict[str, End] = {}
         self._devices: tuple[Device, ...] = ()
         self.round = 0
         #: The round whose answers `_devices` are from.
@@ -74,6 +77,7 @@ class Jobs:
         same, self._process = process == self._process, process
         self.generation = generation
         self.named.clear()
+        self._release({}, ())
         self._listed = False
         # What changed in between was told to nobody.
         self._devices = ()
@@ -137,10 +141,11 @@ class Jobs:
         """
         self._devices, self._devices_round = devices if readable else (), self.round
         self._listed = True
-        if not (self._known or self.outcomes.waiting or block_jobs or others):
+        if not (self._known or self.outcomes.waiting or self._held or block_jobs or others):
             return
         chains = chains_of(self._devices)
         self._locate(places, chains)
+        self._release(places, others or ())
         self.outcomes.judge(Sighting(self.round, chains, graph), now)
         if self._gone_any:
             return
@@ -166,17 +171,18 @@ class Jobs:
 
     @property
     def unlocated(self) -> list[tuple[str, str]]:
-        """The commits that have ended since `ask`, and of which it is not known where they worked.
+        """The ids and types of jobs that have ended since `ask`, and of which no place is known.
 
         A graph that still has them tells it, unless another job has got the id.
         """
-        return [
+        commits = [
             (commit.job_id, "commit")
             for commit in self.outcomes.waiting
             if commit.round == self.round
             and not commit.located
             and self.outcomes.is_newest(commit.job_id, commit.serial)
         ]
+        return [*commits, *((job_id, end.type) for job_id, end in self._held.items())]
 
     @property
     def graph_wanted(self) -> bool:
@@ -343,16 +349,38 @@ class Jobs:
         if isinstance(found, State):
             self._wait(job_id, job, found, device, now)
         elif found is not None:
-            self.outcomes.end(
-                job_id,
-                device,
-                job.type,
-                found,
-                now,
-                error,
-                first_seen=job.first_seen,
-                serial=job.serial,
-            )
+            end = End(job.type, device, found, now, error, job.first_seen, job.serial)
+            if self._may_be_told_of(job):
+                self._held[job_id] = end
+            else:
+                self.outcomes.end(job_id, end)
+
+    def _may_be_told_of(self, job: Known) -> bool:
+        """Whether answers that are on their way may tell of a job that no query has listed."""
+        return (
+            self.places_told
+            and job.lister is Lister.NONE
+            and job.place is None
+            and job.sight is not Sight.STALE
+            and len(self._held) < JOBS_LIMIT
+        )
+
+    def _release(
+        self,
+        places: Mapping[tuple[str, str], Place],
+        others: Sequence[qapi.JobInfo],
+    ) -> None:
+        """Count what was held back, with what these answers tell of it."""
+        held, self._held = self._held, {}
+        told = {info.id: info for info in others}
+        for job_id, end in held.items():
+            known = end
+            if self.outcomes.is_newest(job_id, end.serial):
+                if place := places.get((job_id, end.type)):
+                    known = replace(known, device=place.device)
+                if not end.type and (info := told.get(job_id)):
+                    known = replace(known, type=info.type)
+            self.outcomes.end(job_id, known)
 
     def _wait(self, job_id: str, job: Known, state: State, device: str, now: float) -> None:
         commit = Commit(
@@ -375,6 +403,8 @@ class Jobs:
     def _new(self, job_id: str, now: float) -> Known:
         """Return a job that is new; there may be too many for it to be kept."""
         self._jobs += 1
+        if job_id in self._held:
+            self.outcomes.end(job_id, self._held.pop(job_id))
         self.outcomes.begin(job_id, self._jobs)
         sight = Sight.WHOLE if self._listed else Sight.PART
         job = Known(now, now, serial=self._jobs, sight=sight)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from exporter import verdict
@@ -72,25 +72,11 @@ class Outcomes:
         """Whether no later job has the id."""
         return serial >= self._newest.get(job_id, 0)
 
-    def end(
-        self,
-        job_id: str,
-        device: str,
-        job_type: str,
-        result: str,
-        now: float,
-        error: str = "",
-        *,
-        first_seen: float | None = None,
-        serial: int = 0,
-    ) -> None:
+    def end(self, job_id: str, end: End) -> None:
         """Count the end of a job, and remember it by the job's id."""
-        self.count(job_id, device, job_type, result, now, error)
-        if not self.is_newest(job_id, serial):
-            return  # of an earlier job, which was judged later
-        text = public_text(error)
-        end = End(job_type, device, result, now, text, first_seen, serial)
-        _put(self.ends, job_id, end, ENDS_LIMIT)
+        self.count(job_id, end.device, end.type, end.result, end.timestamp_seconds, end.error)
+        if self.is_newest(job_id, end.serial):  # else a later job has the id
+            _put(self.ends, job_id, replace(end, error=public_text(end.error)), ENDS_LIMIT)
 
     def count(
         self, job_id: str, device: str, job_type: str, result: str, now: float, error: str = ""
@@ -165,15 +151,9 @@ class Outcomes:
         }
 
     def _settle(self, commit: Commit, device: str, seen: Seen, now: float) -> None:
-        self.end(
-            commit.job_id,
-            device,
-            "commit",
-            verdict.result(commit.state, seen),
-            now,
-            first_seen=commit.first_seen,
-            serial=commit.serial,
-        )
+        result = verdict.result(commit.state, seen)
+        end = End("commit", device, result, now, "", commit.first_seen, commit.serial)
+        self.end(commit.job_id, end)
 
 
 def _put(kept: dict[Any, Any], key: object, value: object, most: int = KEYS_LIMIT) -> None:

@@ -794,9 +794,9 @@ def test_the_last_ends_are_remembered() -> None:
     """An id that ended again is as new as its last end."""
     outcomes = Outcomes()
     for number in range(ENDS_LIMIT):
-        outcomes.end(f"j{number}", "", "mirror", "completed", float(number))
-    outcomes.end("j0", "", "commit", "failed", 100.0, "no")
-    outcomes.end("new", "", "mirror", "cancelled", 101.0)
+        outcomes.end(f"j{number}", End("mirror", "", "completed", float(number), ""))
+    outcomes.end("j0", End("commit", "", "failed", 100.0, "no"))
+    outcomes.end("new", End("mirror", "", "cancelled", 101.0, ""))
 
     assert len(outcomes.ends) == ENDS_LIMIT
     assert [*outcomes.ends][:1] == ["j2"]

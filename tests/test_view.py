@@ -107,6 +107,19 @@ def test_an_end_is_not_that_of_a_job_that_goes_on(status: str) -> None:
     assert (shown.outcome, shown.ended_timestamp_seconds) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "first_seen"), [("backup", None), ("commit", 1.0)]
+)
+def test_an_end_is_not_that_of_a_later_job_with_the_same_id(kind: str, first_seen: float | None) -> None:
+    """Another type, or first seen at another time."""
+    listed = msgspec.structs.replace(job(status="concluded"), first_seen_timestamp_seconds=2.0)
+    end = End(kind, "disk0", "completed", 7.0, "", first_seen)
+    same = End("commit", "disk0", "completed", 7.0, "", 2.0)
+
+    assert view.job("vm", listed, end).outcome is None
+    assert view.job("vm", listed, same).outcome == "completed"
+
+
 def test_a_job_that_waits_to_be_dismissed_has_its_end() -> None:
     """QEMU has it still, and it has ended."""
     shown = view.job("vm", job(status="concluded"), END)

@@ -18,7 +18,6 @@ listened), the one before it is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 
@@ -36,8 +35,6 @@ from exporter.verdict import Seen, State, of_error, verdict
 JOBS_LIMIT = 1000
 #: The first QEMU with JOB_STATUS_CHANGE.
 _STATUS_VERSION = (3, 0)
-#: The first QEMU whose jobs have ids; before, a job has the name of its device.
-_ID_VERSION = (2, 7)
 
 
 class Jobs:
@@ -52,8 +49,6 @@ class Jobs:
         #: Whether this QEMU tells where its jobs work; else the id says it, if it is a device's.
         self.places_told = False
         self._known: dict[str, Known] = {}
-        #: Ends of jobs that answers which are on their way may tell more of, by id.
-        self._held: dict[str, End] = {}
         self._devices: tuple[Device, ...] = ()
         self.round = 0
         #: The round whose answers `_devices` are from.
@@ -77,7 +72,7 @@ class Jobs:
         same, self._process = process == self._process, process
         self.generation = generation
         self.named.clear()
-        self._release({}, ())
+        self.outcomes.release({}, ())
         self._listed = False
         # What changed in between was told to nobody.
         self._devices = ()
@@ -141,11 +136,11 @@ class Jobs:
         """
         self._devices, self._devices_round = devices if readable else (), self.round
         self._listed = True
-        if not (self._known or self.outcomes.waiting or self._held or block_jobs or others):
+        if not (self._known or self.outcomes.waiting or self.outcomes.held or block_jobs or others):
             return
         chains = chains_of(self._devices)
-        self._locate(places, chains)
-        self._release(places, others or ())
+        self.outcomes.locate(self.round, places, chains)
+        self.outcomes.release(places, others or ())
         self.outcomes.judge(Sighting(self.round, chains, graph), now)
         if self._gone_any:
             return
@@ -173,21 +168,18 @@ class Jobs:
     def unlocated(self) -> list[tuple[str, str]]:
         """The ids and types of jobs that have ended since `ask`, and of which no place is known.
 
-        A graph that still has them tells it, unless another job has got the id.
+        A graph that still has them tells it.
         """
-        commits = [
-            (commit.job_id, "commit")
-            for commit in self.outcomes.waiting
-            if commit.round == self.round
-            and not commit.located
-            and self.outcomes.is_newest(commit.job_id, commit.serial)
-        ]
-        return [*commits, *((job_id, end.type) for job_id, end in self._held.items())]
+        return self.outcomes.unlocated(self.round)
 
     @property
     def graph_wanted(self) -> bool:
-        """Whether the graph tells of a commit that has ended what the chains of devices do not."""
-        return any(commit.span is None for commit in self.outcomes.waiting)
+        """Whether the graph tells what the queries that each scrape sends do not."""
+        return (
+            any(commit.span is None for commit in self.outcomes.waiting)
+            or bool(self.outcomes.held)
+            or any(j.lister is Lister.NONE and not j.ended for j in self._known.values())
+        )
 
     def stamped(self, job: Job) -> Job:
         """Return a job of a snapshot with when it was seen."""
@@ -265,14 +257,6 @@ class Jobs:
 
     # What queries tell.
 
-    def _locate(self, places: Mapping[tuple[str, str], Place], chains: Chains) -> None:
-        """Take where commits worked whose end was told while these answers were on their way."""
-        for commit in self.outcomes.waiting:
-            key = (commit.job_id, "commit")
-            if key in self.unlocated and (place := places.get(key)) is not None:
-                commit.device = place.device
-                commit.span, commit.bare = work(place, chains)
-
     def _see(self, told: qapi.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
         """Take an entry of query-block-jobs."""
         status: str = told.status or ""  # type: ignore[attr-defined]  # leaves of the table
@@ -339,7 +323,7 @@ class Jobs:
             self._finish(job_id, job, Seen.MISSING, now)
 
     def _finish(self, job_id: str, job: Known, seen: Seen, now: float, error: str = "") -> None:
-        """Count a job as the table says, or let the chain of the next round say how it ended."""
+        """Count a job as the table says, or let the chain of the next round decide."""
         self._ends += 1
         found = verdict(job.state, seen)
         device = self._device(job_id, job)
@@ -351,7 +335,7 @@ class Jobs:
         elif found is not None:
             end = End(job.type, device, found, now, error, job.first_seen, job.serial)
             if self._may_be_told_of(job):
-                self._held[job_id] = end
+                self.outcomes.hold(job_id, end)
             else:
                 self.outcomes.end(job_id, end)
 
@@ -362,25 +346,7 @@ class Jobs:
             and job.lister is Lister.NONE
             and job.place is None
             and job.sight is not Sight.STALE
-            and len(self._held) < JOBS_LIMIT
         )
-
-    def _release(
-        self,
-        places: Mapping[tuple[str, str], Place],
-        others: Sequence[qapi.JobInfo],
-    ) -> None:
-        """Count what was held back, with what these answers tell of it."""
-        held, self._held = self._held, {}
-        told = {info.id: info for info in others}
-        for job_id, end in held.items():
-            known = end
-            if self.outcomes.is_newest(job_id, end.serial):
-                if place := places.get((job_id, end.type)):
-                    known = replace(known, device=place.device)
-                if not end.type and (info := told.get(job_id)):
-                    known = replace(known, type=info.type)
-            self.outcomes.end(job_id, known)
 
     def _wait(self, job_id: str, job: Known, state: State, device: str, now: float) -> None:
         commit = Commit(
@@ -403,8 +369,6 @@ class Jobs:
     def _new(self, job_id: str, now: float) -> Known:
         """Return a job that is new; there may be too many for it to be kept."""
         self._jobs += 1
-        if job_id in self._held:
-            self.outcomes.end(job_id, self._held.pop(job_id))
         self.outcomes.begin(job_id, self._jobs)
         sight = Sight.WHOLE if self._listed else Sight.PART
         job = Known(now, now, serial=self._jobs, sight=sight)
@@ -427,11 +391,10 @@ class Jobs:
     def _device(self, job_id: str, job: Known) -> str:
         """Return the device of a job, empty where it is not known.
 
-        An id is QEMU's own default, the name of the device, or somebody's choice: the end of a job
-        does not tell which.
+        Its id is QEMU's own choice, the name of the device, or somebody else's.
         """
         if job.place is not None:
             return job.place.device
-        if self.places_told and self._process.version >= _ID_VERSION:
+        if self.places_told:
             return ""
         return job_id if any(device.device == job_id for device in self._devices) else ""

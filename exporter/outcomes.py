@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from exporter import verdict
-from exporter.evidence import Change, Commit, Sighting, observe
+from exporter import qapi, verdict
+from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
 from exporter.family import Scope
 from exporter.filename import public_text
+from exporter.graph import Place
 from exporter.model import Finished, JobOutcomes, LastError
 from exporter.verdict import FAILED, RESULTS, Seen, State
 
@@ -50,6 +51,8 @@ class Outcomes:
     def __init__(self) -> None:
         #: Commits that wait for the chain.
         self.waiting: list[Commit] = []
+        #: Ends of jobs whose disk is not known, by id.
+        self.held: dict[str, End] = {}
         #: The last ends that may have changed a chain, in the order in which they were told.
         self._changes: deque[Change] = deque()
         #: Type -> jobs by result, in the order of `RESULTS`.
@@ -65,6 +68,8 @@ class Outcomes:
 
     def begin(self, job_id: str, serial: int) -> None:
         """Take note of a new job: what is known by its id is of an earlier one."""
+        if job_id in self.held:
+            self.end(job_id, self.held.pop(job_id))
         self.ends.pop(job_id, None)
         _put(self._newest, job_id, serial)
 
@@ -106,6 +111,46 @@ class Outcomes:
             self._changes.pop()
             change = Change(change.order, change.round, 0, "")
         self._changes.append(change)
+
+    def hold(self, job_id: str, end: End) -> None:
+        """Count an end with the next answers: they may tell on which disk the job worked."""
+        if len(self.held) < _WAITING_LIMIT and job_id not in self.held:
+            self.held[job_id] = end
+        else:
+            self.end(job_id, end)
+
+    def release(
+        self, places: Mapping[tuple[str, str], Place], others: Sequence[qapi.JobInfo]
+    ) -> None:
+        """Count what was held, with what answers tell of it."""
+        held, self.held = self.held, {}
+        types = {info.id: info.type for info in others} if held else {}
+        for job_id, end in held.items():
+            known = end
+            if self.is_newest(job_id, end.serial):
+                place = places.get((job_id, end.type), Place())
+                known = replace(end, device=place.device, type=end.type or types.get(job_id, ""))
+            self.end(job_id, known)
+
+    def unlocated(self, round: int) -> list[tuple[str, str]]:
+        """Return the ids and types of jobs that ended in a round, their place unknown."""
+        commits = [
+            (commit.job_id, "commit")
+            for commit in self.waiting
+            if commit.round == round
+            and not commit.located
+            and self.is_newest(commit.job_id, commit.serial)
+        ]
+        return [*commits, *((job_id, end.type) for job_id, end in self.held.items())]
+
+    def locate(self, round: int, places: Mapping[tuple[str, str], Place], chains: Chains) -> None:
+        """Take where commits worked whose end was told while the answers were on their way."""
+        unlocated = set(self.unlocated(round))
+        for commit in self.waiting:
+            key = (commit.job_id, "commit")
+            if key in unlocated and commit.round == round and (place := places.get(key)):
+                commit.device = place.device
+                commit.span, commit.bare = work(place, chains)
 
     def wait(self, commit: Commit, now: float) -> None:
         """Count a commit when its chain is seen next."""

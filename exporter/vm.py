@@ -278,7 +278,8 @@ class Vm:
         deadline = time.monotonic() + self.target.settings.timeout_seconds
         self.jobs.ask()
         # The graph first: a job that has begun may end before the other answers.
-        asked: list[Query[Any]] = [queries.GRAPH, self._inquiry.blockstats, queries.BLOCK_JOBS]
+        asked: list[Query[Any]] = [queries.GRAPH] if self.jobs.graph_wanted else []
+        asked += [self._inquiry.blockstats, queries.BLOCK_JOBS]
         if self._ask_jobs:
             asked.append(queries.JOBS)
         answers = await self._inquiry.batch(asked, deadline)

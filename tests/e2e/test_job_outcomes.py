@@ -46,6 +46,11 @@ class Relay:
         """How often QEMU has told which nodes its jobs work on."""
         return self._answers.count(b'"edges":')
 
+    @property
+    def lists(self) -> int:
+        """How many jobs query-jobs has told of."""
+        return self._answers.count(b'"current-progress":')
+
     def cut(self) -> None:
         """Cut all connections, and refuse new ones until `mend`."""
         self._open = False
@@ -209,7 +214,7 @@ def failing_base(lab: Lab, base: Path, device: str, kind: str) -> list[str]:
     shutil.copy(base, below)
     # It names no base: that is said below, and once.
     above = lab.image(device, 8 * MIB)
-    subprocess.run([tool("qemu-io"), "-c", "write -q 2M 1M", above], check=True)
+    subprocess.run([tool("qemu-io"), "-c", "write -q 2M 3M", above], check=True)
     first = f"backing.file.set-state.0.event={kind}_aio,backing.file.set-state.0.state=1"
     first = f"{first},backing.file.set-state.0.new_state=2"
     rule = f"backing.file.inject-error.0.event={kind}_aio,backing.file.inject-error.0.errno=5"
@@ -254,7 +259,7 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
     assert errors["unwritable", "commit"] == errors["unreadable", "stream"] == "Input/output error"
     kept(work, disk)
     work.check(exporter.fresh())
-    no_block_jobs(work)
+    no_block_jobs(work, relay)
     work.check(exporter.fresh())
     connection_lost(work, relay, disk)
     work.check(exporter.fresh())
@@ -390,7 +395,7 @@ def kept(work: Work, disk: list[str]) -> None:
     work.gone()
 
 
-def no_block_jobs(work: Work) -> None:
+def no_block_jobs(work: Work, relay: Relay) -> None:
     """They have no event but that of their status."""
 
     def create(job: str, filename: str) -> None:
@@ -403,12 +408,13 @@ def no_block_jobs(work: Work) -> None:
     work.exporter.fresh()
     work.run("job-dismiss", id="good")
     work.run("job-dismiss", id="bad")
+    lists = relay.lists
     create("unseen", work.file())
     work.concluded("unseen")
+    wait_until(lambda: relay.lists > lists, "the exporter asks for it")
     work.run("job-dismiss", id="unseen")
-    work.count("create", "completed")
+    work.count("create", "completed", 2)
     work.count("create", "failed")
-    work.count("", "completed")
 
 
 def connection_lost(work: Work, relay: Relay, disk: list[str]) -> None:
@@ -594,7 +600,7 @@ def test_a_commit_that_is_ended_at_once_when_it_is_ready_is_told_apart(
     """No scrape has seen its layer, and none will."""
     for number in range(ROUNDS):
         disk.layer()
-        disk.work.vm.hmp(f'qemu-io {disk.device} "write 0 64k"')
+        disk.work.vm.hmp(f'qemu-io {disk.device} "write 0 4M"')
         disk.commit(f"j{number}", how)
     counted = results(disk.work.exporter.fresh())
 

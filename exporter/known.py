@@ -80,7 +80,7 @@ class Known:
             return State.LATE if late else State.CREATED
         if self.type == "commit":
             if not self.may_have_been_ready:
-                return State.MIDDLE
+                return State.OUR_MIDDLE if self.ours else State.MIDDLE
             return State.OURS if self.ours else State.ACTIVE
         if self.type in BLOCK_JOB_TYPES:
             return State.RUNNING

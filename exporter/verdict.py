@@ -30,7 +30,8 @@ class State(Enum):
     MIDDLE = auto()
     #: A commit that was ready, or may have been: to cancel it then sends the event of a success.
     ACTIVE = auto()
-    #: The same, started by this program: nobody else has cause to end it and start another.
+    #: The two, started by this program: the id is its own.
+    OUR_MIDDLE = auto()
     OURS = auto()
     #: Not a block job: JOB_STATUS_CHANGE is the only event of it. Or one of a type of tomorrow.
     PLAIN = auto()
@@ -43,9 +44,9 @@ class State(Enum):
 
     #: Said to have ended without an error, by an event.
     SAID = auto()
-    #: By its status, after a time in which other ends may have gone unheard.
-    FOUND = auto()
-    #: By its status, after such a time; started by this program.
+    #: The same, and then the connection was lost: other ends may have gone unheard.
+    CUT_OFF = auto()
+    #: Found `concluded` after such a time, without an error; started by this program.
     KEPT = auto()
     #: Not there any more, and nothing was heard of its end.
     GONE = auto()
@@ -101,13 +102,19 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
     (State.MIDDLE, Seen.ERROR): FAILED,
     (State.MIDDLE, Seen.CANCELED): CANCELLED,
     (State.MIDDLE, Seen.SUCCESS): COMPLETED,
-    (State.MIDDLE, Seen.CONCLUDED): COMPLETED,
+    # After a time without a connection it may be another commit that has the id.
+    (State.MIDDLE, Seen.CONCLUDED): UNVERIFIED,
     (State.MIDDLE, Seen.MISSING): State.GONE,
     (State.ACTIVE, Seen.ERROR): FAILED,
     (State.ACTIVE, Seen.CANCELED): CANCELLED,
     (State.ACTIVE, Seen.SUCCESS): State.SAID,
-    (State.ACTIVE, Seen.CONCLUDED): State.FOUND,
+    (State.ACTIVE, Seen.CONCLUDED): UNVERIFIED,
     (State.ACTIVE, Seen.MISSING): State.GONE,
+    (State.OUR_MIDDLE, Seen.ERROR): FAILED,
+    (State.OUR_MIDDLE, Seen.CANCELED): CANCELLED,
+    (State.OUR_MIDDLE, Seen.SUCCESS): COMPLETED,
+    (State.OUR_MIDDLE, Seen.CONCLUDED): COMPLETED,
+    (State.OUR_MIDDLE, Seen.MISSING): State.GONE,
     (State.OURS, Seen.ERROR): FAILED,
     (State.OURS, Seen.CANCELED): CANCELLED,
     (State.OURS, Seen.SUCCESS): State.SAID,
@@ -135,12 +142,12 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
     (State.SAID, Seen.STRANGE): UNVERIFIED,
     (State.SAID, Seen.UNREADABLE): UNVERIFIED,
     # A top that is there was not merged. One that is gone may have been by a job that nobody heard.
-    (State.FOUND, Seen.TOP): CANCELLED,
-    (State.FOUND, Seen.PIVOT): UNVERIFIED,
-    (State.FOUND, Seen.COVERED): UNVERIFIED,
-    (State.FOUND, Seen.RIVAL): UNVERIFIED,
-    (State.FOUND, Seen.STRANGE): UNVERIFIED,
-    (State.FOUND, Seen.UNREADABLE): UNVERIFIED,
+    (State.CUT_OFF, Seen.TOP): CANCELLED,
+    (State.CUT_OFF, Seen.PIVOT): UNVERIFIED,
+    (State.CUT_OFF, Seen.COVERED): UNVERIFIED,
+    (State.CUT_OFF, Seen.RIVAL): UNVERIFIED,
+    (State.CUT_OFF, Seen.STRANGE): UNVERIFIED,
+    (State.CUT_OFF, Seen.UNREADABLE): UNVERIFIED,
     # A layer above the base may be the target of a mirror.
     (State.KEPT, Seen.TOP): CANCELLED,
     (State.KEPT, Seen.PIVOT): COMPLETED,

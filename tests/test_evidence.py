@@ -87,7 +87,7 @@ def test_nodes_under_no_device_are_told_apart_by_what_stands_on_them(
 
 
 def test_every_result_has_a_row_and_every_row_a_meaning() -> None:
-    """A commit that waits is judged whatever its chain looks like."""
+    """A commit that waits is judged whatever its chain looks like; one is cut off while it waits."""
     waiting = {State.SAID, State.CUT_OFF, State.KEPT, State.GONE}
     chain = {Seen.TOP, Seen.PIVOT, Seen.COVERED, Seen.RIVAL, Seen.STRANGE, Seen.UNREADABLE}
 
@@ -96,7 +96,7 @@ def test_every_result_has_a_row_and_every_row_a_meaning() -> None:
     assert all(
         isinstance(each, str) for (state, _), each in TABLE.items() if state in waiting
     )
-    assert {each for each in TABLE.values() if isinstance(each, State)} == waiting
+    assert {each for each in TABLE.values() if isinstance(each, State)} == waiting - {State.CUT_OFF}
 
 
 def test_only_what_was_heard_is_a_success() -> None:

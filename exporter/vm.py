@@ -16,7 +16,8 @@ from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
-from exporter.model import Counters, Device, Job, Node, Snapshot
+from exporter.joblist import JobList
+from exporter.model import Counters, Device, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -47,6 +48,7 @@ class Vm:
         #: What is remembered of the jobs.
         self.jobs = self._watch.jobs
         self._inquiry = Inquiry(target.vm, self._session)
+        self._job_list = JobList(self._inquiry, self._watch)
         self._topology = TopologyCache(target.vm, target.settings, storage)
         self._exports = Exports(self._inquiry, target.settings)
         self._refresh = Refresh(
@@ -208,7 +210,7 @@ class Vm:
         self._inquiry.connection_is_new()
         self._refresh.connection_is_new()
         self._exports.connection_is_new()
-        self._ask_jobs = True
+        self._job_list.connection_is_new()
         self._ask_nodes = self.target.settings.nodes
 
     async def _ask_who_is_there(self, deadline: float) -> Snapshot:
@@ -248,7 +250,7 @@ class Vm:
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
-        jobs = await self._take_jobs(answers, entries, block_jobs, devices, deadline)
+        jobs = await self._job_list.take(answers, entries, block_jobs, devices, deadline)
         status = answers.get(queries.STATUS)
         self._has_run |= status is not None and status.running
         return Snapshot(
@@ -273,59 +275,18 @@ class Vm:
 
     async def _look(self) -> None:
         """Ask, between two scrapes, for what may soon not be there any more."""
-        if self._session.generation != self._generation:
+        if self._session.replaced or self._session.generation != self._generation:
             return  # the next scrape asks it first what it is
         deadline = time.monotonic() + self.target.settings.timeout_seconds
         self.jobs.ask()
-        # The graph first: a job that has begun may end before the other answers.
-        asked: list[Query[Any]] = [queries.GRAPH] if self.jobs.graph_wanted else []
-        asked += [self._inquiry.blockstats, queries.BLOCK_JOBS]
-        if self._ask_jobs:
-            asked.append(queries.JOBS)
-        answers = await self._inquiry.batch(asked, deadline)
+        answers = await self._inquiry.batch(self._job_list.of_look(), deadline)
         entries = self._refresh.entries(answers)
         known = self._devices
         if known is None or chains.walk(entries).names != known.names:
             known = parse.devices(entries, None, self.target.settings.expected_depth)
         self._watch.devices = known.found
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
-        await self._take_jobs(answers, entries, block_jobs, known.found, deadline)
-
-    async def _take_jobs(
-        self,
-        answers: Answers,
-        entries: list[qapi.BlockStats],
-        told: list[qapi.BlockJob],
-        devices: tuple[Device, ...],
-        deadline: float,
-    ) -> tuple[Job, ...]:
-        """Return the jobs of a scrape or a look, and have what became of the others counted.
-
-        Raises:
-            ProtocolError: two jobs have one id.
-        """
-        began = self.jobs.round
-        graph = None
-        new = self._watch.unplaced(told)
-        if new or self.jobs.graph_wanted or queries.GRAPH in answers.queries:
-            graph = await self._inquiry.later(answers, queries.GRAPH, deadline)
-        self._watch.place([*new, *self.jobs.unlocated], graph, entries)
-        others = await self._other_jobs(answers, {job.device for job in told}, deadline)
-        jobs = parse.jobs(self._watch.placed(told), others or (), self._watch.places)
-        if self.jobs.round != began:
-            return ()  # of a look that a scrape did not wait for
-        unknown = self._inquiry.unknown
-        self.jobs.places_told = queries.GRAPH not in unknown
-        self.jobs.poll(
-            told,
-            others,
-            self._watch.places,
-            devices,
-            time.time(),
-            readable=self._inquiry.blockstats not in unknown,
-            graph=graph,
-        )
-        return tuple(self.jobs.stamped(job) for job in jobs)
+        await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
 
     def _count(
         self, entries: list[qapi.BlockStats], walk: chains.Walk
@@ -379,23 +340,10 @@ class Vm:
         more: list[Query[Any]] = []
         if self._name is None:
             more += [queries.NAME, queries.UUID]
-        if self._ask_jobs:
-            more.append(queries.JOBS)
+        more += self._job_list.beside()
         if self._ask_nodes:
             more.append(queries.NODESTATS)
         return more + self._exports.due()
-
-    async def _other_jobs(
-        self, answers: Answers, ids: set[str], deadline: float
-    ) -> list[qapi.JobInfo] | None:
-        """Return the jobs that are not block jobs (`ids`), None where there is no reason to ask."""
-        jobs = None
-        if self._ask_jobs or self.jobs.named - ids:
-            jobs = await self._inquiry.later(answers, queries.JOBS, deadline)
-        self.jobs.named -= ids.union(job.id for job in jobs or ())
-        others = None if jobs is None else parse.other_jobs(jobs, ids)
-        self._ask_jobs = bool(others)
-        return others
 
     def _on_event(self, name: str, data: bytes) -> None:
         if self._session.replaced:

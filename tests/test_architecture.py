@@ -21,7 +21,7 @@ ORDER = (
     "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
     "commits", "neighbours", "done", "pivots", "turn", "apart", "snapshots", "overlay",
     "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "exports", "refresh",
-    "inquiry", "corruption", "watch", "jobs", "known", "outcomes", "evidence", "verdict", "events", "topology", "storage", "mounts", "sight", "qmp",
+    "joblist", "inquiry", "corruption", "watch", "jobs", "known", "outcomes", "evidence", "verdict", "events", "topology", "storage", "mounts", "sight", "qmp",
     "client", "lines", "pace", "peer", "connections", "sockdiag", "socketfile", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
     "parse", "nodes", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",

@@ -646,9 +646,10 @@ async def test_an_event_about_a_block_job_asks_for_no_other_jobs(fake: FakeQmp, 
 
 
 async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
-    fake: FakeQmp, make: Make
+    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """snapshot-save stops QEMU's main loop: the scrape that should show it may well time out."""
+    monkeypatch.setattr("exporter.watch.LOOKS_LIMIT", 0)
     vm = make()
     await collect(vm)
     await fake.send(job_event("snap", "created"))
@@ -836,6 +837,46 @@ async def test_a_commit_that_becomes_ready_right_behind_the_answers_of_a_look_is
     await fake.send(wire(*becomes_ready("j")))
     await until(lambda: fake.commands.count("x-debug-query-block-graph") == 2)
     await until(lambda: vm._watch._looking is None)
+
+
+async def test_looks_are_each_due_to_an_event_and_ask_nothing_that_is_unknown(
+    fake: FakeQmp, make: Make
+) -> None:
+    """A QEMU without the graph is asked for it once, and a job that no query lists looked for once."""
+    fake.replies.pop("x-debug-query-block-graph", None)
+    vm = make()
+    await collect(vm)
+    fake.received.clear()
+    for number in range(3):
+        looks = fake.commands.count("query-block-jobs")
+        data = {"device": f"j{number}", "type": "commit"}
+        await fake.send(wire({"event": "BLOCK_JOB_READY", "data": data}))
+        await until(lambda n=looks: fake.commands.count("query-block-jobs") > n)
+        await until(lambda: vm._watch._looking is None)
+
+    assert fake.commands.count("query-block-jobs") == 3
+    assert fake.commands.count("x-debug-query-block-graph") == 1
+
+
+async def test_there_are_only_so_many_looks_between_two_scrapes(
+    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a VM sends; the next scrape asks anyway, and then there may be more."""
+    monkeypatch.setattr("exporter.watch.LOOKS_LIMIT", 2)
+    vm = make()
+    await collect(vm)
+
+    async def looks(first: int) -> int:
+        fake.received.clear()
+        for number in range(first, first + 5):
+            await fake.send(job_event(f"j{number}", "created"))
+            await until(lambda n=number: f"j{n}" in vm._watch.jobs._known)
+            await until(lambda: vm._watch._looking is None)
+        return fake.commands.count("query-block-jobs")
+
+    assert await looks(0) == 2
+    await collect(vm)
+    assert await looks(5) == 2
 
 
 async def test_a_scrape_waits_for_a_look(fake: FakeQmp, make: Make) -> None:

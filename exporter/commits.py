@@ -16,6 +16,7 @@ from exporter.commands import Command, Qemu
 from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
 from exporter.grants import Permission
+from exporter.graph import Place
 from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
 from exporter.model import Snapshot
@@ -110,9 +111,13 @@ class Commits:
     ) -> None:
         """Send a command; what may have left this process is on record before and afterwards."""
         await apart(self._ledger.put, entry)
+        mine.member.adopt(
+            entry.job_id, Place(entry.device, str(entry.top), str(entry.base)), entry.chain
+        )
         try:
             await mine.send(command, effect)
         except (Refused, Rejected):
+            mine.member.disown(entry.job_id)
             await apart(self._ledger.remove, entry)
             raise
         try:

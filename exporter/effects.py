@@ -11,7 +11,8 @@ from typing import Any
 from exporter import api
 from exporter.filename import public
 from exporter.model import Job, Snapshot
-from exporter.outcomes import CANCELLED, COMPLETED, End
+from exporter.outcomes import End
+from exporter.verdict import CANCELLED, COMPLETED
 
 Effect = Callable[[Snapshot], bool]
 

@@ -12,12 +12,24 @@ from exporter.identity import device_names
 
 
 @dataclass(frozen=True, slots=True)
+class Merge:
+    """What a commit of an active layer works on, as the graph has it at one instant."""
+
+    #: The nodes' names, from the layer that is merged first down to the one that stays.
+    nodes: Sequence[str]
+    #: Whether anything stands on them: only then a pivot shows.
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a job works: the device, and its layers from top down to base."""
 
     device: str = ""
     top: str = ""
     base: str = ""
+    #: Of a commit of an active layer, of a device or of none.
+    merge: Merge | None = None
 
 
 def place_job(
@@ -59,8 +71,9 @@ def place_job(
         and backend in roots
         and (distance := _nearest(roots[backend], ends, below)[0]) >= 0
     ]
+    merge = _merge(touched, kinds, below, graph.edges)
     if not distances:
-        return Place()
+        return Place(merge=merge)
     nearest = min(distances)[1]
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
     chain = chains.of_nodes(entries[nearest])
@@ -73,11 +86,68 @@ def place_job(
     }
     worked = {filtered.get(node, node) for node in _worked(touched, layers, below)}
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
+    if "base" in touched.values() and len(numbers) < 2:
+        numbers = []  # it is ending: its other edges are gone already
     return Place(
         device_names(entries)[nearest],
         numbers[0] if numbers else "",
         numbers[-1] if len(numbers) > 1 else "",
+        merge,
     )
+
+
+def users(graph: qapi.Graph, merge: Merge) -> tuple[bool, bool]:
+    """Return whether anything but a job stands on the top of a commit, and on its base.
+
+    That the layers of the commit stand on its base does not count.
+    """
+    kinds = {node.id: node for node in graph.nodes}
+    ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
+    above: dict[int, list[int]] = {}
+    below: dict[int, list[int]] = {}
+    for edge in graph.edges:
+        if edge.parent in kinds and kinds[edge.parent].type != "block-job":
+            above.setdefault(edge.child, []).append(edge.parent)
+            below.setdefault(edge.parent, []).append(edge.child)
+    top, base = (ids.get(merge.nodes[index], -1) for index in (0, -1))
+    own, level = {top}, [top]
+    while level:
+        level = [child for node in level for child in below.get(node, ()) if child not in own]
+        own.update(level)
+    return bool(above.get(top)), any(parent not in own for parent in above.get(base, ()))
+
+
+def _merge(
+    touched: Mapping[int, str],
+    kinds: Mapping[int, qapi.GraphNode],
+    below: Mapping[int, Sequence[int]],
+    edges: Sequence[qapi.GraphEdge],
+) -> Merge | None:
+    """Return what a job merges whose `source` stands on its `target`; that of a mirror does not.
+
+    Its main node is a filter, on which everything stands that stood on the source before.
+    """
+    nodes = {name: child for child, name in touched.items()}
+    if not {"main node", "source", "target"} <= nodes.keys():
+        return None
+    source, target = nodes["source"], nodes["target"]
+    came_from: dict[int, int] = {}
+    level = [source]
+    while level and target not in came_from:
+        found = {child: node for node in level for child in below.get(node, ())}
+        level = [child for child in found if child not in came_from]
+        came_from |= {child: found[child] for child in level}
+    if target not in came_from:
+        return None
+    path = [target]
+    while path[-1] != source:
+        path.append(came_from[path[-1]])
+    used = any(
+        edge.child == nodes["main node"] and kinds[edge.parent].type != "block-job"
+        for edge in edges
+        if edge.parent in kinds
+    )
+    return Merge([kinds[node].name for node in reversed(path)], used)
 
 
 def _worked(

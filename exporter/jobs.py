@@ -1,25 +1,18 @@
 """The jobs of one VM from scrape to scrape: when they were seen, what they did, how they ended.
 
 Pure: no I/O, no clock. Events (`take`) and queries (`poll`) tell of the same jobs in any order, and
-each job ends once:
+each job ends once. What its end means stands in the table of `verdict`; here it is found out which
+row applies:
 
-* BLOCK_JOB_COMPLETED with an `error`: failed. BLOCK_JOB_CANCELLED: cancelled.
-* BLOCK_JOB_COMPLETED without: completed, but for a commit that was ready, or of which it is not
-  known that it was not: to cancel it sends the same event. It is completed if its top node is gone
-  from the chain and its base is not, else cancelled, as the query-blockstats says that is asked
-  after the event; unverified where that cannot be read, has no layer of before, or may be the work
-  of another commit.
-* A job that queries had and have no more, without an event (no connection, no events on this one):
-  vanished, but for a commit whose chain shows that it was completed, if the QEMU is the same.
-* A job that is found `concluded`, its event unheard: failed or cancelled by its `error`, which
-  QEMU gives to both. Without one, a commit is judged by its chain if that was known before and else
-  unverified; of the others the missing error is QEMU's word for completed, as its event would be.
-* A job that is no block job has only JOB_STATUS_CHANGE: its `error` is read from query-jobs while
-  that has it; when it is gone, `aborting` before `concluded` is failed.
-* A job that never ran (`created`, then `null`: its command was refused) did not end.
+* A block job has BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED, but a commit that was ready has the
+  same event whether it was completed or cancelled: its chain is awaited.
+* A job that queries had and have no more, without an event, is missing. One that is listed as
+  `concluded`, its event unheard, has its `error`, which QEMU gives to those that were cancelled too.
+* A job that is not a block job has only JOB_STATUS_CHANGE: its type and its `error` are in
+  query-jobs for as long as that has it.
 
 Where a job turns out to be another one (another type, or an offset that went back while nobody
-listened), the one before it has vanished.
+listened), the one before it is missing.
 """
 
 from __future__ import annotations
@@ -30,27 +23,16 @@ import msgspec
 
 from exporter import qapi
 from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
+from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
 from exporter.graph import Place
-from exporter.known import LIVE, Known
+from exporter.known import LIVE, READY, Known, Lister, Sight, Step
 from exporter.model import Device, Job, Process
-from exporter.outcomes import (
-    CANCELLED,
-    COMPLETED,
-    FAILED,
-    UNVERIFIED,
-    VANISHED,
-    Chains,
-    Ended,
-    Outcomes,
-    chains_of,
-)
+from exporter.outcomes import End, Outcomes
 from exporter.parse import BLOCK_JOB_TYPES
+from exporter.verdict import Seen, State, of_error, verdict
 
 #: Most jobs of one VM that are followed at once.
 JOBS_LIMIT = 1000
-#: The error that QEMU gives to a job that was cancelled: strerror(ECANCELED).
-_CANCELED = "Operation canceled"
-_READY = frozenset({"ready", "standby"})
 #: The first QEMU with JOB_STATUS_CHANGE.
 _STATUS_VERSION = (3, 0)
 
@@ -62,9 +44,15 @@ class Jobs:
         self.outcomes = Outcomes()
         #: Ids of jobs that events named and no query has told of yet.
         self.named: set[str] = set()
+        #: Whether something was told since `ask` that a look would tell more of.
+        self.wanted = False
+        #: Whether this QEMU tells where its jobs work; else the id says it, if it is a device's.
+        self.places_told = False
         self._known: dict[str, Known] = {}
         self._devices: tuple[Device, ...] = ()
         self.round = 0
+        #: The round whose answers `_devices` are from.
+        self._devices_round = 0
         #: Ids whose job ended in this round: the answers of this round may still list it.
         self._gone: set[str] = set()
         #: There were more of them than are kept.
@@ -72,32 +60,38 @@ class Jobs:
         #: Of the connection that it is all about.
         self.generation = 0
         self._process = Process()
-        #: Commits that were started before this process, with the layers that they work on.
+        #: Commits that this program started, with where they work and the layers of then.
         self.adopted: dict[str, tuple[Place, Sequence[str]]] = {}
         #: This connection's jobs were listed whole: one that was not has begun since.
         self._listed = False
+        #: How many jobs there were, and how many ends.
+        self._jobs = self._ends = 0
 
     def connected(self, generation: int, process: Process, now: float) -> None:
         """Take note of the connection that is used: another may be to another QEMU."""
         same, self._process = process == self._process, process
         self.generation = generation
         self.named.clear()
+        self.outcomes.release({}, ())
         self._listed = False
+        # What changed in between was told to nobody.
+        self._devices = ()
+        self.outcomes.reconnected()
         if not (same and process.pid):
             # Nobody can tell that the next chains will be those that were worked on.
             self.outcomes.give_up(now)
             for job in self._known.values():
-                job.chain = ()
+                job.span = None
         if not same:
             for job_id in list(self._known):
                 self._lose(job_id, now)
-            self._devices = ()
         for job in self._known.values():
-            job.stale, job.unbroken = True, False
+            job.sight = Sight.STALE
 
     def ask(self) -> None:
         """Begin a round: what is asked from here on is answered after all that was told so far."""
         self.round += 1
+        self.wanted = False
         if self._gone:
             self._gone.clear()
             self._gone_any = False
@@ -115,11 +109,13 @@ class Jobs:
         if name == "BLOCK_JOB_READY":
             job = self._of_event(BLOCK_JOB.decode(data), now)
             job.ready_at = job.ready_at or now
+            if job.lister is Lister.NONE:
+                self.wanted = True
         elif name == "BLOCK_JOB_CANCELLED":
-            self._take_end(BLOCK_JOB.decode(data), CANCELLED, now)
+            self._take_end(BLOCK_JOB.decode(data), Seen.CANCELED, now)
         elif name == "BLOCK_JOB_COMPLETED":
             event = BLOCK_JOB.decode(data)
-            self._take_end(event, COMPLETED if event.error is None else FAILED, now)
+            self._take_end(event, Seen.SUCCESS if event.error is None else Seen.ERROR, now)
         return "", ""
 
     def poll(
@@ -131,18 +127,21 @@ class Jobs:
         now: float,
         *,
         readable: bool = True,
+        graph: qapi.Graph | None = None,
     ) -> None:
-        """Take the answers of a round.
+        """Take the answers of a round, of which query-blockstats was the first.
 
-        `others` are the jobs that are no block jobs, None where query-jobs was not answered.
+        `others` are the jobs that are not block jobs, None where query-jobs was not answered.
         `readable`: whether `devices` have the chains of this instant.
         """
-        self._devices = devices
+        self._devices, self._devices_round = devices if readable else (), self.round
         self._listed = True
-        if not (self._known or self.outcomes.waiting or block_jobs or others):
+        if not (self._known or self.outcomes.waiting or self.outcomes.held or block_jobs or others):
             return
-        chains = chains_of(devices) if readable else {}
-        self.outcomes.judge(chains, self.round, now)
+        chains = chains_of(self._devices)
+        self.outcomes.locate(self.round, places, chains)
+        self.outcomes.release(places, others or ())
+        self.outcomes.judge(Sighting(self.round, chains, graph), now)
         if self._gone_any:
             return
         for info in others or ():
@@ -153,18 +152,34 @@ class Jobs:
         listed = {job.device for job in block_jobs}.union(info.id for info in others or ())
         for job_id in self._known.keys() - listed - self._gone:
             job = self._known[job_id]
-            if (job.plain or not job.type) and others is None:
+            if (job.lister is Lister.JOBS or not job.type) and others is None:
                 continue
             # What events told of and no query has listed may have begun after the answer.
-            if job.listed or job.stale:
+            if job.lister is not Lister.NONE or job.sight is Sight.STALE:
                 self._lose(job_id, now)
-        self.outcomes.judge_vanished(chains, now)
+
+    def place(self, job_id: str) -> Place | None:
+        """Return where a job works, as far as it is known here."""
+        if job_id in self.adopted:
+            return self.adopted[job_id][0]
+        return job.place if (job := self._known.get(job_id)) else None
 
     @property
-    def unseen_commit(self) -> bool:
-        """Whether a commit is ready that no query has listed."""
-        known = self._known.values()
-        return any(j.type == "commit" and j.ready_at and not (j.listed or j.ended) for j in known)
+    def unlocated(self) -> list[tuple[str, str]]:
+        """The ids and types of jobs that have ended since `ask`, and of which no place is known.
+
+        A graph that still has them tells it.
+        """
+        return self.outcomes.unlocated(self.round)
+
+    @property
+    def graph_wanted(self) -> bool:
+        """Whether the graph tells what the queries that each scrape sends do not."""
+        return (
+            any(commit.span is None for commit in self.outcomes.waiting)
+            or bool(self.outcomes.held)
+            or any(j.lister is Lister.NONE and not j.ended for j in self._known.values())
+        )
 
     def stamped(self, job: Job) -> Job:
         """Return a job of a snapshot with when it was seen."""
@@ -189,17 +204,11 @@ class Jobs:
             return
         if job_id not in self._known and job_id in self._gone:
             return  # its end is counted already
-        job = self._known.get(job_id) or self._new(job_id, now) or Known(now, now)
-        if status == "aborting":
-            job.aborting = True
-        elif status == "concluded":
-            job.concluded = True
-            if job.unbroken and not job.started:
-                job.ended = True  # of a transaction that was refused: it never ran
-        else:
-            job.started = True
-            if status in _READY:
-                job.ready_at = job.ready_at or now
+        job = self._known.get(job_id) or self._new(job_id, now)
+        job.hear(status, now)
+        if status in ("aborting", "concluded") and not job.ended:
+            # Of a job that is not a block job only query-jobs tells more, until it is dismissed.
+            self.wanted = self.wanted or job.type not in BLOCK_JOB_TYPES
 
     def _take_created(self, job_id: str, now: float) -> None:
         if len(self.named) < JOBS_LIMIT:
@@ -207,8 +216,8 @@ class Jobs:
         if job_id in self._known:
             self._went(job_id)
             self._lose(job_id, now)
-        if job := self._new(job_id, now):
-            job.unbroken = True
+        self._new(job_id, now).sight = Sight.WHOLE
+        self.wanted = True
 
     def _take_null(self, job_id: str, now: float) -> None:
         self.named.discard(job_id)
@@ -216,36 +225,33 @@ class Jobs:
         if job is None:
             return
         self._went(job_id)
-        if job.ended or job.stale or job.type in BLOCK_JOB_TYPES or not job.concluded:
+        stale = job.sight is Sight.STALE
+        if job.ended or stale or job.type in BLOCK_JOB_TYPES or not job.concluded:
             self._lose(job_id, now)
             return
         del self._known[job_id]
-        result = COMPLETED if job.started else UNVERIFIED
-        result = FAILED if job.aborting else result
-        self.outcomes.count(job_id, self._device(job_id, job), job.type, result, now)
+        self._finish(job_id, job, Seen.DISMISSED, now)
 
     def _of_event(self, event: BlockJobEvent, now: float) -> Known:
         job = self._known.get(event.device)
         if job is not None and job.type and job.type != event.type:
             self._lose(event.device, now)
             job = None
-        job = job or self._new(event.device, now) or Known(now, now)
-        job.type, job.started = event.type, True
+        job = job or self._new(event.device, now)
+        job.type, job.step = event.type, max(job.step, Step.STARTED)
         self.outcomes.expect(event.type)
         return job
 
-    def _take_end(self, event: BlockJobEvent, result: str, now: float) -> None:
+    def _take_end(self, event: BlockJobEvent, seen: Seen, now: float) -> None:
         job_id = event.device
         job = self._of_event(event, now)
         if job.ended:
             return
         job.ended = True
         self._went(job_id)
-        if result == COMPLETED and event.type == "commit" and job.may_have_been_ready:
-            self._wait(job_id, job, CANCELLED, now)
-        else:
-            device = self._device(job_id, job)
-            self.outcomes.count(job_id, device, event.type, result, now, event.error or "")
+        if job.sight is Sight.STALE:
+            job.place = job.span = job.bare = None  # another one may have got its id
+        self._finish(job_id, job, seen, now, event.error or "")
         if self._process.version < _STATUS_VERSION:
             self._known.pop(job_id, None)  # no event will say that it is dismissed
 
@@ -255,39 +261,38 @@ class Jobs:
         """Take an entry of query-block-jobs."""
         status: str = told.status or ""  # type: ignore[attr-defined]  # leaves of the table
         progress: int = told.offset or 0  # type: ignore[attr-defined]
-        ready: bool = told.ready or status in _READY  # type: ignore[attr-defined]
+        ready: bool = told.ready or status in READY  # type: ignore[attr-defined]
         job_id = told.device
-        known = self._known.get(job_id)
-        found = known is None or not known.started
         job = self._listed_job(job_id, told.type, status, progress, now)
         if job is None:
             return
-        if job_id in self.adopted:
-            job.place, job.chain = self.adopted.pop(job_id)
-            found = False
+        job.lister = Lister.BLOCK_JOBS
         if status == "concluded":
             if not job.ended:
-                self._conclude(job_id, job, told.error, found, now)
+                job.ended = True
+                seen = Seen.CONCLUDED if not told.error else of_error(told.error)
+                self._finish(job_id, job, seen, now, told.error)
             return
         if ready:
             job.ready_at = job.ready_at or now
         elif status in LIVE or not status:
-            job.unbroken = True
+            job.sight = Sight.WHOLE
         if place is not None:
-            job.place, job.chain = place, chains.get(place.device, ())
+            job.place = place
+            job.span, job.bare = work(place, chains)
 
     def _see_other(self, info: qapi.JobInfo, now: float) -> None:
-        """Take an entry of query-jobs that is no block job."""
+        """Take an entry of query-jobs that is not a block job."""
         job = self._listed_job(info.id, info.type, info.status, info.current_progress, now)
         if job is None:
             return
-        job.plain = True
-        if info.status == "concluded" and not job.ended:
+        job.lister = Lister.JOBS
+        if info.error and not job.ended:
+            job.ended = True  # it is `aborting` or `concluded`, and has it from then on
+            self._finish(info.id, job, of_error(info.error), now, info.error)
+        elif info.status == "concluded" and not job.ended:
             job.ended = True
-            result = FAILED if info.error or job.aborting else COMPLETED
-            if info.error == _CANCELED:
-                result = CANCELLED
-            self.outcomes.count(info.id, "", info.type, result, now, info.error)
+            self._finish(info.id, job, Seen.CONCLUDED, now)
 
     def _listed_job(
         self, job_id: str, type: str, status: str, progress: int, now: float
@@ -299,55 +304,82 @@ class Jobs:
         if job is not None and job.is_not(type, status, progress):
             self._lose(job_id, now)
             job = None
-        job = job or self._new(job_id, now)
         if job is None:
-            self._listed = False
-            return None
-        if progress != job.progress:
-            job.progress, job.last_progress = progress, now
-        job.type = type
+            if len(self._known) >= JOBS_LIMIT:
+                self._listed = False
+                return None
+            job = self._new(job_id, now)
+            job.sight = Sight.PART
+        job.list(type, status, progress, now)
         self.outcomes.expect(type)
-        job.listed, job.stale = True, False
-        job.started = job.started or status != "created"
         return job
-
-    def _conclude(self, job_id: str, job: Known, error: str, found: bool, now: float) -> None:
-        """Take a block job that is `concluded`, and whose event was not heard."""
-        job.ended = True
-        if not error and job.type == "commit" and not found and job.chain:
-            if job.may_have_been_ready:
-                self._wait(job_id, job, CANCELLED, now)
-                return
-            result = COMPLETED
-        elif error:
-            result = CANCELLED if error == _CANCELED else FAILED
-        else:
-            result = UNVERIFIED if job.type == "commit" else COMPLETED
-        self.outcomes.count(job_id, self._device(job_id, job), job.type, result, now, error)
 
     # How it ended.
 
     def _lose(self, job_id: str, now: float) -> None:
-        """Let go of a job that is gone, whether or not something said how it ended."""
+        """Forget a job that is gone, whether or not something said how it ended."""
         job = self._known.pop(job_id)
-        if job.ended:
-            return
-        if job.type == "commit" and job.chain:
-            self._wait(job_id, job, VANISHED, now)
-        elif job.started or job.listed:
-            self.outcomes.count(job_id, self._device(job_id, job), job.type, VANISHED, now)
+        if not job.ended:
+            self._finish(job_id, job, Seen.MISSING, now)
 
-    def _wait(self, job_id: str, job: Known, otherwise: str, now: float) -> None:
-        """Let the chain of the next round say how a commit ended."""
-        device, before = self._device(job_id, job), () if job.chain else self._devices
-        ended = Ended(job_id, device, job.chain, job.place, before, otherwise, self.round)
-        self.outcomes.wait(ended, now)
+    def _finish(self, job_id: str, job: Known, seen: Seen, now: float, error: str = "") -> None:
+        """Count a job as the table says, or let the chain of the next round decide."""
+        self._ends += 1
+        found = verdict(job.state, seen)
+        device = self._device(job_id, job)
+        if job.type in CHANGING and seen in (Seen.SUCCESS, Seen.CONCLUDED, Seen.MISSING):
+            chain = job.span.chain if job.span and job.span.whole else ()
+            self.outcomes.note(Change(self._ends, self.round, job.serial, device, chain))
+        if isinstance(found, State):
+            self._wait(job_id, job, found, device, now)
+        elif found is not None:
+            end = End(job.type, device, found, now, error, job.first_seen, job.serial)
+            if self._may_be_told_of(job):
+                self.outcomes.hold(job_id, end)
+            else:
+                self.outcomes.end(job_id, end)
 
-    def _new(self, job_id: str, now: float) -> Known | None:
-        if len(self._known) >= JOBS_LIMIT:
-            return None
-        self.outcomes.ends.pop(job_id, None)  # of another job, which had the id before
-        job = self._known[job_id] = Known(now, now, unbroken=self._listed)
+    def _may_be_told_of(self, job: Known) -> bool:
+        """Whether answers that are on their way may tell of a job that no query has listed."""
+        return (
+            self.places_told
+            and job.lister is Lister.NONE
+            and job.place is None
+            and job.sight is not Sight.STALE
+        )
+
+    def _wait(self, job_id: str, job: Known, state: State, device: str, now: float) -> None:
+        commit = Commit(
+            job_id,
+            job.first_seen,
+            job.serial,
+            state,
+            device,
+            job.span,
+            job.bare,
+            self.round,
+            self._ends,
+        )
+        if state is State.SAID and not commit.located and job.sight is not Sight.STALE:
+            chains = chains_of(self._devices)
+            commit.before = {name: (self._devices_round, chains[name]) for name in chains}
+        self.outcomes.wait(commit, now)
+        self.wanted = True
+
+    def _new(self, job_id: str, now: float) -> Known:
+        """Return a job that is new; there may be too many for it to be kept."""
+        self._jobs += 1
+        self.outcomes.begin(job_id, self._jobs)
+        sight = Sight.WHOLE if self._listed else Sight.PART
+        job = Known(now, now, serial=self._jobs, sight=sight)
+        if adopted := self.adopted.pop(job_id, None):
+            job.place, chain = adopted
+            job.span, _ = work(job.place, {job.place.device: chain})
+            job.ours = True
+        if len(self._known) < JOBS_LIMIT:
+            self._known[job_id] = job
+        else:
+            job.sight = Sight.PART
         return job
 
     def _went(self, job_id: str) -> None:
@@ -357,7 +389,12 @@ class Jobs:
             self._gone_any = True
 
     def _device(self, job_id: str, job: Known) -> str:
-        """Return the device of a job; QEMU's own default for an id is the name of the device."""
+        """Return the device of a job, empty where it is not known.
+
+        Its id is QEMU's own choice, the name of the device, or somebody else's.
+        """
         if job.place is not None:
             return job.place.device
+        if self.places_told:
+            return ""
         return job_id if any(device.device == job_id for device in self._devices) else ""

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, IntEnum
 
-from exporter.graph import Place
+from exporter.evidence import Span
+from exporter.graph import Merge, Place
+from exporter.parse import BLOCK_JOB_TYPES
+from exporter.verdict import State
 
 #: JobStatus of a job that has not ended.
 LIVE = frozenset({"created", "running", "paused", "ready", "standby"})
+
+
+#: Those in which it waits to be completed.
+READY = frozenset({"ready", "standby"})
+
+
+class Step(IntEnum):
+    """How far a job has come, as far as was heard."""
+
+    NAMED = 0
+    STARTED = 1
+    #: It fails, or was cancelled.
+    ABORTED = 2
+
+
+class Sight(Enum):
+    """How much of a job was heard."""
+
+    #: Nothing was missed since it was last known not to be ready.
+    WHOLE = 1
+    #: It may have been ready before.
+    PART = 2
+    #: It is known from before the connection was lost, and was not listed since.
+    STALE = 3
+
+
+class Lister(Enum):
+    """Which query has listed a job."""
+
+    NONE = 0
+    BLOCK_JOBS = 1
+    #: query-jobs alone: it is not a block job.
+    JOBS = 2
 
 
 @dataclass(slots=True)
@@ -17,24 +53,38 @@ class Known:
 
     first_seen: float
     last_progress: float
+    #: Counts the jobs as they were first seen; an id may be used again.
+    serial: int = 0
     type: str = ""
     progress: int = -1
     ready_at: float | None = None
     #: Where it works, and the layers of its device when a query last listed it.
     place: Place | None = None
-    chain: Sequence[str] = ()
-    listed: bool = False
-    #: Only query-jobs lists it.
-    plain: bool = False
-    started: bool = False
-    aborting: bool = False
+    span: Span | None = None
+    #: The same of nodes under no device.
+    bare: Merge | None = None
+    step: Step = Step.NAMED
+    sight: Sight = Sight.PART
+    lister: Lister = Lister.NONE
     #: `concluded`, as an event said.
     concluded: bool = False
-    #: Nothing was missed since it was last known not to be ready.
-    unbroken: bool = False
-    #: Known from before the connection was lost, and not seen since.
-    stale: bool = False
+    #: It was started by this program.
+    ours: bool = False
     ended: bool = False
+
+    @property
+    def state(self) -> State:
+        """What is known of it, for the verdict on its end."""
+        if self.step is Step.NAMED and self.lister is Lister.NONE:
+            late = self.concluded and self.sight is not Sight.WHOLE
+            return State.LATE if late else State.CREATED
+        if self.type == "commit":
+            if not self.may_have_been_ready:
+                return State.OUR_MIDDLE if self.ours else State.MIDDLE
+            return State.OURS if self.ours else State.ACTIVE
+        if self.type in BLOCK_JOB_TYPES:
+            return State.RUNNING
+        return State.ABORTING if self.step is Step.ABORTED else State.PLAIN
 
     @property
     def may_have_been_ready(self) -> bool:
@@ -43,12 +93,36 @@ class Known:
             return True
         if self.place is not None and self.place.top:
             return self.place.top == "0"
-        return not self.unbroken
+        return self.sight is not Sight.WHOLE
+
+    def hear(self, status: str, now: float) -> None:
+        """Take a status that JOB_STATUS_CHANGE tells, between `created` and `null`."""
+        if status == "aborting":
+            if self.step is Step.STARTED or self.sight is not Sight.WHOLE:
+                self.step = Step.ABORTED
+        elif status == "concluded":
+            self.concluded = True
+            if self.state is State.CREATED:
+                self.ended = True  # of a transaction that was refused: it never ran
+        else:
+            self.step = max(self.step, Step.STARTED)
+            if status in READY:
+                self.ready_at = self.ready_at or now
+
+    def list(self, type: str, status: str, progress: int, now: float) -> None:
+        """Take what a query tells of it."""
+        if progress != self.progress:
+            self.progress, self.last_progress = progress, now
+        self.type = type
+        if self.sight is Sight.STALE:
+            self.sight = Sight.PART
+        if status != "created":
+            self.step = max(self.step, Step.STARTED)
 
     def is_not(self, type: str, status: str, progress: int) -> bool:
         """Whether what a query tells is another job, which has the same id."""
         return (
             (bool(self.type) and self.type != type)
             or (self.ended and status in LIVE)
-            or (self.stale and progress < self.progress)
+            or (self.sight is Sight.STALE and progress < self.progress)
         )

@@ -112,8 +112,12 @@ class Member:
         return self._vm.open_identities
 
     def adopt(self, job_id: str, place: Place, chain: Sequence[str]) -> None:
-        """Have a commit that was started before this process judged by the chain of then."""
+        """Have a commit that this program started judged by the chain of then."""
         self._vm.jobs.adopted[job_id] = (place, chain)
+
+    def disown(self, job_id: str) -> None:
+        """Take `adopt` back: it was not started after all."""
+        self._vm.jobs.adopted.pop(job_id, None)
 
     def start(self) -> asyncio.Task[Collected]:
         """Ask the VM, or join whoever is asking it now; cancelled if the target is left."""

@@ -231,9 +231,9 @@ JOBS = (
     _job("actively_synced", "actively-synced", "Whether a mirror writes to both sides.", bool),
     _job("status", "status", "The state of the job, 1 for the present one.", str, JOB_STATES),
     _job("io_status", "io-status", "Whether the job is stopped by an I/O error, 1 for the present state.", str, IO_STATES),
-    _own(Scope.JOB, "info", "job", "Layers that the job works on, from top down to base, and its error.", "jobs",
+    _own(Scope.JOB, "info", "job", "Layers that the job works on, from top down to base, and its error; empty where they are not known.", "jobs",
          labels=("top", "base", "error")),
-    _own(Scope.JOB, "progress_ratio", "progress_ratio", "Work done of a job that is no block job. [current-progress, total-progress]", "jobs", type=float),
+    _own(Scope.JOB, "progress_ratio", "progress_ratio", "Work done of a job that is not a block job. [current-progress, total-progress]", "jobs", type=float),
     _own(Scope.JOB, "first_seen_timestamp_seconds", "first_seen_timestamp_seconds", "When this process first saw the job.", "jobs", type=float),
     _own(Scope.JOB, "last_progress_timestamp_seconds", "last_progress_timestamp_seconds", "When this process last saw the offset change, or the job for the first time.", "jobs", type=float),
     _own(Scope.JOB, "ready_timestamp_seconds", "ready_timestamp_seconds", "When this process first saw the job ready.", "jobs", type=float),
@@ -241,10 +241,10 @@ JOBS = (
 
 _UNDONE = "neither is ever a success."
 OUTCOMES = (
-    _own(Scope.OUTCOME, "completed_total", "completed", "Jobs that did what they were to do; a commit is only counted where its chain shows it.", "jobs"),
+    _own(Scope.OUTCOME, "completed_total", "completed", "Jobs that did what they were to do; a commit of the active layer only where its chain shows it, and no other job can have made it so.", "jobs"),
     _own(Scope.OUTCOME, "failed_total", "failed", "Jobs that ended with an error.", "jobs"),
-    _own(Scope.OUTCOME, "cancelled_total", "cancelled", "Jobs that were cancelled; a commit that was ready and left the chain as it was.", "jobs"),
-    _own(Scope.OUTCOME, "unverified_total", "unverified", "Jobs that QEMU said to have ended without an error, where the chain could not be read to see it. See vanished: " + _UNDONE, "jobs"),
+    _own(Scope.OUTCOME, "cancelled_total", "cancelled", "Jobs that were cancelled; a commit that was ready only where the layer that it was to merge is still in the chain.", "jobs"),
+    _own(Scope.OUTCOME, "unverified_total", "unverified", "Jobs that may have been completed, where nothing shows that they were: the chain of a commit cannot be read or may be the work of another job, or it ended unheard; a job that is not a block job and did not succeed, its error unread. See vanished: " + _UNDONE, "jobs"),
     _own(Scope.OUTCOME, "vanished_total", "vanished", "Jobs that were gone without a word. See unverified: " + _UNDONE, "jobs"),
     _own(Scope.FINISHED, "last_finished_timestamp_seconds", "timestamp_seconds", "When this process learnt of the last such end.", "jobs", type=float),
     _own(Scope.LAST_ERROR, "last_error_info", "error", "The error of the last job that failed, without credentials.", "jobs", labels=("error",)),

@@ -5,18 +5,19 @@ Pure, and bounded whatever a VM sends.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from exporter import qapi, verdict
+from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
 from exporter.family import Scope
 from exporter.filename import public_text
 from exporter.graph import Place
-from exporter.model import Device, Finished, JobOutcomes, LastError
+from exporter.model import Finished, JobOutcomes, LastError
+from exporter.verdict import FAILED, RESULTS, Seen, State
 
-COMPLETED, FAILED, CANCELLED, UNVERIFIED, VANISHED = RESULTS = (
-    "completed", "failed", "cancelled", "unverified", "vanished",
-)  # fmt: skip
 #: Most commits of one VM that wait for the chain.
 _WAITING_LIMIT = 1000
 #: Most combinations of labels that are remembered of one VM, and most job types.
@@ -25,14 +26,13 @@ _TYPES_LIMIT = 32
 #: Most jobs of one VM whose end is remembered by their id.
 ENDS_LIMIT = 64
 _TYPE_LENGTH_LIMIT = 64
-
-#: Device -> its layers' node names, `0` the active one.
-Chains = Mapping[str, Sequence[str]]
+#: Most ends that are compared with those of commits.
+_CHANGES_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a job ended, for who asks for it by its id."""
+    """How a job ended, for those who ask for it by its id."""
 
     type: str
     device: str
@@ -40,28 +40,9 @@ class End:
     #: When it was learnt of.
     timestamp_seconds: float
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A commit that ended, and waits for the chain to show how."""
-
-    job_id: str
-    device: str
-    #: The layers while it ran, and which of them it worked on; empty where no query saw it.
-    chain: Sequence[str]
-    place: Place | None
-    #: The devices before it ran, where no query saw it.
-    before: Sequence[Device]
-    #: What it is if the chain does not show that it was completed.
-    otherwise: str
-    #: When it ended: the chain of an answer that was asked for in the same round may be of before.
-    round: int
-
-    @property
-    def unknown(self) -> str:
-        """What it is if the chain shows nothing."""
-        return VANISHED if self.otherwise == VANISHED else UNVERIFIED
+    #: Of the job: an id may be used again.
+    first_seen_timestamp_seconds: float | None = field(default=None, compare=False)
+    serial: int = field(default=0, compare=False)
 
 
 class Outcomes:
@@ -69,70 +50,141 @@ class Outcomes:
 
     def __init__(self) -> None:
         #: Commits that wait for the chain.
-        self.waiting: list[Ended] = []
+        self.waiting: list[Commit] = []
+        #: Ends of jobs whose disk is not known, by id.
+        self.held: dict[str, End] = {}
+        #: The last ends that may have changed a chain, in the order in which they were told.
+        self._changes: deque[Change] = deque()
         #: Type -> jobs by result, in the order of `RESULTS`.
         self._counts: dict[str, list[int]] = {}
         self._finished: dict[tuple[str, str, str], float] = {}
         self._errors: dict[tuple[str, str], str] = {}
-        #: The last jobs that ended, by id.
+        #: The last jobs that ended, by id: of each id the newest job.
         self.ends: dict[str, End] = {}
+        #: Id -> the serial number of the newest job that has it.
+        self._newest: dict[str, int] = {}
         #: Whether anything is not as `records` returned it.
         self.changed = False
 
+    def begin(self, job_id: str, serial: int) -> None:
+        """Take note of a new job: what is known by its id is of an earlier one."""
+        if job_id in self.held:
+            self.end(job_id, self.held.pop(job_id))
+        self.ends.pop(job_id, None)
+        _put(self._newest, job_id, serial)
+
+    def is_newest(self, job_id: str, serial: int) -> bool:
+        """Whether no later job has the id."""
+        return serial >= self._newest.get(job_id, 0)
+
+    def end(self, job_id: str, end: End) -> None:
+        """Count the end of a job, and remember it by the job's id."""
+        self.count(job_id, end.device, end.type, end.result, end.timestamp_seconds, end.error)
+        if self.is_newest(job_id, end.serial):  # else a later job has the id
+            _put(self.ends, job_id, replace(end, error=public_text(end.error)), ENDS_LIMIT)
+
     def count(
-        self, job_id: str, device: str, type: str, result: str, now: float, error: str = ""
+        self, job_id: str, device: str, job_type: str, result: str, now: float, error: str = ""
     ) -> None:
-        """Count an end, learnt of `now`."""
-        _put(self.ends, job_id, End(type, device, result, now, public_text(error)), ENDS_LIMIT)
-        name = self.expect(type)
+        """Count an end, learnt of `now`; each passes here once."""
+        name = self.expect(job_type)
         self._counts[name][RESULTS.index(result)] += 1
         _put(self._finished, (device, name, result), now)
         if result == FAILED and error:
             _put(self._errors, (device, name), public_text(error))
         self.changed = True
 
-    def expect(self, type: str) -> str:
+    def expect(self, job_type: str) -> str:
         """Have counters of a type, at 0 before the first end, and return its label."""
-        if type in self._counts:
-            return type
-        many = len(self._counts) >= _TYPES_LIMIT or len(type) > _TYPE_LENGTH_LIMIT
-        name = "other" if many else type
+        if job_type in self._counts:
+            return job_type
+        many = len(self._counts) >= _TYPES_LIMIT or len(job_type) > _TYPE_LENGTH_LIMIT
+        name = "other" if many else job_type
         self._counts.setdefault(name, [0] * len(RESULTS))
         self.changed = True
         return name
 
-    def wait(self, ended: Ended, now: float) -> None:
+    def note(self, change: Change) -> None:
+        """Take an end into account that may have changed a chain."""
+        if len(self._changes) >= _CHANGES_LIMIT:
+            # Nobody knows any more which ones there were: the newest stands for all of them.
+            self._changes.pop()
+            change = Change(change.order, change.round, 0, "")
+        self._changes.append(change)
+
+    def hold(self, job_id: str, end: End) -> None:
+        """Count an end with the next answers: they may tell on which disk the job worked."""
+        if len(self.held) < _WAITING_LIMIT and job_id not in self.held:
+            self.held[job_id] = end
+        else:
+            self.end(job_id, end)
+
+    def release(
+        self, places: Mapping[tuple[str, str], Place], others: Sequence[qapi.JobInfo]
+    ) -> None:
+        """Count what was held, with what answers tell of it."""
+        held, self.held = self.held, {}
+        types = {info.id: info.type for info in others} if held else {}
+        for job_id, end in held.items():
+            known = end
+            if self.is_newest(job_id, end.serial):
+                place = places.get((job_id, end.type), Place())
+                known = replace(end, device=place.device, type=end.type or types.get(job_id, ""))
+            self.end(job_id, known)
+
+    def unlocated(self, round: int) -> list[tuple[str, str]]:
+        """Return the ids and types of jobs that ended in a round, their place unknown."""
+        commits = [
+            (commit.job_id, "commit")
+            for commit in self.waiting
+            if commit.round == round
+            and not commit.located
+            and self.is_newest(commit.job_id, commit.serial)
+        ]
+        return [*commits, *((job_id, end.type) for job_id, end in self.held.items())]
+
+    def locate(self, round: int, places: Mapping[tuple[str, str], Place], chains: Chains) -> None:
+        """Take where commits worked whose end was told while the answers were on their way."""
+        unlocated = set(self.unlocated(round))
+        for commit in self.waiting:
+            key = (commit.job_id, "commit")
+            if key in unlocated and commit.round == round and (place := places.get(key)):
+                commit.device = place.device
+                commit.span, commit.bare = work(place, chains)
+
+    def wait(self, commit: Commit, now: float) -> None:
         """Count a commit when its chain is seen next."""
         self.expect("commit")
         if len(self.waiting) < _WAITING_LIMIT:
-            self.waiting.append(ended)
+            self.waiting.append(commit)
         else:
-            self.count(ended.job_id, ended.device, "commit", ended.unknown, now)
+            self._settle(commit, commit.device, Seen.UNREADABLE, now)
+
+    def reconnected(self) -> None:
+        """Take into account that jobs may have ended unheard, of the same QEMU."""
+        for commit in self.waiting:
+            commit.before.clear()
+            if commit.state is State.SAID:
+                commit.state = State.CUT_OFF
 
     def give_up(self, now: float) -> None:
         """Count those that wait: the chain that they worked on will not be seen any more."""
         waiting, self.waiting = self.waiting, []
-        for each in waiting:
-            self.count(each.job_id, each.device, "commit", each.unknown, now)
+        for commit in waiting:
+            self._settle(commit, commit.device, Seen.UNREADABLE, now)
 
-    def judge(self, chains: Chains, round: int, now: float) -> None:
-        """Count the commits that ended before this round, as its chains show them."""
-        due = [each for each in self.waiting if each.round < round]
-        self.waiting = [each for each in self.waiting if each.round >= round]
-        for each in due:
-            device, result = _verdict(each, due, chains)
-            self.count(each.job_id, device, "commit", result, now)
-
-    def judge_vanished(self, chains: Chains, now: float) -> None:
-        """Count the vanished commits of this very round that have completed.
-
-        A chain that has changed stays so; one that has not may change between two answers of one
-        round, and is looked at again in the next.
-        """
-        for each in [each for each in self.waiting if each.otherwise == VANISHED]:
-            if _verdict(each, self.waiting, chains)[1] == COMPLETED:
-                self.waiting.remove(each)
-                self.count(each.job_id, each.device, "commit", COMPLETED, now)
+    def judge(self, sighting: Sighting, now: float) -> None:
+        """Count the commits that ended before the round of these chains."""
+        due = [commit for commit in self.waiting if commit.round < sighting.round]
+        self.waiting = [commit for commit in self.waiting if commit.round >= sighting.round]
+        for commit in due:
+            device, seen = observe(commit, sighting, self._changes)
+            self._settle(commit, device, seen, now)
+        for commit in self.waiting:
+            commit.note(sighting)
+        since = min((commit.since for commit in self.waiting), default=sighting.round)
+        while self._changes and self._changes[0].round < min(since, sighting.round):
+            self._changes.popleft()
 
     def records(self) -> Mapping[Scope, Sequence[Any]]:
         """Return what is remembered, by what it is about."""
@@ -143,13 +195,10 @@ class Outcomes:
             Scope.LAST_ERROR: [LastError(*key, e) for key, e in sorted(self._errors.items())],
         }
 
-
-def chains_of(devices: Sequence[Device]) -> Chains:
-    """Return the layers of each device."""
-    return {
-        device.device: [node.node_name for node in device.nodes if node.role == "format"]
-        for device in devices
-    }
+    def _settle(self, commit: Commit, device: str, seen: Seen, now: float) -> None:
+        result = verdict.result(commit.state, seen)
+        end = End("commit", device, result, now, "", commit.first_seen, commit.serial)
+        self.end(commit.job_id, end)
 
 
 def _put(kept: dict[Any, Any], key: object, value: object, most: int = KEYS_LIMIT) -> None:
@@ -158,47 +207,3 @@ def _put(kept: dict[Any, Any], key: object, value: object, most: int = KEYS_LIMI
     kept[key] = value
     if len(kept) > most:
         del kept[next(iter(kept))]
-
-
-def _verdict(each: Ended, all_of_them: Sequence[Ended], chains: Chains) -> tuple[str, str]:
-    """Return the device and the result of a commit, as the chains show it.
-
-    A chain that lost its top tells of one commit: where several may have done it, nobody knows
-    which of them did.
-    """
-    if each.chain:
-        if each.device not in chains:
-            return each.device, each.unknown
-        if not _pivoted(each.chain, chains[each.device], each.place):
-            # A chain without any of its layers was changed again since, and does not tell.
-            strange = all(each.chain) and set(each.chain).isdisjoint(chains[each.device])
-            return each.device, each.unknown if strange else each.otherwise
-        device = each.device
-    else:
-        before = chains_of(each.before)
-        pivoted = [
-            device
-            for device in ([each.device] if each.device else before)
-            if device in before
-            and device in chains
-            and _pivoted(before[device], chains[device], None)
-        ]
-        if len(pivoted) != 1:
-            # A layer that was put on the chain and committed between two scrapes leaves no trace.
-            return each.device, each.unknown
-        device = pivoted[0]
-    rivals = sum(other.device in (device, "") for other in all_of_them)
-    return device, COMPLETED if rivals == 1 else each.unknown
-
-
-def _pivoted(before: Sequence[str], after: Sequence[str], place: Place | None) -> bool:
-    """Whether the top that was committed is gone from the chain, and its base is there."""
-    if not all(before):
-        return 0 < len(after) < len(before)  # an old QEMU that names no nodes
-    top = int(place.top) if place and place.top else 0
-    if top >= len(before) or before[top] in after:
-        return False
-    if place and place.base:
-        base = int(place.base)
-        return base < len(before) and before[base] in after
-    return bool(after) and after[0] in before

@@ -139,9 +139,7 @@ class Turn:
         end = recorded or self.member.ends.get(job_id)
         for each in snapshot.jobs:
             if each.job_id == job_id:
-                # Another job may have had the id before.
-                concluded = getattr(each.job, "status", None) == "concluded"
-                return view.job(self.member.name, each, end if concluded else None)
+                return view.job(self.member.name, each, end)
         return view.ended(self.member.name, job_id, end) if end else None
 
 

@@ -40,10 +40,10 @@ def device(each: Device) -> api.Device:
 def job(vm: str, each: Job, end: End | None = None) -> api.Job:
     """Return a job, with how it ended where that is known.
 
-    An end that is known by the id of a job that has not ended is that of an earlier one.
+    An end that is known by the id of the job may be that of an earlier one.
     """
     told = each.job
-    if _leaf(told, "status") != "concluded":
+    if _leaf(told, "status") != "concluded" or (end is not None and not _is_of(end, each)):
         end = None
     return api.Job(
         vm=vm,
@@ -69,6 +69,11 @@ def job(vm: str, each: Job, end: End | None = None) -> api.Job:
         outcome=end.result if end else None,  # type: ignore[arg-type]  # RESULTS are Outcomes
         ended_timestamp_seconds=end.timestamp_seconds if end else None,
     )
+
+
+def _is_of(end: End, each: Job) -> bool:
+    first_seen = (end.first_seen_timestamp_seconds, each.first_seen_timestamp_seconds)
+    return end.type == each.job_type and (None in first_seen or first_seen[0] == first_seen[1])
 
 
 def ended(vm: str, job_id: str, end: End) -> api.Job:

@@ -17,6 +17,7 @@ from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
+from exporter.joblist import JobList
 from exporter.model import Counters, Device, ImageFile, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qmp import Session
@@ -44,10 +45,11 @@ class Vm:
         self.target = target
         self._pace = pace or Pace()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
-        self._watch = Watch(self._session, target.settings.timeout_seconds)
+        self._watch = Watch(self._session, self._look)
         #: What is remembered of the jobs.
         self.jobs = self._watch.jobs
         self._inquiry = Inquiry(target.vm, self._session)
+        self._job_list = JobList(self._inquiry, self._watch)
         self._topology = TopologyCache(target.vm, target.settings, storage)
         self._exports = Exports(self._inquiry, target.settings)
         self._refresh = Refresh(
@@ -221,7 +223,7 @@ class Vm:
         self._inquiry.connection_is_new()
         self._refresh.connection_is_new()
         self._exports.connection_is_new()
-        self._ask_jobs = True
+        self._job_list.connection_is_new()
         self._ask_nodes = self.target.settings.nodes
 
     async def _ask_who_is_there(self, deadline: float) -> Snapshot:
@@ -252,26 +254,18 @@ class Vm:
             except TargetError as error:
                 self._inquiry.say_failed(queries.BLOCK.name, error)
             walk = chains.walk(entries)
-        told = block_jobs
-        if new := self._watch.unplaced(block_jobs):
-            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
-            self._watch.place(new, graph, entries)
-        block_jobs = self._watch.placed(block_jobs)
+        devices, counters = self._count(entries, walk)
         nodes = None
         if self._ask_nodes or not entries:
             nodes = await self._inquiry.later(answers, queries.NODESTATS, deadline)
         self._ask_nodes = self.target.settings.nodes or not entries
-        others = await self._other_jobs(answers, {job.device for job in told}, deadline)
-        status = answers.get(queries.STATUS)
-        self._has_run |= status is not None and status.running
-        devices, counters = self._count(entries, walk)
         free_nodes: tuple[Node, ...] = ()
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
-        jobs = parse.jobs(block_jobs, others or (), self._watch.places)
-        readable = self._inquiry.blockstats not in self._inquiry.unknown
-        self.jobs.poll(told, others, self._watch.places, devices, time.time(), readable=readable)
+        jobs = await self._job_list.take(answers, entries, block_jobs, devices, deadline)
+        status = answers.get(queries.STATUS)
+        self._has_run |= status is not None and status.running
         return Snapshot(
             vm=self.target.vm,
             up=True,
@@ -288,10 +282,25 @@ class Vm:
             devices=devices,
             free_nodes=free_nodes,
             exports=self._exports.found,
-            jobs=tuple(self.jobs.stamped(job) for job in jobs) if jobs else (),
+            jobs=jobs,
             counters=counters,
             remembered=self._watch.records(),
         )
+
+    async def _look(self) -> None:
+        """Ask, between two scrapes, for what may soon not be there any more."""
+        if self._session.replaced or self._session.generation != self._generation:
+            return  # the next scrape asks it first what it is
+        deadline = time.monotonic() + self.target.settings.timeout_seconds
+        self.jobs.ask()
+        answers = await self._inquiry.batch(self._job_list.of_look(), deadline)
+        entries = self._refresh.entries(answers)
+        known = self._devices
+        if known is None or chains.walk(entries).names != known.names:
+            known = parse.devices(entries, None, self.target.settings.expected_depth)
+        self._watch.devices = known.found
+        block_jobs = answers.get(queries.BLOCK_JOBS) or []
+        await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
 
     def _count(
         self, entries: list[qapi.BlockStats], walk: chains.Walk
@@ -345,23 +354,10 @@ class Vm:
         more: list[Query[Any]] = []
         if self._name is None:
             more += [queries.NAME, queries.UUID]
-        if self._ask_jobs:
-            more.append(queries.JOBS)
+        more += self._job_list.beside()
         if self._ask_nodes:
             more.append(queries.NODESTATS)
         return more + self._exports.due()
-
-    async def _other_jobs(
-        self, answers: Answers, ids: set[str], deadline: float
-    ) -> list[qapi.JobInfo] | None:
-        """Return the jobs that are no block jobs (`ids`), None where there is no reason to ask."""
-        jobs = None
-        if self._ask_jobs or self.jobs.named - ids:
-            jobs = await self._inquiry.later(answers, queries.JOBS, deadline)
-        self.jobs.named -= ids.union(job.id for job in jobs or ())
-        others = None if jobs is None else parse.other_jobs(jobs, ids)
-        self._ask_jobs = bool(others)
-        return others
 
     def _on_event(self, name: str, data: bytes) -> None:
         if self._session.replaced:

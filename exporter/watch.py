@@ -1,18 +1,20 @@
 """What becomes of one VM between two scrapes: its events, and what is remembered of them.
 
-Nothing is asked between scrapes but for one thing: when an event says that a commit is ready which
-no scrape has seen, its chain is looked at, once. After its end nobody could tell whether it was
-completed or cancelled, if its top layer is younger than the last scrape.
+Between scrapes a look is taken where an event says that something will soon not be there to be
+seen any more: a job has begun, whose disk and layers the graph has for as long as it lives; a
+commit has ended, whose chain shows how until that changes again; a job that is not a block job has
+failed, and query-jobs says why until it is dismissed. A look asks a part of what a scrape asks, in
+the same way, and never beside one. Each is due to an event, and there are only so many of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from exporter import parse, qapi, queries
+from exporter import qapi
 from exporter.errors import TargetError
 from exporter.events import Events
 from exporter.family import Scope
@@ -22,7 +24,7 @@ from exporter.model import Device
 from exporter.qmp import Session
 
 #: Most looks between two scrapes.
-_LOOKS_LIMIT = 20
+LOOKS_LIMIT = 100
 #: Far more than QEMU can have; a reply that is nothing but devices would block this process.
 DEVICES_LIMIT = 4096
 
@@ -30,7 +32,8 @@ DEVICES_LIMIT = 4096
 class Watch:
     """The memory of one VM, whatever becomes of the connection."""
 
-    def __init__(self, session: Session, timeout_seconds: float) -> None:
+    def __init__(self, session: Session, look: Callable[[], Awaitable[None]]) -> None:
+        """Remember nothing yet. `look` asks what a look asks, and may raise TargetError."""
         self.jobs = Jobs()
         self.events = Events()
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
@@ -38,7 +41,7 @@ class Watch:
         #: The last known.
         self.devices: tuple[Device, ...] = ()
         self._session = session
-        self._timeout_seconds = timeout_seconds
+        self._look = look
         self._records: Mapping[Scope, Sequence[Any]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looks = 0
@@ -62,8 +65,7 @@ class Watch:
         if status == "created" and self.places:
             # An id may be used again, for another disk.
             self.places = {key: place for key, place in self.places.items() if key[0] != job_id}
-        elif name == "BLOCK_JOB_READY":
-            self._look_soon()
+        self._look_soon()
         return status
 
     def unplaced(self, jobs: Sequence[qapi.BlockJob]) -> list[tuple[str, str]]:
@@ -78,10 +80,12 @@ class Watch:
         graph: qapi.Graph | None,
         entries: Sequence[qapi.BlockStats],
     ) -> None:
-        """Find out where jobs work."""
-        self.places |= {
-            key: place for key in jobs if (place := place_job(key[0], graph, entries)) is not None
-        }
+        """Find out where jobs work; without a graph that is on record for those started here."""
+        for key in jobs:
+            place = self.jobs.place(key[0]) if graph is None else None
+            place = place or place_job(key[0], graph, entries)
+            if place is not None:
+                self.places[key] = place
 
     def placed(self, jobs: list[qapi.BlockJob]) -> list[qapi.BlockJob]:
         """Return the jobs without those that ended since they were told of."""
@@ -111,36 +115,19 @@ class Watch:
             await asyncio.wait((self._looking,))
 
     def _look_soon(self) -> None:
-        if self._scraping or self._looking is not None or self._looks >= _LOOKS_LIMIT:
+        if not self.jobs.wanted or self._scraping or self._looking is not None:
             return
-        if self.jobs.unseen_commit and self._session.connected and not self._session.owes_answers:
+        connected = self._session.connected and not self._session.owes_answers
+        if connected and self._looks < LOOKS_LIMIT:
             self._looks += 1
-            self._looking = asyncio.create_task(self._look())
+            self._looking = asyncio.create_task(self._take_look())
 
-    async def _look(self) -> None:
+    async def _take_look(self) -> None:
         try:
-            self.jobs.ask()
-            began = self.jobs.round
-            asked = (queries.BLOCKSTATS, queries.BLOCK_JOBS, queries.GRAPH)
-            answers = await self._session.ask(*asked, timeout_seconds=self._timeout_seconds)
-            if self.jobs.round != began:
-                return  # a scrape did not wait for it
-            entries = answers.get(queries.BLOCKSTATS) or []
-            if len(entries) > DEVICES_LIMIT:
-                return
-            told = answers.get(queries.BLOCK_JOBS) or []
-            graph = answers.get(queries.GRAPH)
-            places = {
-                (job.device, job.type): place
-                for job in told
-                if (place := place_job(job.device, graph, entries)) is not None
-            }
-            devices = parse.devices(entries, None, lambda _: 0).found
-            self.places = {**places, **self.places}
-            self.jobs.poll(told, None, self.places, devices, time.time())
+            await self._look()
         except TargetError:
             pass  # the next scrape says what is wrong with it
         finally:
             self._looking = None
-        # Another may have become ready when these answers were on their way.
+        # Something may have happened while these answers were on their way.
         self._look_soon()

@@ -9,7 +9,8 @@ import pytest
 
 from exporter import api, effects, qapi
 from exporter.model import Device, Job, Snapshot
-from exporter.outcomes import RESULTS, End
+from exporter.outcomes import End
+from exporter.verdict import RESULTS
 from tests.disks import block_job
 
 SINCE = 1000.0

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from exporter import qapi, queries
-from exporter.graph import Place, place_job
+from exporter.graph import Merge, Place, place_job
 
 
 def graph(*edges: str) -> qapi.Graph:
@@ -54,7 +54,8 @@ def test_an_active_commit_works_from_its_source_down_to_its_target() -> None:
         "job:j target base",
     )  # fmt: skip
 
-    assert place_job("j", found, [disk("disk0", "top", "mid", "base")]) == Place("disk0", "0", "2")
+    place = place_job("j", found, [disk("disk0", "top", "mid", "base")])
+    assert place == Place("disk0", "0", "2", Merge(["top", "mid", "base"], used=True))
 
 
 def test_an_intermediate_commit_leaves_the_active_layer_out() -> None:

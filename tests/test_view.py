@@ -8,7 +8,8 @@ import pytest
 from exporter import api, qapi, view
 from exporter.ledger import Entry
 from exporter.model import Device, Job, Node, Snapshot
-from exporter.outcomes import RESULTS, End
+from exporter.outcomes import End
+from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.test_guards import disk, vm
 
@@ -104,6 +105,19 @@ def test_an_end_is_not_that_of_a_job_that_goes_on(status: str) -> None:
     shown = view.job("vm", job(status=status), END)
 
     assert (shown.outcome, shown.ended_timestamp_seconds) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first_seen"), [("backup", None), ("commit", 1.0)]
+)
+def test_an_end_is_not_that_of_a_later_job_with_the_same_id(kind: str, first_seen: float | None) -> None:
+    """Another type, or first seen at another time."""
+    listed = msgspec.structs.replace(job(status="concluded"), first_seen_timestamp_seconds=2.0)
+    end = End(kind, "disk0", "completed", 7.0, "", first_seen)
+    same = End("commit", "disk0", "completed", 7.0, "", 2.0)
+
+    assert view.job("vm", listed, end).outcome is None
+    assert view.job("vm", listed, same).outcome == "completed"
 
 
 def test_a_job_that_waits_to_be_dismissed_has_its_end() -> None:

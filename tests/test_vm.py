@@ -542,7 +542,7 @@ async def test_a_reused_job_id_is_looked_up_again(fake: FakeQmp, make: Make) -> 
     start(fake, block_job("j"), graph("j", "disk1", ("b", "b0")))
     [unchanged] = (await collect(vm)).jobs
     await fake.send(wire(job_event("j", "null"), job_event("j", "created")))
-    await until(lambda: "j" in vm._watch.jobs.named)
+    await until(lambda: fake.commands.count("x-debug-query-block-graph") == 2)
     [second] = (await collect(vm)).jobs
 
     assert [first.device, unchanged.device, second.device] == ["disk0", "disk0", "disk1"]
@@ -639,16 +639,17 @@ async def test_an_event_about_a_block_job_asks_for_no_other_jobs(fake: FakeQmp, 
     fake.received.clear()
     start(fake, block_job("disk0"))
     await fake.send(job_event("disk0", "created"))
-    await until(lambda: vm._watch.jobs.named)
+    await until(lambda: "query-block-jobs" in fake.commands)
     await collect(vm)
 
     assert "query-jobs" not in fake.commands
 
 
 async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
-    fake: FakeQmp, make: Make
+    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """snapshot-save stops QEMU's main loop: the scrape that should show it may well time out."""
+    monkeypatch.setattr("exporter.watch.LOOKS_LIMIT", 0)
     vm = make()
     await collect(vm)
     await fake.send(job_event("snap", "created"))
@@ -716,10 +717,10 @@ async def test_a_commit_is_completed_when_the_chain_after_its_event_shows_it(
     vm = make()
     await commit(fake, vm)
     assert len(series(text(await collect(vm)), "qemu_block_jobs_completed_total")) == 1
-    await fake.event("BLOCK_JOB_COMPLETED", device="disk0", type="commit", len=1, offset=1)
-    await until(lambda: vm._watch.jobs.outcomes.waiting)
     fake.replies["query-block-jobs"] = {"return": []}
     plug(fake, Disk(nodes=("base",)))
+    await fake.event("BLOCK_JOB_COMPLETED", device="disk0", type="commit", len=1, offset=1)
+    await until(lambda: vm._watch.jobs.outcomes.ends)
     lines = text(await collect(vm))
 
     assert outcomes(lines) == {"completed": 1}
@@ -757,15 +758,19 @@ async def test_counters_come_back_with_their_values(fake: FakeQmp, make: Make) -
         assert not series(down, name)
 
 
-async def test_per_scrape_connections_tell_a_commit_by_its_chain(fake: FakeQmp, make: Make) -> None:
-    """No event comes to who is not there."""
+async def test_without_events_a_commit_that_is_gone_is_no_success_whatever_its_chain(
+    fake: FakeQmp, make: Make
+) -> None:
+    """It may have been cancelled, and another one completed."""
     vm = make(connection="per-scrape")
     await commit(fake, vm)
     await until(lambda: not fake.serves)
     fake.replies["query-block-jobs"] = {"return": []}
     plug(fake, Disk(nodes=("base",)))
 
-    assert outcomes(text(await collect(vm))) == {"completed": 1}
+    assert outcomes(text(await collect(vm))) == {}
+    await until(lambda: not fake.serves)
+    assert outcomes(text(await collect(vm))) == {"unverified": 1}
 
 
 async def test_a_vm_without_jobs_and_events_has_no_line_of_them(fake: FakeQmp, make: Make) -> None:
@@ -798,11 +803,11 @@ async def test_a_commit_that_is_ready_between_two_scrapes_is_looked_at_once(
     await fake.send(wire(job_event("j", "created"), job_event("j", "ready"), ready, ready))
     await until(lambda: fake.commands)
     await until(lambda: vm._watch._looking is None)
-    assert fake.commands == ["query-blockstats", "query-block-jobs", "x-debug-query-block-graph"]
-    await fake.send(wire(ended, job_event("j", "concluded"), job_event("j", "null")))
-    await until(lambda: vm._watch.jobs.outcomes.waiting)
+    assert fake.commands == ["x-debug-query-block-graph", "query-blockstats", "query-block-jobs"]
     start(fake, block_job("other", "stream"))
     plug(fake, Disk(nodes=("base",)))
+    await fake.send(wire(ended, job_event("j", "concluded"), job_event("j", "null")))
+    await until(lambda: vm._watch.jobs.outcomes.ends)
 
     assert outcomes(text(await collect(vm))) == {"completed": 1}
 
@@ -831,7 +836,47 @@ async def test_a_commit_that_becomes_ready_right_behind_the_answers_of_a_look_is
     fake.received.clear()
     await fake.send(wire(*becomes_ready("j")))
     await until(lambda: fake.commands.count("x-debug-query-block-graph") == 2)
-    await until(lambda: not vm._watch.jobs.unseen_commit)
+    await until(lambda: vm._watch._looking is None)
+
+
+async def test_looks_are_each_due_to_an_event_and_ask_nothing_that_is_unknown(
+    fake: FakeQmp, make: Make
+) -> None:
+    """A QEMU without the graph is asked for it once, and a job that no query lists looked for once."""
+    fake.replies.pop("x-debug-query-block-graph", None)
+    vm = make()
+    await collect(vm)
+    fake.received.clear()
+    for number in range(3):
+        looks = fake.commands.count("query-block-jobs")
+        data = {"device": f"j{number}", "type": "commit"}
+        await fake.send(wire({"event": "BLOCK_JOB_READY", "data": data}))
+        await until(lambda n=looks: fake.commands.count("query-block-jobs") > n)
+        await until(lambda: vm._watch._looking is None)
+
+    assert fake.commands.count("query-block-jobs") == 3
+    assert fake.commands.count("x-debug-query-block-graph") == 1
+
+
+async def test_there_are_only_so_many_looks_between_two_scrapes(
+    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a VM sends; the next scrape asks anyway, and then there may be more."""
+    monkeypatch.setattr("exporter.watch.LOOKS_LIMIT", 2)
+    vm = make()
+    await collect(vm)
+
+    async def looks(first: int) -> int:
+        fake.received.clear()
+        for number in range(first, first + 5):
+            await fake.send(job_event(f"j{number}", "created"))
+            await until(lambda n=number: f"j{n}" in vm._watch.jobs._known)
+            await until(lambda: vm._watch._looking is None)
+        return fake.commands.count("query-block-jobs")
+
+    assert await looks(0) == 2
+    await collect(vm)
+    assert await looks(5) == 2
 
 
 async def test_a_scrape_waits_for_a_look(fake: FakeQmp, make: Make) -> None:
@@ -841,7 +886,7 @@ async def test_a_scrape_waits_for_a_look(fake: FakeQmp, make: Make) -> None:
     start(fake, block_job(ready=True, status="ready"), graph("disk0", "disk0", ("top", "base")))
     fake.answering.clear()
     await fake.event("BLOCK_JOB_READY", device="disk0", type="commit")
-    await until(lambda: fake.commands[-1] == "query-blockstats")
+    await until(lambda: fake.commands[-1] == "x-debug-query-block-graph")
     asyncio.get_running_loop().call_later(0.1, fake.answering.set)
     snapshot = await collect(vm)
 

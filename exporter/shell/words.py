@@ -68,7 +68,7 @@ _ENDED: dict[Outcome, str] = {
     "failed": "failed",
     "cancelled": "was cancelled",
     "vanished": "vanished without a word: the connection was down, or the VM restarted",
-    "unverified": "ended without an error, and its chain could not be compared",
+    "unverified": "ended, and nothing shows whether it was completed",
     "unknown": "ended, and nobody saw how",
 }
 

@@ -160,6 +160,18 @@ class Monitor:
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
         self._socket.sendall(json.dumps(request).encode())
 
+    def event(self, name: str, **data: str) -> dict[str, Any]:
+        """Wait for an event that has these data, and that was not returned before."""
+        while True:
+            for event in self.events:
+                told = event.get("data", {})
+                if event["event"] == name and data.items() <= told.items():
+                    self.events.remove(event)
+                    return event
+            message = self._read()
+            assert "event" in message, message
+            self.events.append(message)
+
     @property
     def has_heard(self) -> bool:
         """Whether QEMU has said something that was not read yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -44,6 +45,11 @@ class Relay:
     def looks(self) -> int:
         """How often QEMU has told which nodes its jobs work on."""
         return self._answers.count(b'"edges":')
+
+    @property
+    def lists(self) -> int:
+        """How many jobs query-jobs has told of."""
+        return self._answers.count(b'"current-progress":')
 
     def cut(self) -> None:
         """Cut all connections, and refuse new ones until `mend`."""
@@ -115,16 +121,17 @@ class Work:
 
     def start(self, command: str, device: str, **more: Any) -> None:
         if command.startswith("drive-"):
-            more |= {"target": self.file(), "format": "qcow2", "sync": "full"}
+            more = {"target": self.file(), "format": "qcow2", "sync": "full", **more}
         self.run(command, device=device, **more)
 
     def target(self, errno: int) -> str:
-        """Make a node that cannot be written to."""
+        """Make a node that can be written to once."""
         file = self.file()
         with open(file, "wb") as image:
             image.truncate(8 * MIB)
         name = f"target-{self._files}"
-        rule = {"event": "none", "iotype": "write", "errno": errno, "immediately": False}
+        first = {"event": "write_aio", "state": 1, "new_state": 2}
+        rule = {"event": "write_aio", "state": 2, "errno": errno, "immediately": False}
         self.vm.run(
             "blockdev-add",
             {
@@ -132,6 +139,7 @@ class Work:
                 "node-name": name,
                 "file": {
                     "driver": "blkdebug",
+                    "set-state": [first],
                     "inject-error": [rule],
                     "image": {"driver": "file", "filename": file},
                 },
@@ -201,13 +209,16 @@ def disks(lab: Lab, base: Path, name: str, count: int) -> list[str]:
 
 
 def failing_base(lab: Lab, base: Path, device: str, kind: str) -> list[str]:
-    """Return the arguments for a disk on a base that cannot be read or written, but opened."""
+    """Return the arguments for a disk on a base that can be read or written once."""
     below = lab.folder / f"{device}-base.qcow2"
     shutil.copy(base, below)
     # It names no base: that is said below, and once.
     above = lab.image(device, 8 * MIB)
-    subprocess.run([tool("qemu-io"), "-c", "write -q 2M 1M", above], check=True)
+    subprocess.run([tool("qemu-io"), "-c", "write -q 2M 3M", above], check=True)
+    first = f"backing.file.set-state.0.event={kind}_aio,backing.file.set-state.0.state=1"
+    first = f"{first},backing.file.set-state.0.new_state=2"
     rule = f"backing.file.inject-error.0.event={kind}_aio,backing.file.inject-error.0.errno=5"
+    rule = f"{first},{rule},backing.file.inject-error.0.state=2"
     return drive(
         device,
         above,
@@ -238,7 +249,7 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
     work.check(exporter.fresh())
     seen_by_a_scrape(work, disk)
     work.check(exporter.fresh())
-    failed(work, disk)
+    failed(work, disk, relay)
     work.check(text := exporter.fresh())
     errors = {
         (labels["device"], labels["job_type"]): labels["error"]
@@ -248,7 +259,7 @@ def test_every_end_of_every_job_is_counted_once(lab: Lab, base: Path) -> None:
     assert errors["unwritable", "commit"] == errors["unreadable", "stream"] == "Input/output error"
     kept(work, disk)
     work.check(exporter.fresh())
-    no_block_jobs(work)
+    no_block_jobs(work, relay)
     work.check(exporter.fresh())
     connection_lost(work, relay, disk)
     work.check(exporter.fresh())
@@ -337,17 +348,27 @@ def seen_by_a_scrape(work: Work, disk: list[str]) -> None:
     work.count("mirror", "completed")
 
 
-def failed(work: Work, disk: list[str]) -> None:
+def failed(work: Work, disk: list[str], relay: Relay) -> None:
     """I/O errors, and targets that have no space."""
+    slow: list[str] = []
     for number, errno in enumerate((28, 5)):
         for command in ("blockdev-backup", "blockdev-mirror"):
             each = disk[number + (2 if command == "blockdev-mirror" else 0)]
-            work.start(command, each, target=work.target(errno), sync="full")
+            more = SLOW if command == "blockdev-backup" else {}
+            looks = relay.looks
+            work.start(command, each, target=work.target(errno), sync="full", **more)
+            if more:
+                wait_until(lambda n=looks: relay.looks > n, f"the exporter looks at {each}")
+                slow.append(each)
             work.count(command.partition("-")[2], "failed")
-    work.start("block-commit", "unwritable")
-    work.count("commit", "failed")
-    work.start("block-stream", "unreadable")
-    work.count("stream", "failed")
+    for command, each in {"block-commit": "unwritable", "block-stream": "unreadable"}.items():
+        looks = relay.looks
+        work.start(command, each, **SLOW)
+        wait_until(lambda n=looks: relay.looks > n, f"the exporter looks at {each}")
+        slow.append(each)
+        work.count(command.partition("-")[2], "failed")
+    # On which disk a job works that is gone at once nobody can tell.
+    work.end("set-speed", *slow, speed=0)
     work.gone()
 
 
@@ -374,7 +395,7 @@ def kept(work: Work, disk: list[str]) -> None:
     work.gone()
 
 
-def no_block_jobs(work: Work) -> None:
+def no_block_jobs(work: Work, relay: Relay) -> None:
     """They have no event but that of their status."""
 
     def create(job: str, filename: str) -> None:
@@ -387,16 +408,17 @@ def no_block_jobs(work: Work) -> None:
     work.exporter.fresh()
     work.run("job-dismiss", id="good")
     work.run("job-dismiss", id="bad")
+    lists = relay.lists
     create("unseen", work.file())
     work.concluded("unseen")
+    wait_until(lambda: relay.lists > lists, "the exporter asks for it")
     work.run("job-dismiss", id="unseen")
-    work.count("create", "completed")
+    work.count("create", "completed", 2)
     work.count("create", "failed")
-    work.count("", "completed")
 
 
 def connection_lost(work: Work, relay: Relay, disk: list[str]) -> None:
-    """What cannot be known is no success: only a chain still tells of a commit."""
+    """What cannot be known is no success, whatever a chain looks like afterwards."""
     work.snapshot(*disk[:4])
     for each in disk[:3]:
         work.start("block-commit", each)
@@ -425,7 +447,8 @@ def connection_lost(work: Work, relay: Relay, disk: list[str]) -> None:
     work.end("complete", disk[2])
     work.end("cancel", disk[5], **NOW)
     work.gone()
-    work.count("commit", "completed", 2)
+    work.count("commit", "completed")
+    work.count("commit", "unverified")
     work.count("commit", "vanished")
     work.count("stream", "vanished")
     work.count("backup", "vanished")
@@ -475,10 +498,8 @@ def test_jobs_of_a_vm_that_was_killed_have_vanished(
     work.check(exporter.fresh())
 
 
-def test_without_a_connection_between_scrapes_the_chain_tells_of_a_commit(
-    lab: Lab, base: Path
-) -> None:
-    """And nothing tells of the other jobs."""
+def test_without_a_connection_between_scrapes_nothing_is_completed(lab: Lab, base: Path) -> None:
+    """A commit whose chain shows a pivot may have been: another one may have done it too."""
     vm = lab.qemu("vm", *disks(lab, base, "vm", 5))
     exporter = lab.exporter("--qmp.connection=per-scrape")
     work = Work(lab, exporter, vm, "vm")
@@ -499,7 +520,265 @@ def test_without_a_connection_between_scrapes_the_chain_tells_of_a_commit(
     work.gone()
     exporter.fresh()
     vm.left()
-    work.count("commit", "completed")
+    work.count("commit", "unverified")
     for job_type in ("commit", "stream", "backup", "mirror"):
         work.count(job_type, "vanished")
     work.check(exporter.fresh())
+
+
+# Commits whose chain is changed again before the next scrape.
+
+
+class Disk:
+    """A disk of one VM, whose layers come and go faster than anybody scrapes."""
+
+    def __init__(self, work: Work, device: str = "disk0") -> None:
+        self.work = work
+        self.device = device
+
+    def status(self, job: str, status: str) -> None:
+        self.work.vm.monitor.event("JOB_STATUS_CHANGE", id=job, status=status)
+
+    def layer(self) -> str:
+        """Put a layer on it, and return its file."""
+        file = self.work.file()
+        self.work.run("blockdev-snapshot-sync", device=self.device, snapshot_file=file)
+        return file
+
+    def commit(self, job: str, how: str, **more: Any) -> None:
+        """Commit its layers, and end the job as soon as QEMU says that it is ready."""
+        self.work.start("block-commit", self.device, job_id=job, **more)
+        self.work.vm.monitor.event("BLOCK_JOB_READY", device=job)
+        self.work.end(how, job)
+        self.status(job, "null")
+
+    def run(self, command: str, job: str, **more: Any) -> None:
+        """Start a job that ends by itself, and wait until it has."""
+        self.work.start(command, self.device, job_id=job, **more)
+        self.status(job, "null")
+
+    @property
+    def layers(self) -> list[str]:
+        """The files of its chain."""
+        block = next(e for e in self.work.vm.run("query-block") if e["device"] == self.device)
+        image = block["inserted"]["image"]
+        files = []
+        while image is not None:
+            files.append(image["filename"])
+            image = image.get("backing-image")
+        return files
+
+
+@pytest.fixture
+def disk(lab: Lab, base: Path) -> Disk:
+    """A disk of a VM that is scraped, and that nobody scrapes from here on."""
+    vm = lab.qemu("vm", *disks(lab, base, "vm", 2))
+    exporter = lab.exporter()
+    exporter.until(lambda text: value(text, "qemu_vm_up"))
+    return Disk(Work(lab, exporter, vm, "vm"))
+
+
+def results(text: str, job_type: str = "commit") -> Counter[str]:
+    """Return how many jobs of a type had each result."""
+    return Counter(
+        {
+            result: int(each)
+            for result in RESULTS
+            for labels, each in counters(text, f"qemu_block_jobs_{result}_total", "vm")
+            if labels["job_type"] == job_type and int(each)
+        }
+    )
+
+
+ROUNDS = 40
+
+
+@pytest.mark.parametrize(("how", "result"), [("complete", "completed"), ("cancel", "cancelled")])
+def test_a_commit_that_is_ended_at_once_when_it_is_ready_is_told_apart(
+    disk: Disk, how: str, result: str
+) -> None:
+    """No scrape has seen its layer, and none will."""
+    for number in range(ROUNDS):
+        disk.layer()
+        disk.work.vm.hmp(f'qemu-io {disk.device} "write 0 4M"')
+        disk.commit(f"j{number}", how)
+    counted = results(disk.work.exporter.fresh())
+
+    assert counted.keys() <= {result, "unverified"}, counted
+    assert counted.total() == ROUNDS
+    assert counted[result] >= ROUNDS - 2, counted
+
+
+def test_a_cancelled_commit_is_not_completed_by_what_takes_its_top_away_later(disk: Disk) -> None:
+    """A mirror to another image: the overlay was never merged."""
+    disk.layer()
+    disk.commit("c", "cancel")
+    disk.work.start("drive-mirror", disk.device, job_id="m", sync="top")
+    disk.work.vm.monitor.event("BLOCK_JOB_READY", device="m")
+    disk.work.end("complete", "m")
+    disk.status("m", "null")
+    text = disk.work.exporter.fresh()
+
+    assert results(text).keys() <= {"cancelled", "unverified"}
+    assert results(text).total() == 1
+    assert results(text, "mirror") == {"completed": 1}
+
+
+def test_a_cancelled_commit_is_not_completed_by_a_later_one(disk: Disk) -> None:
+    """Which merges the same layers, under another one."""
+    top = disk.layer()
+    disk.commit("c", "cancel")
+    disk.layer()
+    disk.run("block-commit", "d", top=top)
+    counted = results(disk.work.exporter.fresh())
+
+    assert counted["completed"] == 1
+    assert counted["cancelled"] + counted["unverified"] == 1
+
+
+def test_a_completed_commit_is_not_cancelled_where_its_base_was_merged_too(disk: Disk) -> None:
+    """Chains are compared by the layer that was merged, not by that which stayed."""
+    middle = disk.layer()
+    disk.layer()
+    disk.commit("c", "complete", base=middle)
+    disk.layer()
+    disk.run("block-commit", "d", top=middle)
+    counted = results(disk.work.exporter.fresh())
+
+    assert counted.keys() <= {"completed", "unverified"}
+    assert counted.total() == 2
+    assert counted["completed"]
+
+
+@pytest.mark.parametrize("how", ["complete", "cancel"])
+def test_what_happened_while_the_exporter_was_held_is_not_told_wrongly(
+    disk: Disk, how: str
+) -> None:
+    """Many jobs of one disk, whose events come all at once; each changes what the others left."""
+    middle = disk.layer()
+    disk.work.exporter.fresh()
+    with disk.work.exporter.stopped():
+        disk.layer()
+        disk.commit("a", how, base=middle)
+        if how == "complete":
+            disk.layer()
+        disk.work.start("drive-mirror", disk.device, job_id="m", sync="top")
+        disk.work.vm.monitor.event("BLOCK_JOB_READY", device="m")
+        disk.work.end("complete", "m")
+        disk.status("m", "null")
+        disk.layer()
+        disk.commit("b", how, base=middle)
+        disk.layer()
+        disk.run("block-commit", "d", top=middle)
+    counted = results(disk.work.exporter.fresh())
+
+    assert counted.total() == 3
+    assert counted.keys() <= {"completed", "unverified", *(["cancelled"] if how == "cancel" else [])}
+    assert counted["completed"] <= (3 if how == "complete" else 1)
+
+
+def test_the_device_of_a_commit_that_another_one_may_have_been_is_not_told(disk: Disk) -> None:
+    """One of two disks has lost its top, and either of two commits may have done it."""
+    other = Disk(disk.work, "disk1")
+    disk.layer()
+    other.layer()
+    disk.work.exporter.fresh()
+    with disk.work.exporter.stopped():
+        other.commit("y", "complete")
+        disk.commit("x", "cancel")
+    text = disk.work.exporter.fresh()
+    told = [
+        (labels["device"], labels["result"])
+        for labels, _ in counters(text, "qemu_block_job_last_finished_timestamp_seconds", "vm")
+    ]
+
+    assert results(text) == {"unverified": 2}
+    assert told == [("", "unverified")]
+
+
+def test_a_job_id_is_a_device_only_where_qemu_has_chosen_it(disk: Disk) -> None:
+    """A backup of one disk may have the name of another."""
+    for _ in range(5):
+        disk.work.start("drive-backup", "disk1", job_id="disk0")
+        disk.status("disk0", "null")
+    text = disk.work.exporter.fresh()
+    told = {
+        labels["device"]
+        for labels, _ in counters(text, "qemu_block_job_last_finished_timestamp_seconds", "vm")
+    }
+
+    assert results(text, "backup") == {"completed": 5}
+    assert told <= {"disk1", ""}
+
+
+def test_a_later_job_with_the_same_id_has_its_own_outcome(disk: Disk) -> None:
+    """Ids are the names of devices, unless somebody chooses others."""
+
+    def outcome() -> dict[str, Any]:
+        shown: dict[str, Any] = json.loads(disk.work.exporter.get("/api/v1/vms/vm/block-jobs/disk0"))
+        return {name: shown[name] for name in ("job_type", "outcome")}
+
+    disk.layer()
+    disk.commit("disk0", "complete")
+    disk.work.start("drive-backup", "disk0", **SLOW)
+    disk.work.end("cancel", "disk0")
+    disk.status("disk0", "null")
+    assert outcome() == {"job_type": "backup", "outcome": "cancelled"}
+    disk.layer()
+    disk.commit("disk0", "complete")
+    target = disk.work.target(28)
+    disk.work.start("blockdev-backup", "disk0", target=target, sync="full", **KEPT)
+    disk.status("disk0", "concluded")
+    assert outcome() == {"job_type": "backup", "outcome": "failed"}
+    disk.work.end("dismiss", "disk0")
+
+
+def test_a_job_that_is_not_a_block_job_has_its_type_and_its_end(disk: Disk) -> None:
+    """By query-jobs, before anybody dismisses it; nobody scrapes meanwhile."""
+    for number in range(3):
+        options = {"driver": "file", "filename": disk.work.file(), "size": 256 * MIB}
+        options["preallocation"] = "full"
+        disk.work.run("blockdev-create", job_id=f"c{number}", options=options)
+        disk.work.run("job-cancel", id=f"c{number}")
+        disk.status(f"c{number}", "concluded")
+        disk.work.run("job-dismiss", id=f"c{number}")
+    text = disk.work.exporter.fresh()
+
+    assert results(text, "create").keys() <= {"cancelled", "unverified"}
+    assert results(text, "create").total() == 3
+    assert not results(text, "")
+
+
+BARE = [
+    "--blockdev", "driver=qcow2,node-name=b,file.driver=file,file.filename={0}",
+    "--blockdev", "driver=qcow2,node-name=m,file.driver=file,file.filename={1},backing=b",
+    "--blockdev", "driver=qcow2,node-name=t,file.driver=file,file.filename={2},backing=m",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["storage daemon", "vm"])
+def test_a_commit_of_nodes_under_no_device_is_judged_by_what_stands_on_them(
+    lab: Lab, how: str
+) -> None:
+    """An export, which is no device: the graph shows what it stands on."""
+    images = list(reversed(lab.chain("free", 3)))
+    arguments = [part.format(*images) for part in BARE]
+    if how == "vm":
+        vm = lab.qemu("vm", *[part.replace("--", "-") for part in arguments])
+    else:
+        vm = lab.storage_daemon("vm", *arguments)
+    address = {"type": "unix", "data": {"path": str(lab.folder / "nbd")}}
+    vm.run("nbd-server-start", {"addr": address})
+    vm.run("block-export-add", {"type": "nbd", "id": "e", "node-name": "t", "writable": True})
+    exporter = lab.exporter()
+    exporter.until(lambda text: value(text, "qemu_vm_up"))
+    work = Work(lab, exporter, vm, "vm")
+    for number, end in enumerate(("cancel", "cancel", "complete")):
+        job = f"j{number}"
+        work.run("block-commit", job_id=job, device="t", base_node="b")
+        vm.monitor.event("BLOCK_JOB_READY", device=job)
+        exporter.fresh()
+        work.end(end, job)
+        vm.monitor.event("JOB_STATUS_CHANGE", id=job, status="null")
+
+    assert results(exporter.fresh()) == {"cancelled": 2, "completed": 1}

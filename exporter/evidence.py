@@ -1,0 +1,238 @@
+"""What the backing chains show of a commit that has ended.
+
+A chain that lost the commit's top tells of its pivot only where nothing else can have taken that
+layer away. While a commit of the active layer has not ended, QEMU lets no other job do so: what
+counts are the jobs whose end came after its own, or, where no query saw the commit, after the
+chain that its end is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from exporter import qapi
+from exporter.graph import Merge, Place, users
+from exporter.model import Device
+from exporter.verdict import Seen, State
+
+#: Device -> its layers' node names, `0` the active one.
+Chains = Mapping[str, Sequence[str]]
+#: The types whose end may take layers out of a chain. A backup only reads.
+CHANGING = frozenset({"commit", "mirror", "stream"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What the queries of one round told of all chains."""
+
+    round: int
+    chains: Chains
+    #: Where it was asked for.
+    graph: qapi.Graph | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The layers of a disk while a commit works on it, and which of them it works on."""
+
+    chain: Sequence[str]
+    top: int = 0
+    #: None where that is not known.
+    base: int | None = None
+    #: Whether these are all the layers of the disk.
+    whole: bool = True
+
+    @property
+    def named(self) -> bool:
+        """Whether this QEMU names its nodes."""
+        return all(self.chain)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The end of a job that may have taken layers out of a chain."""
+
+    #: Counts the ends as they were told.
+    order: int
+    #: When it was told: the answers of the same round may or may not show it.
+    round: int
+    #: Of the job.
+    serial: int
+    #: Empty where it is not known.
+    device: str
+    #: The layers of that device while the job worked; empty where they are not known.
+    chain: Sequence[str] = ()
+
+    def concerns(self, device: str, top: str) -> bool:
+        """Whether it may have taken a layer out of the chain of a device."""
+        if self.device and device and self.device != device:
+            return False
+        known = bool(top) and bool(self.chain) and all(self.chain)
+        return not known or top in self.chain
+
+
+@dataclass(slots=True)
+class Commit:
+    """A commit that ended, and waits for the chain to show how."""
+
+    job_id: str
+    first_seen: float
+    #: Counts the jobs as they were first seen.
+    serial: int
+    state: State
+    device: str
+    #: Where it worked; neither where no query saw it, or saw on which disk.
+    span: Span | None
+    #: The same of nodes under no device.
+    bare: Merge | None
+    #: When its end was told: of the rounds, and of the ends.
+    round: int
+    order: int
+    #: Where `span` and `bare` are not known: device -> the last chain from before the end, or from
+    #: about then, and the round of its answer.
+    before: dict[str, tuple[int, Sequence[str]]] = field(default_factory=dict)
+
+    @property
+    def located(self) -> bool:
+        """Whether it is known where it worked."""
+        return self.span is not None or self.bare is not None
+
+    @property
+    def since(self) -> int:
+        """The first round whose changes may matter."""
+        rounds = () if self.located else [asked for asked, _ in self.before.values()]
+        return min(rounds, default=self.round)
+
+    def note(self, sighting: Sighting) -> None:
+        """Take chains that were asked for before the end was told.
+
+        They may be of before the end or after it. Layers that are new in them are a better start
+        than a chain without them: whether these are gone later is what matters.
+        """
+        if self.located:
+            return
+        for device, chain in sighting.chains.items():
+            _, known = self.before.get(device, (0, ()))
+            new = len(chain) - len(known)
+            if new > 0 and all(chain) and list(chain[new:]) == list(known):
+                self.before[device] = (sighting.round, chain)
+
+
+def observe(commit: Commit, sighting: Sighting, changes: Iterable[Change]) -> tuple[str, Seen]:
+    """Return the device of a commit, empty where it is not known, and what the chains show."""
+    others = [change for change in changes if change.serial != commit.serial]
+    if commit.bare is not None:
+        return "", _observe_bare(commit, commit.bare, sighting, others)
+    if commit.span is not None:
+        return commit.device, _observe_span(commit, commit.span, sighting, others)
+    return _observe_all(commit, sighting, others)
+
+
+def chains_of(devices: Sequence[Device]) -> Chains:
+    """Return the layers of each device."""
+    return {
+        device.device: [node.node_name for node in device.nodes if node.role == "format"]
+        for device in devices
+    }
+
+
+def work(place: Place, chains: Chains) -> tuple[Span | None, Merge | None]:
+    """Return the layers that a job works on: those of a device, or nodes under none."""
+    if place.merge is not None and not place.device:
+        return None, place.merge
+    if place.merge is not None:
+        # The graph is of one instant; the chain may be of another.
+        nodes = place.merge.nodes
+        return Span(nodes, 0, len(nodes) - 1, whole=False), None
+    if chain := chains.get(place.device, ()):
+        return Span(chain, int(place.top or 0), int(place.base) if place.base else None), None
+    return None, None
+
+
+def compare(span: Span, after: Sequence[str]) -> Seen:
+    """Compare the layers of a disk with those of before a commit ended."""
+    before = span.chain
+    if span.top >= len(before) or not after:
+        return Seen.STRANGE
+    if not span.named:
+        # An old QEMU: the depth is all there is.
+        gone = len(before) - len(after)
+        wanted = max(gone, 1) if span.base is None else span.base - span.top
+        return Seen.TOP if gone == 0 else Seen.PIVOT if gone == wanted else Seen.STRANGE
+    if before[span.top] in after:
+        return Seen.TOP
+    bases = before[span.top + 1 :] if span.base is None else before[span.base : span.base + 1]
+    base = next((node for node in bases if node in after), None)
+    if base is None:
+        return Seen.STRANGE
+    above = list(after[: list(after).index(base)])
+    stay = list(before[: span.top])
+    if stay and above[-len(stay) :] != stay:
+        return Seen.STRANGE
+    new = above[: len(above) - len(stay)]
+    if not set(new).isdisjoint(before):
+        return Seen.STRANGE
+    return Seen.COVERED if new else Seen.PIVOT
+
+
+def _observe_span(commit: Commit, span: Span, sighting: Sighting, others: Sequence[Change]) -> Seen:
+    if commit.device not in sighting.chains:
+        return Seen.UNREADABLE
+    seen = compare(span, sighting.chains[commit.device])
+    top = span.chain[span.top] if span.top < len(span.chain) else ""
+    return _unless_rivals(seen, commit, others, top)
+
+
+def _observe_bare(
+    commit: Commit, bare: Merge, sighting: Sighting, others: Sequence[Change]
+) -> Seen:
+    """Judge a commit of nodes under no device by what stands on its top and on its base."""
+    if sighting.graph is None or not bare.used:
+        return Seen.UNREADABLE
+    on_top, on_base = users(sighting.graph, bare)
+    if on_top:
+        return Seen.TOP
+    return _unless_rivals(Seen.PIVOT if on_base else Seen.STRANGE, commit, others, bare.nodes[0])
+
+
+def _observe_all(commit: Commit, sighting: Sighting, others: Sequence[Change]) -> tuple[str, Seen]:
+    """Judge a commit that no query saw: it is that of the one device which has lost its top.
+
+    Of a layer that was put on the chain and committed between two answers nothing is left.
+    """
+    if not commit.before:
+        return commit.device, Seen.UNREADABLE
+    lost = {
+        device: (asked, chain)
+        for device, (asked, chain) in commit.before.items()
+        if device in sighting.chains
+        and commit.device in (device, "")
+        and compare(Span(chain), sighting.chains[device]) in (Seen.PIVOT, Seen.COVERED)
+    }
+    if len(lost) != 1:
+        return commit.device, Seen.FLAT if _is_flat(commit, sighting, others) else Seen.STRANGE
+    [(device, (asked, chain))] = lost.items()
+    if any(c.round >= asked and c.concerns(device, chain[0]) for c in others):
+        return commit.device, Seen.RIVAL
+    return device, compare(Span(chain), sighting.chains[device])
+
+
+def _is_flat(commit: Commit, sighting: Sighting, others: Sequence[Change]) -> bool:
+    """Whether there is no layer left that a commit can have been cancelled on.
+
+    What else could have taken it away is another job, or somebody who took the disk away.
+    """
+    if sighting.graph is None or any(change.order > commit.order for change in others):
+        return False
+    before = {device: list(chain) for device, (_, chain) in commit.before.items()}
+    same = before == {device: list(chain) for device, chain in sighting.chains.items()}
+    return same and not any(edge.name == "backing" for edge in sighting.graph.edges)
+
+
+def _unless_rivals(seen: Seen, commit: Commit, others: Sequence[Change], top: str) -> Seen:
+    if seen in (Seen.PIVOT, Seen.COVERED) and any(
+        change.order > commit.order and change.concerns(commit.device, top) for change in others
+    ):
+        return Seen.RIVAL
+    return seen

@@ -32,10 +32,10 @@ class Scope(Enum):
         "Dirty bitmaps",
     )
     NODE = ("qemu_block_node_", ("vm", "device", "layer", "role", "node_name"), "Nodes and layers")
-    STORAGE = (
-        "qemu_block_node_storage_",
+    FILE = (
+        "qemu_block_node_",
         ("vm", "device", "layer", "role", "node_name"),
-        "Storage of the layers",
+        "Files of the layers, as they are seen on the host",
     )
     LAYER = (
         "qemu_block_node_",

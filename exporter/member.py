@@ -101,6 +101,11 @@ class Member:
         """The devices of the last scrape that the VM answered."""
         return self._devices or ()
 
+    @property
+    def open_identities(self) -> frozenset[tuple[int, ...]] | None:
+        """Which files its QEMU has open (`sight.Sight.identity`); None where that is not seen."""
+        return self._vm.open_identities
+
     def adopt(self, job_id: str, place: Place, chain: Sequence[str]) -> None:
         """Have a commit that was started before this process judged by the chain of then."""
         self._vm.jobs.adopted[job_id] = (place, chain)

@@ -7,6 +7,7 @@ is not known is None and gives no sample.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 
 from msgspec import Struct
 
@@ -45,11 +46,32 @@ class Node(Known, frozen=True, kw_only=True):
         return self.listed and self.role != "filter"
 
 
-class Space(Known, frozen=True):
-    """The file system, or the block device, that an image is on."""
+class FileName(Enum):
+    """What the name that QEMU tells of an image is worth."""
 
+    #: It leads to the very file that QEMU has open.
+    OWN = "leads to the image"
+    #: So it does, from the directory that QEMU is in, and from no other.
+    RELATIVE = "is relative to the directory that QEMU is in"
+    #: `/dev/fdset/N`: it means something to that process alone.
+    FDSET = "is the name of a descriptor that QEMU was handed"
+    #: Removed since it was opened, by QEMU itself for `snapshot=on`.
+    REMOVED = "leads to no file any more: the image was removed, or QEMU keeps it without a name"
+    OTHER = "leads to another file than the one that QEMU has open"
+    UNSEEN = "cannot be seen from here"
+
+
+class ImageFile(Known, frozen=True):
+    """What is seen on this host of the file of an image."""
+
+    #: Of its file system, or of the block device.
     size_bytes: int | None = None
     available_bytes: int | None = None
+    #: 1 where anybody on its host finds it by its name, 0 where not.
+    name_valid: int | None = None
+    name: FileName = FileName.UNSEEN
+    #: As `sight.Sight.identity` of the file that QEMU has open.
+    identity: tuple[int, ...] | None = None
 
 
 class Interval(Known, frozen=True):
@@ -179,14 +201,14 @@ class VmEvents(Known, frozen=True):
 
 
 class Counters(Known, frozen=True):
-    """What each scrape brings anew: entries of query-blockstats, and the space that is left."""
+    """What each scrape brings anew: entries of query-blockstats, and what is seen of the files."""
 
     #: One of each device.
     devices: Sequence[qapi.BlockStats] = ()
     #: One of each format and protocol node of each device; filters count nothing.
     nodes: Sequence[qapi.BlockNode] = ()
     #: Of each of `nodes`, None where it is not known.
-    storage: Sequence[Space | None] = ()
+    files: Sequence[ImageFile | None] = ()
     #: One of each node under no device.
     free_nodes: Sequence[qapi.BlockNode] = ()
 
@@ -201,6 +223,8 @@ class Snapshot(Known, frozen=True, kw_only=True):
     last_seen_timestamp_seconds: float | None = None
     topology_timestamp_seconds: float | None = None
     storage_responding: bool | None = None
+    #: Why it does not, or why QEMU was not asked for its images, empty where it was.
+    storage_error: str = ""
     running: bool | None = None
     status: str | None = None
     name: str = ""

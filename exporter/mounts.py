@@ -1,27 +1,67 @@
-"""The mounts of this host: where they are, and which of them a path is on."""
+"""The mounts of a process: where they are, of which file system, and which of them a path is on.
+
+/proc/PID/mountinfo is the kernel's own list: to read it asks no file system.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 _NETWORK_FILE_SYSTEMS = frozenset(
-    {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "lustre", "nfs", "nfs4", "ocfs2", "smb3"}
-)
+    {
+        "9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "gpfs", "lustre", "nfs", "nfs4",
+        "ocfs2", "orangefs", "panfs", "smb3", "vboxsf", "virtiofs", "wekafs",
+    }
+)  # fmt: skip
 #: How long the table of mounts is taken to stay as it is: a fleet would read it for each VM.
 _FRESH_SECONDS = 1.0
-_points: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount, as one process sees it."""
+
+    point: str
+    #: Major and minor number: the same for all mounts of one file system, in every namespace.
+    device: str
+    #: The type of the file system.
+    kind: str
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it may hang on another host, or on a program."""
+        return (
+            self.kind in _NETWORK_FILE_SYSTEMS
+            or self.kind.startswith("fuse.")
+            or self.kind == "fuse"
+        )
+
+
+_points: Mapping[str, Mount] = {}
 _points_at = float("-inf")
 
 
-def points() -> Mapping[str, str]:
-    """Return every mount point of this namespace with its file system's type, as a second ago."""
+def points() -> Mapping[str, Mount]:
+    """Return every mount of this namespace by its mount point, as a second ago."""
     global _points, _points_at
     if time.monotonic() - _points_at >= _FRESH_SECONDS:
-        _points, _points_at = _read(), time.monotonic()
+        # Of two on one point, the later one covers the other.
+        found = {mount.point: mount for _, mount in _read("self")}
+        _points, _points_at = found, time.monotonic()
     return _points
+
+
+def of(process: int) -> dict[str, Mount]:
+    """Return every mount that a process can reach, by its number in fdinfo. [mnt_id, proc(5)]
+
+    Raises:
+        OSError: they cannot be seen.
+    """
+    return dict(_read(str(process)))
 
 
 def point_of(path: str, known: Container[str]) -> str:
@@ -33,17 +73,17 @@ def point_of(path: str, known: Container[str]) -> str:
     return folder
 
 
-def is_network(kind: str) -> bool:
-    """Whether a file system of this type may hang on another host, or on a program."""
-    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.") or kind == "fuse"
-
-
-def _read() -> dict[str, str]:
-    found = {}
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
+def _read(process: str) -> Iterator[tuple[str, Mount]]:
+    table = os.fsdecode(Path(f"/proc/{process}/mountinfo").read_bytes())
+    for line in table.split("\n")[:-1]:
         fields, _, kinds = line.partition(" - ")
-        point = fields.split(" ")[4]
-        for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-            point = point.replace(code, character)
-        found[point] = kinds.split(" ")[0]
-    return found
+        number, _, device, _, point = fields.split(" ")[:5]
+        if "\\" in point:
+            for code, character in (
+                ("\\040", " "),
+                ("\\011", "\t"),
+                ("\\012", "\n"),
+                ("\\134", "\\"),
+            ):
+                point = point.replace(code, character)
+        yield number, Mount(point, device, kinds.split(" ")[0])

@@ -13,6 +13,23 @@ from exporter.chain import Chain
 from exporter.filename import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
 from exporter.model import Node
 
+#: Formats of one file each, but for the data file that a qcow2 may have.
+_ONE_FILE_FORMATS = frozenset(
+    {
+        "file",
+        "host_cdrom",
+        "host_device",
+        "luks",
+        "qcow",
+        "qcow2",
+        "qed",
+        "raw",
+        "vdi",
+        "vhdx",
+        "vpc",
+    }
+)
+
 
 def word(value: bool | None) -> str:
     """Return a label's word for a value that may be unknown."""
@@ -27,6 +44,20 @@ def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
         for image in chains.images(info)
         for path in (local_path(image.filename), _data_file(image, frozenset()))
         if path
+    )
+
+
+def are_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
+    """Whether `image_files` are all that QEMU has open for these devices, as far as formats tell.
+
+    A quorum has children, a vmdk may have extents, and a qcow2 a data file, without names there.
+    """
+    return all(
+        image.format in _ONE_FILE_FORMATS
+        and local_path(image.filename) is not None
+        and _data_file(image, frozenset()) != ""
+        for info in blocks.values()
+        for image in chains.images(info)
     )
 
 

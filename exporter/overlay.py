@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from exporter import peer, qcow2
+from exporter import openfiles, peer, qcow2
 from exporter.config import Grant
 from exporter.errors import Refused
 from exporter.filename import local_path
@@ -175,7 +175,9 @@ def _unused(path: str, where: Granted, active: Image, before: Made | None) -> Ma
             f"{path} exists: it was made for this snapshot, and is not empty any more, or the disk"
             " is not as it was",
         )
-    if os.path.realpath(path) in (peer.open_files(where.process) or ()):
+    opened = openfiles.read(where.process)
+    real = os.path.realpath(path)
+    if opened is not None and any(file.name == real for file in opened.files):
         raise Refused("file-exists", f"{path} exists, and the VM has it open")
     _seen_by(where, path, os.lstat(path))
     return before

@@ -16,7 +16,7 @@ from exporter.errors import ProtocolError
 from exporter.filename import public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
-from exporter.model import Bitmap, Counters, Device, Interval, Job, Node, Space, Throttle
+from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 from exporter.nodes import of_chain, word
 
 _replace = msgspec.structs.replace
@@ -95,14 +95,14 @@ def count(
     known: Devices,
     entries: Sequence[qapi.BlockStats],
     walk: Walk,
-    storage: Mapping[str, Space] | None = None,
+    files: Mapping[str, ImageFile] | None = None,
 ) -> Counters:
     """Return the counters of the devices `known`, from an answer with the same names.
 
-    `storage` tells the space that is left, by the path of an image file.
+    `files` tells what is seen of an image file, by its path.
     """
     nodes = [walk.nodes[position] for position in known.positions]
-    return Counters(entries, nodes, [storage.get(file) for file in known.files] if storage else ())
+    return Counters(entries, nodes, [files.get(file) for file in known.files] if files else ())
 
 
 def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:

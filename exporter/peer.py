@@ -43,25 +43,6 @@ def is_qemu(process: int) -> bool:
         return comm.read().startswith((b"qemu", b"kvm"))
 
 
-def open_files(process: int) -> frozenset[str] | None:
-    """Return the paths of the files that a QEMU has open, None where they cannot be known.
-
-    A manager may have made the socket and handed it over: then `process` is the manager, whose
-    files say nothing.
-    """
-    try:
-        if not is_qemu(process):
-            return None
-        if os.readlink(f"/proc/{process}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
-            return None
-        links = [
-            _link(f"/proc/{process}/fd/{number}") for number in os.listdir(f"/proc/{process}/fd")
-        ]
-    except OSError:
-        return None
-    return frozenset(link for link in links if link.startswith("/"))
-
-
 def _link(path: str) -> str:
     try:
         return os.readlink(path)

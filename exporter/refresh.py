@@ -121,8 +121,9 @@ class Refresh:
         limits = await throttle_limits(
             blocks, self._settings, lambda asked: self._inquiry.batch(asked, deadline)
         )
+        process = self._session.peer_pid
         await self._topology.put(
-            blocks, names, limits, left(deadline), agreed=agreed, closed=closed
+            blocks, names, limits, process, left(deadline), agreed=agreed, closed=closed
         )
         return entries, block_jobs
 

@@ -93,8 +93,8 @@ class Plan:
             for interval in intervals(entry)
         ]
         _pairs(blobs, live[Scope.INTERVAL], timed)
-        if counters.storage:
-            _records(blobs, live[Scope.STORAGE], counters.storage, kept.nodes, templates)
+        if counters.files:
+            _records(blobs, live[Scope.FILE], counters.files, kept.nodes, templates)
         nodes, of_nodes = counters.nodes, kept.nodes
         if nodes and nodes[0].layer_io is not None:
             _records(blobs, live[Scope.LAYER], nodes, of_nodes, templates)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _AT_FDCWD = -100
-_AT_STATX_FORCE_SYNC = 0x2000
+_AT_EMPTY_PATH, _AT_STATX_FORCE_SYNC = 0x1000, 0x2000
+#: [openat2(2); the number is the same on all but one old architecture]
+_SYS_OPENAT2, _RESOLVE_IN_ROOT = 437, 0x10
 _STATX_BASIC_STATS = 0x7FF
 #: Size of struct statx, and where in it some members stand. [statx(2)]
 _STATX_BYTES, _STX_MODE, _STX_INO, _STX_RDEV, _STX_DEV = 256, 28, 32, 128, 136
 _libc = ctypes.CDLL(None, use_errno=True)
+#: A name as another process sees it: its links lead within that process's root.
+_ELSEWHERE = re.compile(r"(/proc/\d+/root)(/.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,50 +36,82 @@ class Sight:
     available_bytes: int | None = None
     #: Equal for two names of one file or block device.
     identity: tuple[int, ...] | None = None
+    #: Whether there certainly is no such file; else one that is not visible may be there.
+    missing: bool = False
 
 
 def look_at(path: str) -> Sight:
     """Ask the server of a file system for a file's attributes and for the space that is left.
 
-    Blocks for as long as the server does not answer.
+    `path` is a name, or /proc/PID/fd/N of a file that a process has open, or a name below
+    /proc/PID/root, which leads to what it leads that process to. Blocks for as long as the server
+    does not answer.
     """
     # A relative path is relative to a folder that only QEMU knows; at a NUL the kernel would stop.
     if not path.startswith("/") or "\0" in path:
         return Sight(visible=False)
     try:
-        if (found := _statx(os.fsencode(path))) is None:
-            return Sight(visible=False)
-        mode, device, inode, rdev = found
-        if stat.S_ISBLK(mode):
-            return Sight(True, _device_size(*rdev), identity=rdev)
-        identity = (*device, inode)
-        space = os.statvfs(os.path.dirname(path) or "/")
+        if elsewhere := _ELSEWHERE.fullmatch(path):
+            with _opened_in(elsewhere[1], elsewhere[2]) as file:
+                return _seen(_statx(b"", file), file)
+        return _seen(_statx(os.fsencode(path)), path)
     except ValueError:  # half a character: JSON has it, file names do not
         return Sight(visible=False)
-    except OSError:
-        return Sight(visible=True)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return Sight(visible=False, missing=True)
+        return Sight(visible=error.errno not in (errno.EACCES, errno.EPERM))
+
+
+def _seen(found: tuple[int, tuple[int, int], int, tuple[int, int]], where: str | int) -> Sight:
+    mode, device, inode, rdev = found
+    if stat.S_ISBLK(mode):
+        return Sight(True, _device_size(*rdev), identity=rdev)
+    space = os.statvfs(where)
     size, available = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-    return Sight(True, size, available, identity)
+    return Sight(True, size, available, (*device, inode))
 
 
-def _statx(path: bytes) -> tuple[int, tuple[int, int], int, tuple[int, int]] | None:
-    """Return mode, device, inode and, of a device, the numbers of a file, as its server has them.
-
-    Return None where there is none that is ours to see.
+@contextmanager
+def _opened_in(root: str, path: str) -> Iterator[int]:
+    """Open where a path leads within another root, for its attributes alone.
 
     Raises:
-        OSError: any other answer of the server.
+        OSError: nowhere, or that cannot be seen.
+    """
+    folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+        file = _libc.syscall(_SYS_OPENAT2, folder, os.fsencode(path), how, len(how))
+        if file < 0:
+            raise _error()
+    finally:
+        os.close(folder)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _statx(path: bytes, at: int = _AT_FDCWD) -> tuple[int, tuple[int, int], int, tuple[int, int]]:
+    """Return mode, device, inode and, of a device, the numbers of a file, as its server has them.
+
+    Raises:
+        OSError: the server has no such file, or none that is ours to see, or fails.
     """
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc.statx(_AT_FDCWD, path, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) != 0:
-        error = ctypes.get_errno()
-        if error in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM):
-            return None
-        raise OSError(error, os.strerror(error))
+    flags = _AT_STATX_FORCE_SYNC | (0 if path else _AT_EMPTY_PATH)
+    if _libc.statx(at, path, flags, _STATX_BASIC_STATS, buffer) != 0:
+        raise _error()
     (mode,) = struct.unpack_from("=H", buffer, _STX_MODE)
     (inode,) = struct.unpack_from("=Q", buffer, _STX_INO)
     rdev = struct.unpack_from("=II", buffer, _STX_RDEV)
     return mode, struct.unpack_from("=II", buffer, _STX_DEV), inode, rdev
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 def _device_size(major: int, minor: int) -> int | None:

@@ -2,8 +2,9 @@
 
 query-block and query-named-block-nodes stat every image file on QEMU's main loop. On storage that
 hangs (a dead NFS server) they stop the whole VM, so this asks first, from a thread that can be
-lost. There is one thread per mount; while one hangs, its mount counts as hanging and gets no
-second one.
+lost. There is one thread per file system; while one hangs, its file system counts as hanging and
+gets no second one. A name may lead to another file system than it seems to: names are looked at by
+threads of their own, so that one that hangs says nothing of what is open.
 """
 
 from __future__ import annotations
@@ -12,29 +13,36 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from exporter import mounts
+from exporter import mounts, relays
 from exporter.errors import ExporterError
+from exporter.mounts import Mount
+from exporter.openfiles import OpenFile
 from exporter.pace import Pace
 from exporter.sight import Sight, look_at
 
 #: Longest that what was seen of one file is told to others: the VMs of a fleet share layers.
 _RECENT_SECONDS = 2.0
+#: Longest that it is remembered that a QEMU has no file on a mount that hangs: it can open none.
+_UNUSED_SECONDS = 5.0
 #: Most paths whose mount is remembered.
 _PATHS_LIMIT = 100_000
 
+#: What a thread is asked: a path to look at, by what tells files apart.
+_Questions = Mapping[str, str]
+
 
 class StorageHangs(ExporterError):
-    """A mount did not answer within the deadline."""
+    """A file system did not answer within the deadline."""
 
 
 class StorageBusy(ExporterError):
-    """A mount answered others within the deadline, and not yet us: a fleet asks one thread."""
+    """A file system answered others within the deadline, and not yet us: a fleet asks one thread."""
 
 
 class Storage:
-    """All mounts of this host that image files are on."""
+    """All file systems of this host that image files are on."""
 
     def __init__(
         self, look: Callable[[str], Sight] | None = None, pace: Pace | None = None
@@ -42,53 +50,148 @@ class Storage:
         """`look` replaces the system calls, in tests."""
         self._pace = pace or Pace()
         self._look = look or look_at
-        self._mounts: dict[str, _Mount] = {}
-        self._points: Mapping[str, str] = {}
+        #: By the device of a file system.
+        self._files: dict[str, _Thread] = {}
+        #: The same, for names that seem to lead there.
+        self._names: dict[str, _Thread] = {}
+        self._points: Mapping[str, Mount] = {}
         #: The mount of each path that was asked for, by `_points`.
-        self._point_of: dict[str, str] = {}
+        self._mount_of: dict[str, Mount] = {}
+        #: File systems on which the QEMU that a process stands before has no files, and since when.
+        self._unused: dict[int, tuple[frozenset[str], float]] = {}
 
     async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, Sight]:
-        """Ask the storage of each path for the file's attributes.
+        """Ask for the attributes of the file that each path leads to.
 
         Raises:
-            StorageHangs: a mount did not answer in time, or still owes an earlier answer.
+            StorageHangs: a file system did not answer in time, or still owes an earlier answer.
             StorageBusy: it answered others.
         """
-        asking = self._by_mount(paths)
-        if not asking:
+        return await self._see(self._by_mount(paths), timeout_seconds)
+
+    async def see_open(
+        self, files: Collection[OpenFile], timeout_seconds: float
+    ) -> dict[OpenFile, Sight]:
+        """Ask for the attributes of files that a process has open, whatever their names.
+
+        Raises:
+            StorageHangs: a file system did not answer in time, or still owes an earlier answer.
+            StorageBusy: it answered others.
+        """
+        by_thread: dict[_Thread, dict[str, str]] = {}
+        for file in files:
+            by_thread.setdefault(self._thread(file.mount), {})[file.key] = file.path
+        sights = await self._see(by_thread, timeout_seconds)
+        return {file: sights[file.key] for file in files}
+
+    async def see_names(
+        self, names: Mapping[str, str | None], timeout_seconds: float
+    ) -> dict[str, Sight]:
+        """Ask where names lead, and leave out what does not answer.
+
+        `names` tells by a path the device that it seems to lead to, None where its mount tells.
+        """
+        by_thread = self._by_mount([path for path, device in names.items() if device is None])
+        for path, device in names.items():
+            if device is not None:
+                by_thread.setdefault(self._thread_of_names(device, path), {})[path] = path
+        answers = await asyncio.gather(
+            *(self._see({thread: asked}, timeout_seconds) for thread, asked in by_thread.items()),
+            return_exceptions=True,
+        )
+        found: dict[str, Sight] = {}
+        for answer in answers:
+            if isinstance(answer, dict):
+                found |= answer
+            elif not isinstance(answer, StorageHangs | StorageBusy):
+                raise answer
+        return found
+
+    async def hanging(self, asked: Iterable[Mount], timeout_seconds: float) -> list[Mount]:
+        """Ask the roots of mounts of this namespace, and return those that do not answer.
+
+        Raises:
+            StorageBusy: one answered others.
+        """
+        each = list(asked)
+        answers = await asyncio.gather(
+            *(
+                self._see({self._thread(mount): {mount.point: mount.point}}, timeout_seconds)
+                for mount in each
+            ),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, StorageHangs):
+                raise answer
+        return [
+            mount
+            for mount, answer in zip(each, answers, strict=True)
+            if isinstance(answer, StorageHangs)
+        ]
+
+    async def may_be_of(self, hanging: Collection[Mount], relay: int) -> bool:
+        """Whether the QEMU that a process stands before may have files on mounts that hang."""
+        devices = frozenset(mount.device for mount in hanging)
+        unused, since = self._unused.get(relay, (frozenset(), float("-inf")))
+        if devices <= unused and time.monotonic() - since < _UNUSED_SECONDS:
+            return False
+        # The processes of a host are many.
+        if await asyncio.to_thread(relays.have_files_on, devices, relay):
+            return True
+        self._unused = {relay: (devices, time.monotonic())}
+        return False
+
+    async def _see(
+        self, by_thread: Mapping[_Thread, _Questions], timeout_seconds: float
+    ) -> dict[str, Sight]:
+        if not by_thread:
             return {}
-        if hanging := [mount.point for mount, _ in asking if mount.hangs]:
+        asking = list(by_thread.items())
+        if hanging := [thread.point for thread, _ in asking if thread.hangs]:
             raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
-        looks = [mount.looks for mount, _ in asking]
-        asked = [mount.ask(of_mount) for mount, of_mount in asking]
+        looks = [thread.looks for thread, _ in asking]
+        asked = [thread.ask(questions) for thread, questions in asking]
         late = await self._late(asked, timeout_seconds)
-        for (mount, _), answer, before in zip(asking, asked, looks, strict=True):
-            mount.hangs |= answer in late and mount.looks == before
-        if hanging := [mount.point for mount, _ in asking if mount.hangs]:
+        for (thread, _), answer, before in zip(asking, asked, looks, strict=True):
+            thread.hangs |= answer in late and thread.looks == before
+        if hanging := [thread.point for thread, _ in asking if thread.hangs]:
             raise StorageHangs(f"{hanging[0]} did not answer within {timeout_seconds:g} s")
         for answer in late:
             answer.cancel()  # nobody waits for it any more
         if late:
             raise StorageBusy(f"not every file was looked at within {timeout_seconds:g} s")
-        return {path: sight for answer in asked for path, sight in answer.result().items()}
+        return {key: sight for answer in asked for key, sight in answer.result().items()}
 
-    def _by_mount(self, paths: Collection[str]) -> list[tuple[_Mount, list[str]]]:
+    def _by_mount(self, paths: Collection[str]) -> dict[_Thread, dict[str, str]]:
+        by_thread: dict[_Thread, dict[str, str]] = {}
         if not paths:
-            return []
+            return by_thread
         points = mounts.points()
         if points is not self._points:
-            if points != self._points or len(self._point_of) > _PATHS_LIMIT:
-                self._point_of = {}
+            if points != self._points or len(self._mount_of) > _PATHS_LIMIT:
+                self._mount_of = {}
             self._points = points
-        by_mount: dict[str, list[str]] = {}
         for path in paths:
-            if (point := self._point_of.get(path)) is None:
-                point = self._point_of[path] = mounts.point_of(path, points)
-            by_mount.setdefault(point, []).append(path)
-        return [
-            (self._mounts.setdefault(point, _Mount(point, self._look)), of_mount)
-            for point, of_mount in by_mount.items()
-        ]
+            if (mount := self._mount_of.get(path)) is None:
+                point = mounts.point_of(path, points)
+                mount = self._mount_of[path] = points.get(point) or Mount(point, point, "")
+            by_thread.setdefault(self._thread_of_names(mount.device, mount.point), {})[path] = path
+        return by_thread
+
+    def _thread(self, mount: Mount) -> _Thread:
+        """Return who asks a file system for what is open on it."""
+        if (thread := self._files.get(mount.device)) is None:
+            thread = self._files[mount.device] = _Thread(mount.point, self._look)
+        return thread
+
+    def _thread_of_names(self, device: str, point: str) -> _Thread:
+        # Into a file system that is known to hang no second thread goes.
+        if (thread := self._files.get(device)) is not None and thread.hangs:
+            return thread
+        if (thread := self._names.get(device)) is None:
+            thread = self._names[device] = _Thread(point, self._look)
+        return thread
 
     async def _late(
         self, asked: Sequence[asyncio.Future[dict[str, Sight]]], timeout_seconds: float
@@ -114,21 +217,9 @@ class Storage:
             alarm.cancel()
         return [answer for answer in asked if not answer.done()]
 
-    async def see_network(self, timeout_seconds: float) -> None:
-        """Ask every network and FUSE mount of this host: for a QEMU whose open files are not seen.
 
-        Raises:
-            StorageHangs: one did not answer.
-            StorageBusy: it answered others.
-        """
-        await self.see(
-            [point for point, kind in mounts.points().items() if mounts.is_network(kind)],
-            timeout_seconds,
-        )
-
-
-class _Mount:
-    """One mount and the thread that may hang in it."""
+class _Thread:
+    """The thread that may hang in one file system."""
 
     def __init__(self, point: str, look: Callable[[str], Sight]) -> None:
         self.point = point
@@ -138,14 +229,14 @@ class _Mount:
         self.looks = 0
         self._look = look
         self._asked: queue.SimpleQueue[
-            tuple[list[str], asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
+            tuple[_Questions, asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
         ] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def ask(self, paths: list[str]) -> asyncio.Future[dict[str, Sight]]:
+    def ask(self, questions: _Questions) -> asyncio.Future[dict[str, Sight]]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[dict[str, Sight]] = loop.create_future()
-        self._asked.put((paths, loop, answer))
+        self._asked.put((questions, loop, answer))
         if self._thread is None:
             # A daemon: a thread that hangs must not keep the process from ending.
             self._thread = threading.Thread(
@@ -158,16 +249,16 @@ class _Mount:
         recent: dict[str, Sight] = {}
         since = float("-inf")
         while True:
-            paths, loop, answer = self._asked.get()
+            questions, loop, answer = self._asked.get()
             if answer.cancelled():
                 continue
             if time.monotonic() - since >= _RECENT_SECONDS:
                 recent, since = {}, time.monotonic()
-            # One look at least: that the mount answered a second ago says nothing of now.
-            for path in [path for path in paths if path not in recent] or paths[:1]:
-                recent[path] = self._look(path)
+            # One look at least: that it answered a second ago says nothing of now.
+            for key in [key for key in questions if key not in recent] or [*questions][:1]:
+                recent[key] = self._look(questions[key])
                 self.looks += 1
-            sights = {path: recent[path] for path in paths}
+            sights = {key: recent[key] for key in questions}
             try:
                 loop.call_soon_threadsafe(self._answer, answer, sights)
             except RuntimeError:  # the loop was closed while this thread hung

@@ -7,7 +7,6 @@ so, and when the last answer is old.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,16 +14,14 @@ from typing import Any
 from zlib import crc32
 
 from exporter import chain as chains
-from exporter import nodes, parse, peer, qapi, queries
+from exporter import nodes, parse, qapi, queries
 from exporter.client import Answers
 from exporter.config import Settings
 from exporter.identity import key
-from exporter.model import Space
+from exporter.imagefiles import ImageFiles, Storages
+from exporter.model import ImageFile
 from exporter.parse import Topology
-from exporter.sight import Sight
-from exporter.storage import Storage, StorageBusy, StorageHangs
-
-log = logging.getLogger(__name__)
+from exporter.storage import Storage
 
 #: Longest that the storage may take to say that it is there.
 CANARY_SECONDS = 1.0
@@ -55,9 +52,11 @@ class TopologyCache:
         self._settings = settings
         self._storage = storage
         self._topology: Topology | None = None
-        self._files: frozenset[str] = frozenset()
-        #: What the storage of each image file has, by the file's path.
-        self._space: Mapping[str, Space] = {}
+        #: The paths of all images.
+        self._paths: frozenset[str] = frozenset()
+        #: Whether QEMU has no other files than these.
+        self._paths_are_all = False
+        self._images = ImageFiles(vm, storage)
         self._node_names: NodeNames = ()
         self._asked_at = self._due_at = float("-inf")
         #: Something happened since: the next scrape asks.
@@ -67,16 +66,23 @@ class TopologyCache:
         self._disagreed: NodeNames | None = None
         #: The chains of which query-block must not be asked.
         self._refused: NodeNames | None = None
-        self._all_visible = True
-        #: The files that QEMU had open, and by what these were known.
-        self._opened: frozenset[str] | None = None
-        self._opened_as: tuple[int, NodeNames, tuple[str, ...]] = (0, (), ())
-        #: What was seen before query-block was asked.
-        self._sights: dict[str, Sight] = {}
         #: When query-block last answered, seconds since 1970.
         self.timestamp: float | None = None
-        #: Whether the storage of the image files answers; None where they cannot be seen.
-        self.responding: bool | None = None
+
+    @property
+    def responding(self) -> bool | None:
+        """Whether the storage of the image files answers; None where they cannot be seen."""
+        return self._images.responding
+
+    @property
+    def storage_error(self) -> str:
+        """Why query-block must not be asked, empty where it may be."""
+        return self._images.error
+
+    @property
+    def open_identities(self) -> frozenset[tuple[int, ...]] | None:
+        """Which files QEMU has open (`sight.Sight.identity`); None where that cannot be seen."""
+        return self._images.identities
 
     def note(self, event: str) -> None:
         """Take an event into account."""
@@ -91,7 +97,7 @@ class TopologyCache:
         """Know nothing: the connection is new, and it is `another` QEMU, as far as can be seen."""
         self._topology = self.timestamp = self._refused = None
         if another:
-            self.responding = self._opened = None
+            self._images.forget()
 
     def current(self) -> Topology | None:
         """Return what is known, None where it is too old to be shown."""
@@ -100,9 +106,9 @@ class TopologyCache:
             self._topology if age <= _STALE_AGES * self._settings.topology_max_age_seconds else None
         )
 
-    def space(self) -> Mapping[str, Space]:
-        """Return what the storage of each image file has, as long as `current` is known."""
-        return self._space if self.current() else {}
+    def files(self) -> Mapping[str, ImageFile]:
+        """Return what is seen of each image file, by its path, as long as `current` is known."""
+        return self._images.known if self.current() else {}
 
     def entries(self) -> list[qapi.BlockStats]:
         """Return the devices of query-block, for a QEMU that has no query-blockstats."""
@@ -142,54 +148,34 @@ class TopologyCache:
     async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:
         """Ask the storage first: whether query-block would not hang in it.
 
-        The files that `process`, the QEMU, has open are asked for beside the known images: it has
-        more (data files, the children of a quorum) than query-block names. Where they cannot be
-        seen, every network mount of this host is asked. The images follow, as they are known by
-        name: one may be a link into a mount that hangs, and it is that mount that hangs.
+        `process` is the QEMU, or what stands before it. In the mode `always` query-block is asked
+        all the same.
         """
         self._happened = False
-        self._sights = {}
-        files = self._files if self._topology else frozenset()
-        timeout = min(CANARY_SECONDS, timeout_seconds)
-        try:
-            sights: dict[str, Sight] = {}
-            if (opened := self._open_files(node_names, process)) is None:
-                await self._storage.see_network(timeout)
-            else:
-                sights = await self._storage.see(opened, timeout)
-            sights |= await self._storage.see(files - sights.keys(), timeout)
-        except StorageHangs as error:
-            if self.responding is not False:
-                log.warning("storage does not answer", extra={"vm": self._vm, "err": str(error)})
-            self.responding = False
+        known = self.known(node_names)
+        answer = await self._images.ask(
+            self._paths if self._topology else (),
+            node_names,
+            process,
+            min(CANARY_SECONDS, timeout_seconds),
+            are_all=known and self._paths_are_all,
+        )
+        if answer in (Storages.HANG, Storages.BUSY):
             return self._settings.topology == "always"
-        except StorageBusy:
-            return self._settings.topology == "always"
-        self._sights = sights
-        if self.known(node_names):
-            # Of other chains, some files may be gone by right: `put` looks at those that are left.
-            self._saw({path: sights[path] for path in files})
-        if self._settings.topology == "auto" and self.known(node_names) and not self._outdated:
-            if not self._all_visible:
-                # Looked for again after as long: a mount may have come.
-                self._due_at = time.monotonic() + self._settings.topology_max_age_seconds
-            return self._all_visible
+        is_timed = self._settings.topology == "auto" and known and not self._outdated
+        if is_timed and answer is Storages.PARTLY_SEEN:
+            # Looked for again after as long: a mount may have come.
+            self._due_at = time.monotonic() + self._settings.topology_max_age_seconds
+            self._images.warn_unseen()
+            return False
         return True
-
-    def _open_files(self, node_names: NodeNames, process: int) -> frozenset[str] | None:
-        # To follow each link is dear. A file that was opened since has a number of its own, or
-        # that of one whose node is gone.
-        numbers = peer.descriptors(process) if self._opened is not None else ()
-        if self._opened is None or (process, node_names, numbers) != self._opened_as:
-            self._opened = peer.open_files(process)
-            self._opened_as = (process, node_names, numbers)
-        return self._opened
 
     async def put(
         self,
         blocks: Sequence[qapi.BlockInfo],
         names: NodeNames,
         limits: Mapping[str, qapi.Limits],
+        process: int,
         timeout_seconds: float,
         *,
         agreed: bool,
@@ -209,27 +195,13 @@ class TopologyCache:
         # What a fleet was asked for at once on first contact is asked for bit by bit from then on.
         part = 1.0 if self._topology else crc32(self._vm.encode()) / 0xFFFFFFFF
         self._due_at = self._asked_at + part * self._settings.topology_max_age_seconds
-        data_files = nodes.header_data_files(by_key) & (self._opened or frozenset())
+        data_files = nodes.header_data_files(by_key) & self._images.open_names
         topology = Topology(by_key, limits, closed, data_files)
         if topology != self._topology:
             self._topology = topology  # else the same object, of which all is rendered already
-            self._files = nodes.image_files(by_key) | data_files
-        files = self._files
-        # What `may_ask` has just seen is not looked at again.
-        sights = {path: sight for path, sight in self._sights.items() if path in files}
-        self._sights = {}
-        try:
-            sights |= await self._storage.see(
-                files - sights.keys(), min(CANARY_SECONDS, timeout_seconds)
-            )
-            self._saw(sights)
-        except StorageHangs:
-            self.responding = False
-        except StorageBusy:
-            pass  # the sizes come with the next answer
-        space = {path: each for path, each in self._space.items() if path in files}
-        space |= {p: Space(s.size_bytes, s.available_bytes) for p, s in sights.items()}
-        self._space = space
+            self._paths = nodes.image_files(by_key) | data_files
+            self._paths_are_all = nodes.are_all_files(by_key)
+        await self._images.learn(self._paths, names, process, min(CANARY_SECONDS, timeout_seconds))
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""
@@ -238,21 +210,6 @@ class TopologyCache:
             before = self._topology.blocks.get(key(info))
             if info.inserted and before and before.inserted:
                 info.inserted.image.backing_image = before.inserted.image.backing_image
-
-    def _saw(self, sights: Mapping[str, Sight]) -> None:
-        visible = [sight.visible for sight in sights.values()]
-        if self.responding is False and any(visible):
-            log.info("storage answers again", extra={"vm": self._vm})
-        self.responding = True if any(visible) else None
-        if self._outdated:
-            return  # some files may be gone by right, and the next answer is awaited
-        if self._all_visible and not all(visible) and self._settings.topology == "auto":
-            log.warning(
-                "image files cannot be seen from here: query-block is asked only when"
-                " something changed (--collector.topology=always asks all the same)",
-                extra={"vm": self._vm},
-            )
-        self._all_visible = all(visible)
 
 
 def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, queries.Query[dict[str, int]]]:

@@ -126,10 +126,18 @@ class Vm:
         if self.target.settings.topology == "never":
             # Nothing was asked of the storage, and a command waits for it as query-block does.
             await self._topology.may_ask((), self._session.peer_pid, left(deadline))
-        elif snapshot.devices and (self._topology.timestamp or 0.0) < began:
-            # Storage that had no time for us has none for QEMU either.
-            return msgspec.structs.replace(snapshot, storage_responding=False)
-        return msgspec.structs.replace(snapshot, storage_responding=self._topology.responding)
+        # Storage that had no time for us has none for QEMU either.
+        is_late = snapshot.devices and (self._topology.timestamp or 0.0) < began
+        error = self._topology.storage_error
+        responding = self._topology.responding
+        if error or (is_late and self.target.settings.topology != "never"):
+            responding = False
+        return msgspec.structs.replace(snapshot, storage_responding=responding, storage_error=error)
+
+    @property
+    def open_identities(self) -> frozenset[tuple[int, ...]] | None:
+        """Which files QEMU has open (`sight.Sight.identity`); None where that cannot be seen."""
+        return self._topology.open_identities
 
     async def qemu(self, timeout_seconds: float) -> Qemu:
         """Return what this QEMU can do, and whether it is being migrated.
@@ -264,6 +272,7 @@ class Vm:
             up=True,
             topology_timestamp_seconds=self._topology.timestamp,
             storage_responding=self._topology.responding,
+            storage_error=self._topology.storage_error,
             running=status.running if status else None,
             status=status.status if status else None,
             name=self._name or "",
@@ -290,7 +299,7 @@ class Vm:
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
         self._watch.devices = known.found
-        return known.found, parse.count(known, entries, walk, self._topology.space())
+        return known.found, parse.count(known, entries, walk, self._topology.files())
 
     async def _first_answers(self, deadline: float) -> Answers:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""

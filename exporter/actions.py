@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from exporter import api, commands, done, effects, grants, guards, overlay, verbs, view
+from exporter import api, commands, done, effects, grants, guards, imagenames, overlay, verbs, view
 from exporter.apart import apart
 from exporter.commits import Commits
-from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
+from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.grants import Permission
 from exporter.ledger import Ledger
 from exporter.member import Member
@@ -125,6 +125,7 @@ class Actions:
                 return msgspec.structs.replace(passed, dry_run=dry_run, **again)
             guards.idle(snapshot, request.device)
             guards.writable(found)
+            imagenames.may_be_backing(snapshot, found)
             passed.warnings.extend(guards.storage(snapshot))
             await apart(self._snapshots.check, vm, request, where, found)
             if dry_run:
@@ -136,6 +137,9 @@ class Actions:
                 await apart(self._snapshots.undo, prepared)
                 raise
             await apart(self._snapshots.note_taken, vm, request)
+            if not await apart(self._snapshots.is_there, vm, request):
+                # So QEMU does with a layer on top of `snapshot=on`, where that was not seen before.
+                raise LayerLost(f"{request.file} is the active layer, and has no name any more")
             return await done.after(mine, passed)
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:

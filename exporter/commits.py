@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from exporter import api, commands, done, effects, guards, neighbours, view
+from exporter import api, commands, done, effects, guards, imagenames, neighbours, view
 from exporter.apart import apart
 from exporter.commands import Command, Qemu
 from exporter.effects import Effect
@@ -137,7 +137,9 @@ async def _checked(
     found = guards.device(snapshot, request.device)
     guards.idle(snapshot, request.device)
     guards.writable(found)
-    return snapshot, qemu, found, guards.commit_range(found, request)
+    layers = guards.commit_range(found, request)
+    imagenames.may_be_merged(snapshot, found, layers)
+    return snapshot, qemu, found, layers
 
 
 def _may_be_unseen(request: api.Commit, permission: Permission) -> bool:

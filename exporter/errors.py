@@ -12,6 +12,7 @@ ExporterError
      +- Refused          nothing was sent; carries the name of the problem
      +- Rejected         QEMU answered with an error
      +- OutcomeUnknown   the command left, and no answer came
+     +- LayerLost        it was done, and the new layer has no name
 """
 
 from __future__ import annotations
@@ -102,3 +103,7 @@ class OutcomeUnknown(ActionError):
         super().__init__(detail)
         #: Whether the VM still has the connection, and just does not answer.
         self.late = late
+
+
+class LayerLost(ActionError):
+    """The disk has its new layer, whose file was removed: what it holds is gone with the VM."""

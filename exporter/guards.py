@@ -6,7 +6,9 @@ A guard raises `Refused`, which names the problem and the job that stands in the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 from msgspec import UnsetType
 
@@ -98,7 +100,11 @@ def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
 def storage(snapshot: Snapshot) -> list[str]:
     """The storage answers; return what could not be seen of it."""
     if snapshot.storage_responding is False:
-        raise Refused("storage-hangs", f"storage of {snapshot.vm} does not answer")
+        why = f": {snapshot.storage_error}" if snapshot.storage_error else ""
+        raise Refused("storage-hangs", f"storage of {snapshot.vm} does not answer{why}")
+    if snapshot.storage_error:
+        why = snapshot.storage_error
+        raise Refused("storage-hangs", f"storage of {snapshot.vm} is not known to answer: {why}")
     if snapshot.storage_responding is None:
         return ["image files cannot be seen from here: nobody knows whether their storage answers"]
     return []
@@ -189,18 +195,24 @@ def unshared(
     found: Found,
     layers: Range,
     others: Sequence[tuple[str, Device]],
-    identities: Mapping[str, object],
+    identities: Mapping[Any, object],
+    opened: Mapping[str, AbstractSet[object]],
 ) -> None:
     """No other disk reads a layer that is written to or removed.
 
-    `others` are the devices of all VMs, as far as they are known; `identities` tell by a path which
-    file it leads to, as far as that can be seen.
+    `others` are the devices of all VMs, as far as they are known. `identities` tell which file it
+    is: by the VM and the path that its QEMU calls it, by what that has open, or by the path, as it
+    leads from here. `opened` tells all that a VM has open, where that can be seen.
     """
     chosen = found.layers[layers.top : layers.base + 1]
     touched = {key for node in chosen for key in _keys(snapshot.vm, node, identities)}
+    certain = [identities.get((snapshot.vm, _path(node))) for node in chosen]
     for vm, other in others:
         if vm == snapshot.vm and other.device == found.device.device:
             continue
+        is_told = vm != snapshot.vm and vm in opened and None not in certain
+        if is_told and not opened[vm] & set(certain):
+            continue  # names tell less: each process has files of its own of some
         for node in other.nodes:
             if node.role == "format" and touched.intersection(_keys(vm, node, identities)):
                 raise Refused(
@@ -208,6 +220,10 @@ def unshared(
                     f"{node.file or node.node_name} is layer {node.layer} of {other.device}"
                     f" of {vm} too",
                 )
+    for node, identity in zip(chosen, certain, strict=True):
+        for vm, files in opened.items():
+            if vm != snapshot.vm and identity is not None and identity in files:
+                raise Refused("shared-layer", f"{node.file or node.node_name} is open in {vm} too")
 
 
 def seen(unseen: Sequence[str], *, allowed: bool) -> Sequence[str]:
@@ -232,17 +248,23 @@ def unsaid(snapshot: Snapshot) -> str:
     return "does not tell the files of all its disks" if blind else ""
 
 
-def _keys(vm: str, node: Node, identities: Mapping[str, object]) -> Iterator[object]:
+def _keys(vm: str, node: Node, identities: Mapping[Any, object]) -> Iterator[object]:
     """Yield what a layer is known by: two that have one of these in common are one."""
     if node.node_name:
         yield vm, node.node_name
-    path = local_path(node.image.filename) if node.image else None
-    if path and path in identities:
-        yield identities[path]
-    # A name without a path is that of a driver alone, and one without a root is relative to where
-    # that QEMU was started.
+    path = _path(node)
+    for key in ((vm, path), path):
+        if key in identities:
+            yield identities[key]
+    # A name without a path is that of a driver alone. One without a root is relative to where that
+    # QEMU was started, and the set of a descriptor is its own.
     if node.file and not node.file.endswith(":"):
-        yield node.file if node.file.startswith("/") or ":" in node.file else (vm, "", node.file)
+        own = ":" not in node.file if node.file[0] != "/" else node.file.startswith("/dev/fdset/")
+        yield (vm, "", node.file) if own else node.file
+
+
+def _path(node: Node) -> str | None:
+    return local_path(node.image.filename) if node.image else None
 
 
 def job(snapshot: Snapshot, job_id: str, known: api.Job | None = None) -> Job:

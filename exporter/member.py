@@ -15,7 +15,7 @@ from exporter.client import Tally
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
 from exporter.graph import Place
-from exporter.model import Device, Snapshot
+from exporter.model import Device, ImageFile, Snapshot
 from exporter.outcomes import End
 from exporter.pace import Pace
 from exporter.render import Blobs, Kept, Plan
@@ -100,6 +100,11 @@ class Member:
     def known_devices(self) -> tuple[Device, ...]:
         """The devices of the last scrape that the VM answered."""
         return self._devices or ()
+
+    @property
+    def image_files(self) -> Mapping[str, ImageFile]:
+        """What is seen of each image file, by the path that QEMU tells."""
+        return self._vm.image_files
 
     @property
     def open_identities(self) -> frozenset[tuple[int, ...]] | None:

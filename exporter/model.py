@@ -54,7 +54,7 @@ class FileName(Enum):
     #: So it does, from the directory that QEMU is in, and from no other.
     RELATIVE = "is relative to the directory that QEMU is in"
     #: `/dev/fdset/N`: it means something to that process alone.
-    FDSET = "is the name of a descriptor that QEMU was handed"
+    FDSET = "means something to its QEMU alone, which was handed a descriptor"
     #: Removed since it was opened, by QEMU itself for `snapshot=on`.
     REMOVED = "leads to no file any more: the image was removed, or QEMU keeps it without a name"
     OTHER = "leads to another file than the one that QEMU has open"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from typing import Any
 
-from exporter import guards
+from exporter import guards, imagenames
 from exporter.errors import Refused
 from exporter.filename import local_path
-from exporter.member import Member
+from exporter.member import Collected, Member
 from exporter.model import Snapshot
 from exporter.scrape import Fleet
 from exporter.turn import Turn
@@ -26,10 +27,7 @@ async def see(others: Collection[Member]) -> list[str]:
     looking = {member.start(): member for member in others}
     # Each ends by its VM's own timeout: one that is only slow may have the same layers.
     await asyncio.wait(looking)
-    said = {
-        member.name: guards.unsaid(member.outcome(look).snapshot)
-        for look, member in looking.items()
-    }
+    said = {member.name: _unsaid(member, look) for look, member in looking.items()}
     return [f"{vm} {why}: it may share a layer" for vm, why in sorted(said.items()) if why]
 
 
@@ -46,7 +44,15 @@ async def compared(
         for member in fleet.members.values()
         for device in (snapshot.devices if member.name == snapshot.vm else member.known_devices)
     ]
-    guards.unshared(snapshot, found, layers, others, {})
+    each = fleet.members.values()
+    opened = {m.name: files for m in each if (files := m.open_identities) is not None}
+    known: dict[Any, object] = {
+        (member.name, path): file.identity
+        for member in each
+        for path, file in member.image_files.items()
+        if file.identity
+    }
+    guards.unshared(snapshot, found, layers, others, known, opened)
     paths = {
         path
         for _, device in others
@@ -57,5 +63,13 @@ async def compared(
         identities = await mine.identities(paths)
     except Refused as error:
         return [f"layers of other disks were compared by name alone: {error}"]
-    guards.unshared(snapshot, found, layers, others, identities)
+    guards.unshared(snapshot, found, layers, others, known | dict(identities), opened)
     return []
+
+
+def _unsaid(member: Member, look: asyncio.Task[Collected]) -> str:
+    snapshot = member.outcome(look).snapshot
+    why = guards.unsaid(snapshot)
+    if not why and member.open_identities is None:
+        why = imagenames.unseen(snapshot)
+    return why

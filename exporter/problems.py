@@ -103,6 +103,14 @@ PROBLEMS: Mapping[str, ProblemType] = {
         " that would be written to or removed. See what is wrong with that VM, or, where you know that it"
         ' shares none, send "unseen_neighbours": "allow" (the shell: --allow-unseen-neighbours).',
     ),
+    "unnamed-image": ProblemType(
+        409,
+        "Image cannot be found by its name",
+        "The name of an image is written into the header of the layer above it. This one was removed"
+        " or replaced since QEMU opened it, or never had a name that leads others to it"
+        " (snapshot=on, /dev/fdset/N): data would be lost. Copy the disk to a file with a name"
+        " (drive-mirror, drive-backup).",
+    ),
     "job-id-taken": ProblemType(
         409, "Job id is taken", "Another request, or another job, has this id: choose a new one."
     ),
@@ -134,6 +142,13 @@ PROBLEMS: Mapping[str, ProblemType] = {
         422, "File cannot be made", "The file must be made where the VM can open it."
     ),
     "not-supported": ProblemType(422, "Not supported", "This QEMU cannot do it."),
+    "layer-lost": ProblemType(
+        502,
+        "New layer was removed",
+        "QEMU has put the layer on the disk and removed its file, as it does on top of snapshot=on:"
+        " what is written from now on is gone with the VM. Copy the disk to a file with a name"
+        " (drive-mirror, drive-backup).",
+    ),
     "unknown-outcome": ProblemType(
         502,
         "Outcome is unknown",

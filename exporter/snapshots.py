@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from exporter import api, durable, overlay
-from exporter.errors import ConfigError, Refused
+from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.filename import public
 from exporter.guards import Found
 from exporter.ledger import ENTRIES_LIMIT, KEPT_SECONDS, short
@@ -89,6 +89,7 @@ class Snapshots:
 
         Raises:
             Refused: it has one in a file of this name that was not made for this request.
+            LayerLost: it has one in a file of this name, which is there no more.
         """
         for node in found.layers:
             if node.file == public(request.file):
@@ -97,6 +98,8 @@ class Snapshots:
                     self.note_taken(vm, request)
                     return True
                 where = f"layer {node.layer} of {request.device}"
+                if not os.path.lexists(request.file):
+                    raise LayerLost(f"{request.file} is {where}, and was removed")
                 raise Refused("file-exists", f"{request.file} is {where}")
         return False
 
@@ -137,6 +140,11 @@ class Snapshots:
             made.remove()
             raise
         return asked
+
+    def is_there(self, vm: str, request: api.Snapshot) -> bool:
+        """Whether the file that was made for a request still has its name."""
+        asked = self.get(vm, request)
+        return asked is not None and asked.made.is_there
 
     def note_taken(self, vm: str, request: api.Snapshot) -> None:
         """Have it on record that the disk has the layer."""

@@ -80,6 +80,11 @@ class TopologyCache:
         return self._images.error
 
     @property
+    def image_files(self) -> Mapping[str, ImageFile]:
+        """What was last seen of each image file, by the path that QEMU tells."""
+        return self._images.known
+
+    @property
     def open_identities(self) -> frozenset[tuple[int, ...]] | None:
         """Which files QEMU has open (`sight.Sight.identity`); None where that cannot be seen."""
         return self._images.identities

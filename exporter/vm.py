@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
-from exporter.model import Counters, Device, Node, Snapshot
+from exporter.model import Counters, Device, ImageFile, Node, Snapshot
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -123,16 +124,20 @@ class Vm:
             raise Replaced("another process has taken the path of its socket over")
         if not self._session.connected:
             raise ProtocolError("hung up before all was asked")
-        if self.target.settings.topology == "never":
+        is_due = self.target.settings.topology != "never"
+        if not is_due:
             # Nothing was asked of the storage, and a command waits for it as query-block does.
             await self._topology.may_ask((), self._session.peer_pid, left(deadline))
-        # Storage that had no time for us has none for QEMU either.
-        is_late = snapshot.devices and (self._topology.timestamp or 0.0) < began
-        error = self._topology.storage_error
-        responding = self._topology.responding
-        if error or (is_late and self.target.settings.topology != "never"):
+        error, responding = self._topology.storage_error, self._topology.responding
+        if is_due and not error and snapshot.devices and (self._topology.timestamp or 0.0) < began:
+            # Storage that had no time for us has none for QEMU either.
             responding = False
         return msgspec.structs.replace(snapshot, storage_responding=responding, storage_error=error)
+
+    @property
+    def image_files(self) -> Mapping[str, ImageFile]:
+        """What is seen of each image file, by the path that QEMU tells."""
+        return self._topology.image_files
 
     @property
     def open_identities(self) -> frozenset[tuple[int, ...]] | None:

@@ -20,7 +20,7 @@ ORDER = (
     "web.admin", "web.reading", "web.openapi", "web.routes", "web.answers", "web.server",
     "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
     "commits", "neighbours", "done", "pivots", "turn", "apart", "snapshots", "overlay",
-    "qcow2", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "exports", "refresh",
+    "qcow2", "imagenames", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "exports", "refresh",
     "inquiry", "corruption", "watch", "jobs", "known", "outcomes", "events", "topology", "imagefiles", "storage",
     "relays", "openfiles", "mounts", "sight", "qmp", "client", "lines", "pace", "peer", "connections", "sockdiag", "socketfile", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
@@ -30,7 +30,7 @@ ORDER = (
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
     "api", "chain", "commands", "corruption", "effects", "events", "families", "family", "filename", "grants",
-    "graph", "guards", "identity", "jobs", "known", "metrics", "model", "nodes", "outcomes", "parse",
+    "graph", "guards", "identity", "imagenames", "jobs", "known", "metrics", "model", "nodes", "outcomes", "parse",
     "problems", "qapi", "qcow2", "queries", "render", "samples", "template", "verbs", "view",
     "shell.rates", "shell.text", "shell.words", "web.routes",
 }  # fmt: skip

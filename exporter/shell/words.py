@@ -164,6 +164,7 @@ def _look(command: str, *, flag: str | None = None) -> Callable[[_Case], str]:
     return lambda case: f"see {case.prompt.line(command, case.vm, flag=flag)}"
 
 
+_COPY = "copy the disk to a file with a name of its own: drive-mirror, or drive-backup"
 _NEXT: dict[str, Callable[[_Case], str]] = {
     "not-ready": lambda case: (
         f"wait for it: {case.prompt.line('complete', case.vm, case.job_id, flag='--when-ready')}"
@@ -187,6 +188,8 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
     "unseen-neighbours": lambda case: (
         f"see why: {case.prompt.line('vms')}; --allow-unseen-neighbours commits all the same"
     ),
+    "unnamed-image": lambda _: _COPY,
+    "layer-lost": lambda _: _COPY,
     "unknown-vm": lambda case: f"see {case.prompt.line('vms')}",
     "another-vm": lambda case: (
         f"another process has its socket's path: see {case.prompt.line('vms')}, and ask again if"

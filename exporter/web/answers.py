@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from exporter import api, audit
-from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
+from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.filename import public
 from exporter.problems import PATH, PROBLEMS
 
@@ -56,6 +56,9 @@ def failed(request: web.Request, error: ActionError) -> web.Response:
         about["result"] = audit.UNKNOWN
         name = "no-answer" if error.late else "unknown-outcome"
         return problem(request, name, str(error), outcome="unknown")
+    if isinstance(error, LayerLost):
+        about |= {"result": audit.DONE, "problem": "layer-lost"}
+        return problem(request, "layer-lost", str(error))
     assert isinstance(error, Refused)
     about |= {"result": audit.REFUSED, "problem": error.problem}
     return problem(request, error.problem, str(error), **error.more)

@@ -69,7 +69,7 @@ ROUTES = (
     _get("/block-jobs", "all_jobs", "The block jobs of all virtual machines.", api.JobList, "too-many"),
     _get("/vms/{vm}/block-jobs", "jobs", "The block jobs of a virtual machine.", api.JobList, "unknown-vm", "vm-down"),
     _get(_OF_JOB, "job", "A block job, or how it ended.", api.Job, "unknown-vm", "unknown-job", "vm-down"),
-    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", api.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unseen-neighbours", "already-asked", "job-id-taken"),
+    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", api.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unnamed-image", "unseen-neighbours", "already-asked", "job-id-taken"),
     _post(f"{_OF_JOB}/complete", "complete", "Let a job that is ready pivot to its target.", api.Complete, *_JOB, "not-ready"),
     _post(f"{_OF_JOB}/cancel", "cancel", "End a job before its time.", api.Cancel, *_JOB, "force-required"),
     _post(f"{_OF_JOB}/pause", "pause", "Let a job rest.", api.Pause, *_JOB),
@@ -77,6 +77,6 @@ ROUTES = (
     _post(f"{_OF_JOB}/finalize", "finalize", "Let a pending job make its changes.", api.Finalize, *_JOB),
     _post(f"{_OF_JOB}/dismiss", "dismiss", "Let go of a job that has ended.", api.Dismiss, *_JOB),
     _post(f"{_OF_JOB}/speed", "speed", "Limit the speed of a job.", api.SetSpeed, *_JOB),
-    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", api.Snapshot, *_DEVICE, "file-exists", "bad-file", status=201),
+    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", api.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
 )
 # fmt: on

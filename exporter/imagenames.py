@@ -1,0 +1,77 @@
+"""What must not be done with images that nobody finds by their names: pure looks at a snapshot.
+
+The name of an image goes into the header of the layer above it, and what is merged into an image
+without a name is gone with the VM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exporter.errors import Refused
+from exporter.filename import local_path
+from exporter.guards import Found, Range
+from exporter.model import FileName, ImageFile, Node, Snapshot
+
+#: Names by which nobody, or nobody but QEMU, finds the image.
+_MISLEADING = frozenset({FileName.FDSET, FileName.REMOVED, FileName.OTHER})
+
+
+def may_be_backing(snapshot: Snapshot, found: Found) -> None:
+    """The active layer can be found by the name that the header of a new one would have.
+
+    Raises:
+        Refused: it cannot. QEMU would also remove each layer on top of `snapshot=on`.
+    """
+    _named(snapshot, found, found.layers[0])
+
+
+def may_be_merged(snapshot: Snapshot, found: Found, layers: Range) -> None:
+    """All layers of a commit have names that lead to them.
+
+    Raises:
+        Refused: one has not.
+    """
+    for node in found.layers[layers.top : layers.base + 1]:
+        _named(snapshot, found, node)
+    base = found.layers[layers.base]
+    path = _path(base)
+    if layers.top > 0 and path is not None and not path.startswith("/"):
+        # QEMU writes it as it is into the header of the layer above. [bdrv_drop_intermediate]
+        raise Refused(
+            "unnamed-image",
+            f"the name {base.file} of layer {base.layer} of {found.device.device}"
+            f" {FileName.RELATIVE.value}, and would be written into the header of layer"
+            f" {layers.top - 1}, which may be in another one",
+        )
+
+
+def unseen(snapshot: Snapshot) -> str:
+    """Return why nobody knows which files a VM has whose open files are not seen, "" if one does."""
+    for device in snapshot.devices:
+        for node in device.nodes:
+            path = _path(node) if node.role == "format" else None
+            if path is not None and (path.startswith("/dev/fdset/") or not path.startswith("/")):
+                return f"has an image that cannot be told by its name, {node.file}"
+    return ""
+
+
+def _named(snapshot: Snapshot, found: Found, node: Node) -> None:
+    file = _files(snapshot).get(_path(node) or "")
+    if file is not None and file.name in _MISLEADING:
+        raise Refused(
+            "unnamed-image",
+            f"the name {node.file} of layer {node.layer} of {found.device.device}"
+            f" {file.name.value}",
+        )
+
+
+def _files(snapshot: Snapshot) -> Mapping[str, ImageFile]:
+    nodes = [node for device in snapshot.devices for node in device.nodes if node.counts]
+    # `files` is empty where nothing was seen.
+    each = zip(nodes, snapshot.counters.files, strict=False)
+    return {path: file for node, file in each if file is not None and (path := _path(node))}
+
+
+def _path(node: Node) -> str | None:
+    return local_path(node.image.filename) if node.image else None

@@ -160,7 +160,7 @@ class ImageFiles:
     def _open_files(self, nodes: object, process: int) -> OpenFiles | None:
         # To follow each link is dear. A file that was opened since has a number of its own, or
         # that of one whose node is gone.
-        numbers = peer.descriptors(process) if self._opened is not None else ()
+        numbers = peer.descriptors(process)
         if self._opened is None or (process, nodes, numbers) != self._opened_as:
             self._opened = openfiles.read(process)
             self._opened_as = (process, nodes, numbers)

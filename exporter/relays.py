@@ -8,35 +8,44 @@ whatever file system does not.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from exporter import openfiles, peer, sockdiag
 
 
-def have_files_on(devices: Collection[str], relay: int) -> bool:
-    """Whether a QEMU that `relay` may stand before has a file on one of these file systems.
+class Host:
+    """The QEMUs of this host and the file systems that they have files on, at one instant."""
 
-    True as well where that cannot be seen.
-    """
-    opened = [openfiles.read(process) for process in _behind(relay)]
-    return not opened or any(
-        each is None or any(file.mount.device in devices for file in each.files) for each in opened
-    )
+    def __init__(self) -> None:
+        """Look at all processes: this takes some milliseconds for each hundred of them."""
+        sockets = {process: _sockets(process) for process in _processes()}
+        self._connected = _connected(sockets)
+        #: None where their files cannot be seen.
+        self._devices = {process: _devices(process) for process in sockets if _is_qemu(process)}
+
+    def has_files_on(self, devices: AbstractSet[str], relay: int) -> bool:
+        """Whether a QEMU that `relay` may stand before has a file on one of these file systems.
+
+        True as well where that cannot be seen.
+        """
+        found = [self._devices[process] for process in self._behind(relay)]
+        return not found or any(each is None or each & devices for each in found)
+
+    def _behind(self, relay: int) -> AbstractSet[int]:
+        """Return the QEMUs that are the fewest connections away, all if there is none."""
+        qemus = self._devices.keys()
+        reached = {os.getpid()}  # all VMs are one connection away from us
+        nearest = {relay}
+        while nearest and not nearest & qemus:
+            reached |= nearest
+            nearest = {n for each in nearest for n in self._connected.get(each, ())} - reached
+        return nearest & qemus or qemus
 
 
-def _behind(relay: int) -> set[int]:
-    """Return the QEMUs that are the fewest connections away, all of this host if there is none."""
-    sockets = {process: _sockets(process) for process in _processes()}
-    qemus = {process for process in sockets if _is_qemu(process)}
-    if relay in qemus:
-        return {relay}
-    reached = {os.getpid()}  # all VMs are one connection away from us
-    nearest = {relay}
-    connected = _connected(sockets)
-    while nearest and not nearest & qemus:
-        reached |= nearest
-        nearest = {other for each in nearest for other in connected.get(each, ())} - reached
-    return nearest & qemus or qemus
+def _devices(process: int) -> frozenset[str] | None:
+    opened = openfiles.read(process)
+    return None if opened is None else frozenset(file.mount.device for file in opened.files)
 
 
 def _connected(sockets: Mapping[int, Iterable[int]]) -> dict[int, set[int]]:

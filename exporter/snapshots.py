@@ -98,7 +98,7 @@ class Snapshots:
                     self.note_taken(vm, request)
                     return True
                 where = f"layer {node.layer} of {request.device}"
-                if not os.path.lexists(request.file):
+                if asked and not os.path.lexists(request.file):
                     raise LayerLost(f"{request.file} is {where}, and was removed")
                 raise Refused("file-exists", f"{request.file} is {where}")
         return False

@@ -15,17 +15,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from exporter import mounts, relays
+from exporter import mounts
 from exporter.errors import ExporterError
 from exporter.mounts import Mount
 from exporter.openfiles import OpenFile
 from exporter.pace import Pace
+from exporter.relays import Host
 from exporter.sight import Sight, look_at
 
 #: Longest that what was seen of one file is told to others: the VMs of a fleet share layers.
 _RECENT_SECONDS = 2.0
-#: Longest that it is remembered that a QEMU has no file on a mount that hangs: it can open none.
-_UNUSED_SECONDS = 5.0
+#: Longest that it is remembered which QEMU has files on what hangs.
+_HOST_SECONDS = 5.0
 #: Most paths whose mount is remembered.
 _PATHS_LIMIT = 100_000
 
@@ -57,8 +58,10 @@ class Storage:
         self._points: Mapping[str, Mount] = {}
         #: The mount of each path that was asked for, by `_points`.
         self._mount_of: dict[str, Mount] = {}
-        #: File systems on which the QEMU that a process stands before has no files, and since when.
-        self._unused: dict[int, tuple[frozenset[str], float]] = {}
+        #: The QEMUs of this host as they were while some file systems hung.
+        self._host: asyncio.Future[Host] | None = None
+        self._hung: frozenset[str] = frozenset()
+        self._host_at = float("-inf")
 
     async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, Sight]:
         """Ask for the attributes of the file that each path leads to.
@@ -133,14 +136,12 @@ class Storage:
     async def may_be_of(self, hanging: Collection[Mount], relay: int) -> bool:
         """Whether the QEMU that a process stands before may have files on mounts that hang."""
         devices = frozenset(mount.device for mount in hanging)
-        unused, since = self._unused.get(relay, (frozenset(), float("-inf")))
-        if devices <= unused and time.monotonic() - since < _UNUSED_SECONDS:
-            return False
-        # The processes of a host are many.
-        if await asyncio.to_thread(relays.have_files_on, devices, relay):
-            return True
-        self._unused = {relay: (devices, time.monotonic())}
-        return False
+        is_old = time.monotonic() - self._host_at >= _HOST_SECONDS
+        if self._host is None or is_old or not devices <= self._hung:
+            # On what hung already nothing was opened since. The processes of a host are many.
+            self._host = asyncio.ensure_future(asyncio.to_thread(Host))
+            self._hung, self._host_at = devices, time.monotonic()
+        return (await asyncio.shield(self._host)).has_files_on(devices, relay)
 
     async def _see(
         self, by_thread: Mapping[_Thread, _Questions], timeout_seconds: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
@@ -414,12 +415,13 @@ def unshared(
     known: list[tuple[str, Device]],
     mine: Found | None = None,
     layers: Range | None = None,
-    identities: Mapping[str, object] | None = None,
+    identities: Mapping[Any, object] | None = None,
+    opened: Mapping[str, AbstractSet[object]] | None = None,
 ) -> None:
     """See that the layers of a device, all of them where nothing else is said, are its own."""
     mine = mine or found()
     layers = layers or Range(0, len(mine.layers) - 1)
-    guards.unshared(vm(), mine, layers, known, identities or {})
+    guards.unshared(vm(), mine, layers, known, identities or {}, opened or {})
 
 
 @pytest.mark.parametrize("of", ["vm", "other"])
@@ -505,6 +507,48 @@ def test_a_relative_name_is_compared_within_one_vm_alone() -> None:
         "b.qcow2 is layer 1 of disk1 of vm too",
     )
     unshared(others(known, of="b"), mine)
+
+
+def test_the_set_of_a_descriptor_is_that_of_its_process() -> None:
+    """Two VMs have sets of the same number for two files; within one VM it is one."""
+    mine = found(node(0, "top"), node(1, "base", "/dev/fdset/1"))
+    known = disk(node(0, "y"), node(1, "x", "/dev/fdset/1"), name="disk1")
+
+    unshared(others(known, of="b"), mine)
+    assert refused(unshared, others(known), mine) == (
+        "shared-layer",
+        "/dev/fdset/1 is layer 1 of disk1 of vm too",
+    )
+
+
+def test_a_file_that_another_vm_has_open_is_shared_whatever_its_name() -> None:
+    """By the file that is open, as each of them has it."""
+    mine = {("vm", f"/images/{name}.qcow2"): (8, 1, number) for number, name in enumerate(CHAIN)}
+    known = disk(node(0, "y", "/dev/fdset/1"), name="disk1")
+    base = mine["vm", "/images/base.qcow2"]
+
+    assert refused(unshared, others(known, of="b"), identities=mine, opened={"b": {base}}) == (
+        "shared-layer",
+        "/images/base.qcow2 is open in b too",
+    )
+    named = {**mine, ("b", "/dev/fdset/1"): base}
+    assert refused(unshared, others(known, of="b"), identities=named, opened={"b": {base}}) == (
+        "shared-layer",
+        "/dev/fdset/1 is layer 0 of disk1 of b too",
+    )
+    unshared(others(known, of="b"), identities=named, opened={"b": {(8, 1, 99)}, "vm": {base}})
+
+
+def test_a_name_that_is_another_file_to_another_vm_is_not_shared() -> None:
+    """Each is in a mount namespace of its own, and what is open there is seen."""
+    mine = {("vm", f"/images/{name}.qcow2"): (8, 1, number) for number, name in enumerate(CHAIN)}
+    known = others(disk(node(0, "y", "/images/base.qcow2"), name="disk1"), of="b")
+
+    unshared(known, identities=mine, opened={"b": {(8, 2, 1)}})
+    assert refused(unshared, known, identities=mine)[0] == "shared-layer"
+    # Where not all that is touched is known, a name is all there is.
+    del mine["vm", "/images/base.qcow2"]
+    assert refused(unshared, known, identities=mine, opened={"b": {(8, 2, 1)}})[0] == "shared-layer"
 
 
 def test_the_name_of_a_driver_alone_is_not_compared() -> None:

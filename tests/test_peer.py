@@ -152,43 +152,6 @@ async def test_a_stopped_vm_with_a_full_backlog_is_stopped_once_it_is_known(
     assert caught.value.reason == "stopped"
 
 
-@pytest.mark.parametrize("name", [b"qemu-system-x", b"kvm", b"qemu:half-a-\xc3"])
-async def test_the_files_that_a_qemu_has_open_are_known(
-    tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are the images, before query-block tells which; in a container they are others."""
-    program = os.fsencode(tmp_path) + b"/" + name
-    os.symlink("/bin/sleep", program)
-    image = tmp_path / "a.qcow2"
-    image.touch()
-    with image.open() as opened:
-        qemu = await asyncio.create_subprocess_exec(program, "60", stdin=opened)
-    await until(lambda: peer.open_files(qemu.pid))
-    files = peer.open_files(qemu.pid)
-    monkeypatch.setattr(os, "readlink", lambda path: path)
-    of_a_container = peer.open_files(qemu.pid)
-    qemu.kill()
-    await qemu.wait()
-
-    assert files is not None
-    assert str(image) in files
-    assert of_a_container is None
-
-
-def test_the_numbers_of_open_files_are_known(tmp_path: Path) -> None:
-    """A new file has a new one, and a process that cannot be seen has none."""
-    with (tmp_path / "a").open("w"), (tmp_path / "b").open("w") as opened:
-        assert str(opened.fileno()) in peer.descriptors(os.getpid())
-
-    assert peer.descriptors(0) == ()
-
-
-def test_the_files_of_another_process_say_nothing() -> None:
-    """A manager that made the socket for QEMU, or a process that cannot be seen."""
-    assert peer.open_files(os.getpid()) is None
-    assert peer.open_files(0) is None
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("qemu-system-x86", True), ("qemu-kvm", True), ("kvm", True), ("qemu", True), ("libvirtd", False),

@@ -99,12 +99,13 @@ def test_a_file_that_is_not_there_cannot_be_seen(tmp_path: Path, name: str) -> N
     """It is in another namespace, as is one whose path is relative to QEMU's folder."""
     (tmp_path / "file").touch()
 
-    assert look_at(str(tmp_path / name) if name else "relative.qcow2") == Sight(visible=False)
+    sight = look_at(str(tmp_path / name) if name else "relative.qcow2")
+    assert sight == Sight(visible=False, missing=bool(name))
 
 
 def test_a_path_of_any_bytes_can_be_looked_at(tmp_path: Path) -> None:
     """What QEMU shows of it may be no path at all."""
-    assert look_at(str(tmp_path / "\ufffd\n")) == Sight(visible=False)
+    assert look_at(str(tmp_path / "\ufffd\n")) == Sight(visible=False, missing=True)
     assert look_at("/" + "x" * 10_000) == Sight(visible=True)
 
 

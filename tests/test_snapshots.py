@@ -15,7 +15,7 @@ from exporter import durable, snapshots
 from exporter.api import Snapshot
 from exporter.commands import Disk
 from exporter.config import Grant
-from exporter.errors import ConfigError, Refused
+from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.guards import Found
 from exporter.ledger import KEPT_SECONDS, Ledger
 from exporter.model import Device, Node
@@ -108,7 +108,7 @@ def test_a_disk_that_has_the_layer_was_given_it(folder: Path, request_: Snapshot
     assert not account.was_taken("vm", request_, found("/base"))
 
 
-@pytest.mark.parametrize("whose", ["nobody's", "replaced", "removed", "another-disk's"])
+@pytest.mark.parametrize("whose", ["nobody's", "replaced", "another-disk's"])
 def test_a_layer_of_that_name_that_was_not_made_for_it_is_refused(
     folder: Path, request_: Snapshot, whose: str
 ) -> None:
@@ -119,12 +119,22 @@ def test_a_layer_of_that_name_that_was_not_made_for_it_is_refused(
     elif whose != "nobody's":
         prepare(account, request_)
         file.rename(file.with_suffix(".moved"))
-        if whose == "replaced":
-            file.write_bytes(file.with_suffix(".moved").read_bytes())
+        file.write_bytes(file.with_suffix(".moved").read_bytes())
 
     assert problem(account.was_taken, "vm", request_, found("/over", request_.file)) == (
         "file-exists", f"{request_.file} is layer 1 of disk0",
     )  # fmt: skip
+
+
+def test_a_layer_whose_file_was_removed_is_told_as_such(folder: Path, request_: Snapshot) -> None:
+    """To be told that the file exists would be no help."""
+    account = Snapshots(str(folder))
+    prepare(account, request_)
+    Path(request_.file).unlink()
+
+    assert not account.is_there("vm", request_)
+    with pytest.raises(LayerLost, match=f"^{request_.file} is layer 1 of disk0, and was removed$"):
+        account.was_taken("vm", request_, found("/over", request_.file))
 
 
 @pytest.mark.parametrize("known", ["by-the-answer", "by-the-chain"])

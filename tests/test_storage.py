@@ -10,11 +10,15 @@ from collections import Counter
 import pytest
 
 from exporter import mounts, storage
+from exporter.mounts import Mount
+from exporter.openfiles import OpenFile
 from exporter.sight import Sight
 from exporter.storage import Storage, StorageBusy, StorageHangs
 from tests.fakeqmp import until
 
 PATIENCE = 20.0
+ROOT, SLOW = Mount("/", "8:1", "ext4"), Mount("/slow", "0:40", "nfs4")
+FAST = Mount("/fast", "8:2", "ext4")
 
 
 class Eye:
@@ -42,8 +46,8 @@ class Eye:
 @pytest.fixture
 def eye(monkeypatch: pytest.MonkeyPatch) -> Eye:
     """Two mounts, one of which can hang."""
-    points = {"/": "ext4", "/slow": "nfs4", "/fast": "ext4"}
-    monkeypatch.setattr(mounts, "points", lambda: points)
+    table = {mount.point: mount for mount in (ROOT, SLOW, FAST)}
+    monkeypatch.setattr(mounts, "points", lambda: table)
     return Eye()
 
 
@@ -161,7 +165,7 @@ async def test_a_mount_that_is_slow_and_goes_on_answering_does_not_hang(slow: St
     assert kinds[dict]
     assert kinds[StorageBusy]
     assert set(kinds) == {dict, StorageBusy}
-    assert not slow._mounts["/slow"].hangs
+    assert not slow._names["0:40"].hangs
 
 
 async def test_a_mount_that_hangs_costs_the_others_nothing(slow: Storage, eye: Eye) -> None:
@@ -180,7 +184,7 @@ async def test_a_mount_that_answers_again_is_asked_again(slow: Storage, eye: Eye
     await hangs(slow)
     before = threading.active_count()
     eye.free.set()
-    await until(lambda: not slow._mounts["/slow"].hangs)
+    await until(lambda: not slow._names["0:40"].hangs)
     sights = await slow.see(["/slow/a"], PATIENCE)
 
     assert sights["/slow/a"].visible
@@ -208,35 +212,111 @@ async def test_a_mount_that_answers_at_the_deadline_does_not_count_as_hanging_fo
     loop.call_later(0.01, time.sleep, 0.1)
     loop.call_later(0.07, answer)
     assert (await asking)["/slow/a"].visible
-    assert not slow._mounts["/slow"].hangs
+    assert not slow._names["0:40"].hangs
 
     assert (await slow.see(["/slow/a"], PATIENCE))["/slow/a"].visible
 
 
-async def test_every_network_mount_can_be_asked(
-    slow: Storage, eye: Eye, monkeypatch: pytest.MonkeyPatch
+def opened(name: str, mount: Mount, process: int = 1, inode: str = "5") -> OpenFile:
+    """A file that a process has open."""
+    return OpenFile(f"{name}#{process}", name, inode, mount)
+
+
+async def test_a_file_that_is_open_is_looked_at_by_its_descriptor(slow: Storage, eye: Eye) -> None:
+    """Its name may lead elsewhere, or nowhere."""
+    file = opened("/slow/gone", SLOW)
+
+    assert (await slow.see_open([file], PATIENCE))[file].size_bytes == 8
+    assert list(eye.looks) == ["/slow/gone#1"]
+
+
+async def test_a_file_that_many_have_open_is_looked_at_once(slow: Storage, eye: Eye) -> None:
+    """One of the same number in another place is another: subvolumes have numbers of their own."""
+
+    async def see(process: int) -> None:
+        own = opened(f"/slow/{process}", SLOW, process, str(process))
+        shared = [opened(name, SLOW, process, "99") for name in ("/slow/base", "/slow/sub/base")]
+        await slow.see_open([own, *shared], PATIENCE)
+
+    await asyncio.gather(*map(see, range(50)))
+    looks = Counter(path.partition("#")[0] for path in eye.looks.elements())
+
+    assert (looks["/slow/base"], looks["/slow/sub/base"], len(looks)) == (1, 1, 52)
+
+
+async def test_two_views_of_one_file_system_are_asked_by_one_thread(
+    slow: Storage, eye: Eye
 ) -> None:
-    """Before anybody knows which files a VM has; local disks are not asked."""
-    kinds = {
-        "/": "ext4",
-        "/a": "nfs",
-        "/b": "fuse.glusterfs",
-        "/c": "cifs",
-        "/d": "xfs",
-        "/e": "fuse",
-        "/f": "fuseblk",
-        "/g": "ceph",
-        "/proc": "proc",
-    }
-    monkeypatch.setattr(mounts, "points", lambda: kinds)
-    await slow.see_network(PATIENCE)
-
-    assert sorted(eye.looks) == ["/a", "/b", "/c", "/e", "/g"]
-
-
-async def test_a_network_mount_that_hangs_is_noticed(slow: Storage, eye: Eye) -> None:
-    """The mount point itself is looked at."""
+    """A QEMU in a mount namespace of its own has it elsewhere."""
     eye.free.clear()
+    elsewhere = Mount("/slow/elsewhere", SLOW.device, SLOW.kind)
     with pytest.raises(StorageHangs, match="^/slow did not answer"):
-        await slow.see_network(0.05)
+        await slow.see_open([opened("/slow/a", SLOW)], 0.05)
+    before = threading.active_count()
+    with pytest.raises(StorageHangs, match="^/slow has not answered since an earlier scrape$"):
+        await slow.see_open([opened("/slow/elsewhere/b", elsewhere)], PATIENCE)
+    with pytest.raises(StorageHangs, match="^/slow has not answered since an earlier scrape$"):
+        await slow.see(["/slow/c"], PATIENCE)
+    after = threading.active_count()
     eye.free.set()
+
+    assert (after, eye.most_inside) == (before, 1)
+
+
+async def test_a_name_that_hangs_says_nothing_of_what_is_open(slow: Storage, eye: Eye) -> None:
+    """It may be a link into a file system that hangs, on one that does not."""
+    link, file = "/fast/link", opened("/fast/a", FAST)
+    look = slow._look
+    slow._look = lambda path: look("/slow/target" if path == link else path)
+    eye.free.clear()
+    await hangs(slow, link)
+    sights = await slow.see_open([file], PATIENCE)
+    eye.free.set()
+
+    assert sights[file].visible
+
+
+async def test_names_that_do_not_answer_are_left_out(slow: Storage, eye: Eye) -> None:
+    """The others are told."""
+    eye.free.clear()
+    names = {"/slow/a": None, "/fast/b": None, "/proc/7/root/slow/c": SLOW.device}
+    sights = await slow.see_names(names, 0.05)
+    eye.free.set()
+
+    assert list(sights) == ["/fast/b"]
+
+
+async def test_network_mounts_that_hang_are_found(slow: Storage, eye: Eye) -> None:
+    """The mount points themselves are looked at; one that hangs does not hide another."""
+    eye.free.clear()
+    other = Mount("/slow/other", "0:41", "nfs")
+    found = await slow.hanging([FAST, SLOW, other], 0.05)
+    eye.free.set()
+
+    assert found == [SLOW, other]
+    assert sorted(eye.looks) == ["/fast", "/slow", "/slow/other"]
+
+
+async def test_who_has_files_on_a_mount_that_hangs_is_not_looked_for_in_each_scrape(
+    slow: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of a host are many; but when another mount hangs, all may be otherwise."""
+    hosts: list[object] = []
+
+    class Host:
+        """A host whose process 7 has files on /slow."""
+
+        def __init__(self) -> None:
+            hosts.append(self)
+
+        def has_files_on(self, devices: frozenset[str], relay: int) -> bool:
+            """Whether it has."""
+            return relay == 7 and "0:40" in devices
+
+    monkeypatch.setattr(storage, "Host", Host)
+    said = await asyncio.gather(*(slow.may_be_of([SLOW], relay) for relay in (7, 8, 7, 8)))
+    before = len(hosts)
+    more = await slow.may_be_of([SLOW, FAST], 7)
+
+    assert (said, more) == ([True, False, True, False], True)
+    assert (before, len(hosts)) == (1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import pytest
 from exporter.client import Tally
 from exporter.config import Settings
 from exporter.discovery import Target
-from exporter.model import Snapshot, Space
+from exporter.model import FileName, Snapshot
+from exporter.mounts import Mount
+from exporter.openfiles import OpenFile, OpenFiles
 from exporter.sight import Sight
 from exporter.storage import Storage, StorageBusy, StorageHangs
 from exporter.topology import EVENTS, TopologyCache
@@ -56,6 +58,9 @@ async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
         yield server
 
 
+NET = Mount("/net", "0:99", "nfs4")
+
+
 class Seer(Storage):
     """Storage that says what a test wants."""
 
@@ -65,22 +70,53 @@ class Seer(Storage):
         self.hangs = False
         self.busy = False
         self.network_hangs = False
+        #: Whether any QEMU of the host has files on the network mount.
+        self.is_used = True
+        #: What was looked at by name, as the storage, by descriptor, and to see where a name leads.
         self.seen: list[frozenset[str]] = []
+        self.opened: list[frozenset[str]] = []
+        self.named: list[frozenset[str]] = []
+        #: What a path, or a descriptor, leads to where it is no file of its own.
+        self.sights: dict[str, Sight] = {}
 
-    async def see(self, paths: object, timeout_seconds: float) -> dict[str, Sight]:
+    async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, Sight]:
         """Say whether the storage answers."""
-        files = frozenset(paths)  # type: ignore[call-overload]
-        self.seen.append(files)
+        self.seen.append(frozenset(paths))
+        return self._found(paths)
+
+    async def see_open(
+        self, files: Collection[OpenFile], timeout_seconds: float
+    ) -> dict[OpenFile, Sight]:
+        """Say whether the storage of what is open answers."""
+        self.opened.append(frozenset(file.path for file in files))
+        found = self._found([file.path for file in files])
+        return {file: found[file.path] for file in files}
+
+    async def see_names(
+        self, names: Mapping[str, str | None], timeout_seconds: float
+    ) -> dict[str, Sight]:
+        """Say where names lead."""
+        self.named.append(frozenset(names))
+        return {} if self.hangs else self._found(names)
+
+    async def hanging(self, asked: Iterable[Mount], timeout_seconds: float) -> list[Mount]:
+        """Say whether every network mount answers."""
+        return [NET] if self.network_hangs else []
+
+    async def may_be_of(self, hanging: Collection[Mount], relay: int) -> bool:
+        """Say whether a QEMU has files there."""
+        assert hanging == [NET]
+        return self.is_used
+
+    def _found(self, paths: Iterable[str]) -> dict[str, Sight]:
         if self.hangs:
             raise StorageHangs("/images did not answer within 1 s")
         if self.busy:
             raise StorageBusy("not every file was looked at within 1 s")
-        return {path: Sight(self.visible, 1000, 100) for path in files}
-
-    async def see_network(self, timeout_seconds: float) -> None:
-        """Say whether every network mount answers."""
-        if self.network_hangs:
-            raise StorageHangs("/net did not answer within 1 s")
+        return {
+            path: self.sights.get(path, Sight(self.visible, 1000, 100, (8, hash(path))))
+            for path in paths
+        }
 
 
 @pytest.fixture
@@ -127,12 +163,12 @@ def asked(fake: FakeQmp) -> int:
     return fake.commands.count("query-block")
 
 
-def sizes(snapshot: Snapshot) -> set[Space]:
-    """What the storage of the images has."""
+def sizes(snapshot: Snapshot) -> set[tuple[int | None, int | None]]:
+    """What the storage of the images has, and what of it is left."""
     images = [node.image for device in snapshot.devices for node in device.nodes if node.counts]
-    found = snapshot.counters.storage or [None] * len(images)
-    assert all(image for image, space in zip(images, found, strict=True) if space)
-    return {space for space in found if space}
+    found = snapshot.counters.files or [None] * len(images)
+    assert all(image for image, file in zip(images, found, strict=True) if file)
+    return {(file.size_bytes, file.available_bytes) for file in found if file}
 
 
 async def event(fake: FakeQmp, vm: Vm, name: str) -> None:
@@ -193,7 +229,7 @@ async def test_a_fleet_is_not_asked_for_query_block_all_at_once_again(
     await collect(vm)
     others = [TopologyCache(f"vm{i}", Settings(), Seer()) for i in range(400)]
     for other in others:
-        await other.put([], (), {}, 1.0, agreed=True)
+        await other.put([], (), {}, 0, 1.0, agreed=True)
     parts = Counter(int((other._due_at - clock.now) // 15) for other in others)
 
     assert 0 < due < 60
@@ -629,7 +665,7 @@ async def test_sizes_that_cannot_be_had_again_stay(
     snapshot = await collect(vm)
 
     assert asked(fake) == 2
-    assert sizes(snapshot) == {Space(1000, 100)}
+    assert sizes(snapshot) == {(1000, 100)}
 
 
 async def test_a_refresh_looks_at_each_file_once(
@@ -649,94 +685,325 @@ async def test_a_refresh_looks_at_each_file_once(
     ]
 
 
+class Qemu:
+    """What the QEMU has open, in place of /proc."""
+
+    def __init__(self, *files: OpenFile) -> None:
+        self.files = list(files)
+        self.same_names = True
+        self.folder = "/start"
+        self.reads = 0
+
+    def read(self, process: int) -> OpenFiles:
+        """Return what is open."""
+        self.reads += 1
+        return OpenFiles(process, tuple(self.files), self.same_names, self.folder)
+
+    def descriptors(self, process: int) -> tuple[str, ...]:
+        """Return the numbers of these."""
+        return tuple(file.path for file in self.files)
+
+
+def opened(number: int, name: str, *, locked: bool = True, device: str = "8:1") -> OpenFile:
+    """A file that is open, by its number."""
+    return OpenFile(f"fd{number}", name, str(number), Mount("/", device, "ext4"), locked)
+
+
+def seen_as(storage: Seer, *files: OpenFile, names: Sequence[str] = ()) -> None:
+    """Have a file be the same by its descriptor and by its name, and by other names."""
+    for file in files:
+        sight = Sight(True, 1000, 100, (8, int(file.inode)))
+        storage.sights |= dict.fromkeys((file.path, file.name, *names), sight)
+
+
+@pytest.fixture
+def qemu(storage: Seer, monkeypatch: pytest.MonkeyPatch) -> Qemu:
+    """A QEMU whose files can be seen: its two images."""
+    files = opened(10, "/images/top.qcow2"), opened(11, "/images/base.qcow2")
+    qemu = Qemu(*files)
+    seen_as(storage, *files)
+    monkeypatch.setattr("exporter.openfiles.read", qemu.read)
+    monkeypatch.setattr("exporter.peer.descriptors", qemu.descriptors)
+    return qemu
+
+
 async def test_a_refresh_looks_first_at_the_files_that_qemu_has_open(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
 ) -> None:
-    """They are more than query-block names, and no links: the right mount counts as hanging."""
-    opened = frozenset({"/images/top.qcow2", "/images/data.raw"})
-    monkeypatch.setattr("exporter.peer.open_files", lambda process: opened)
+    """They are more than query-block names; what hangs elsewhere is not their storage."""
+    qemu.files.append(opened(12, "/images/data.raw"))
+    storage.network_hangs = True
     vm = make()
     await collect(vm)
-    storage.seen.clear()
+    storage.opened.clear()
     clock.now += 60
-    await collect(vm)
-    assert asked(fake) == 2
-    assert storage.seen[:2] == [opened, frozenset({"/images/base.qcow2"})]
-    storage.seen.clear()
+    snapshot = await collect(vm)
+    assert (asked(fake), snapshot.storage_responding) == (2, True)
+    assert (storage.opened[0], storage.seen) == ({"fd10", "fd11", "fd12"}, [])
+    storage.named.clear()
     storage.hangs = True
     clock.now += 60
-    await collect(vm)
+    snapshot = await collect(vm)
 
-    assert (asked(fake), storage.seen) == (2, [opened])
+    assert (asked(fake), snapshot.storage_responding, storage.named) == (2, False, [])
 
 
 async def test_a_file_that_qemu_opened_since_is_looked_at(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
 ) -> None:
     """It has a number of its own; while the numbers are the same, no link is followed again."""
-    files = {"10": "/images/top.qcow2", "11": "/images/base.qcow2"}
-    looks = []
-
-    def open_files(process: int) -> frozenset[str]:
-        looks.append(process)
-        return frozenset(files.values())
-
-    monkeypatch.setattr("exporter.peer.open_files", open_files)
-    monkeypatch.setattr("exporter.peer.descriptors", lambda process: tuple(files))
     vm = make()
     for _ in range(4):
         await collect(vm)
         clock.now += 60
-    before = len(looks)
-    files["12"] = "/images/child-of-a-quorum.raw"
+    before = qemu.reads
+    qemu.files.append(opened(12, "/images/child-of-a-quorum.raw"))
     await collect(vm)
 
-    assert (before, len(looks)) == (2, 3)
-    assert "/images/child-of-a-quorum.raw" in frozenset().union(*storage.seen)
+    assert (before, qemu.reads) == (1, 2)
+    assert "fd12" in frozenset().union(*storage.opened)
 
 
-async def test_a_refresh_asks_every_network_mount_where_the_open_files_are_unknown(
+# Images that nobody finds by their names.
+
+
+def names(snapshot: Snapshot) -> dict[str, tuple[int | None, FileName]]:
+    """What the names of the images are worth."""
+    nodes = [node for device in snapshot.devices for node in device.nodes if node.counts]
+    files = snapshot.counters.files or [None] * len(nodes)
+    each = zip(nodes, files, strict=True)
+    return {node.file: (file.name_valid, file.name) for node, file in each if file}
+
+
+async def test_an_image_that_is_found_by_its_name_is_told_as_such(
+    fake: FakeQmp, make: Make, clock: Clock, qemu: Qemu
+) -> None:
+    """Of both layers."""
+    assert names(await collect(make())) == {
+        "/images/top.qcow2": (1, FileName.OWN),
+        "/images/base.qcow2": (1, FileName.OWN),
+    }
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "moved-and-replaced"])
+async def test_an_image_that_was_removed_or_replaced_costs_nobody_anything(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, how: str
+) -> None:
+    """It is asked for by what is open, and all that query-block tells goes on."""
+    vm = make()
+    await collect(vm)
+    storage.sights["/images/base.qcow2"] = (
+        Sight(False, missing=True) if how == "removed" else Sight(True, 7, 7, (9, 9))
+    )
+    if how == "moved-and-replaced":
+        qemu.files[1] = opened(11, "/images/base.moved")
+        storage.sights["fd11"] = Sight(True, 1000, 100, (8, 11))
+    for _ in range(5):
+        clock.now += 60
+        snapshot = await collect(vm)
+
+    assert asked(fake) == 6
+    assert snapshot.storage_responding is True
+    assert names(snapshot) == {
+        "/images/top.qcow2": (1, FileName.OWN),
+        "/images/base.qcow2": (0, FileName.REMOVED if how == "removed" else FileName.OTHER),
+    }
+    assert sizes(snapshot) == {(1000, 100)}
+
+
+async def test_a_descriptor_that_was_handed_over_is_the_image_that_no_name_leads_to(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
+) -> None:
+    """By elimination: of the files with QEMU's lock. Its storage is known, and which file it is."""
+    plug(fake, Disk(files=("/dev/fdset/1", "/images/base.qcow2")))
+    qemu.files += [opened(12, "/var/lib/vars.fd", locked=False)]
+    snapshot = await collect(make())
+    vm_files = snapshot.counters.files
+
+    assert names(snapshot)["/dev/fdset/1"] == (0, FileName.FDSET)
+    assert sizes(snapshot) == {(1000, 100)}
+    assert [file.identity for file in vm_files if file] == [(8, 10), (8, 11)]
+    assert "/dev/fdset/1" not in frozenset().union(*storage.named)
+
+
+@pytest.mark.parametrize(("device", "known"), [("8:1", {(1000, 100)}), ("8:2", {(None, None)})])
+async def test_two_descriptors_that_were_handed_over_are_not_told_apart(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu,
+    device: str, known: set[tuple[int | None, int | None]],
+) -> None:  # fmt: skip
+    """On one file system they have the same space; which file is which, nobody knows."""
+    plug(fake, Disk(files=("/dev/fdset/1", "/dev/fdset/2")))
+    qemu.files[1] = opened(11, "/images/base.qcow2", device=device)
+    snapshot = await collect(make())
+
+    assert sizes(snapshot) == known
+    assert [file.identity for file in snapshot.counters.files if file] == [None, None]
+
+
+async def test_a_relative_name_is_looked_for_where_qemu_is(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
+) -> None:
+    """It leads QEMU to the file, and nobody elsewhere; another one of that name does not."""
+    plug(fake, Disk(files=("top.qcow2", "sub/base.qcow2")))
+    qemu.files = [opened(10, "/start/top.qcow2"), opened(11, "/elsewhere/sub/base.qcow2")]
+    seen_as(storage, *qemu.files)
+    snapshot = await collect(make())
+
+    assert names(snapshot) == {
+        "top.qcow2": (0, FileName.RELATIVE),
+        "sub/base.qcow2": (0, FileName.OTHER),
+    }
+    assert snapshot.storage_responding is True
+
+
+async def test_a_name_is_looked_for_in_the_namespace_of_qemu(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
+) -> None:
+    """Here it may lead to another file; by descriptors it is asked all the same."""
+    qemu.same_names = False
+    vm = make()
+    await collect(vm)
+    pid = vm._session.peer_pid
+    there = {f"/proc/{pid}/root/images/{name}.qcow2" for name in ("top", "base")}
+    assert storage.named[0] == there
+    storage.sights |= {path: Sight(True, 7, 7, (8, 10 + i)) for i, path in enumerate(sorted(there))}
+    clock.now += 60
+    snapshot = await collect(vm)
+
+    assert {valid for valid, _ in names(snapshot).values()} == {1}
+
+
+async def test_a_name_that_does_not_answer_is_not_known(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something is mounted over it by now; what QEMU has open answers."""
+
+    async def nothing(names: Mapping[str, str | None], timeout_seconds: float) -> dict[str, Sight]:
+        return {}
+
+    monkeypatch.setattr(storage, "see_names", nothing)
+    snapshot = await collect(make())
+
+    assert snapshot.storage_responding is True
+    assert set(names(snapshot).values()) == {(None, FileName.UNSEEN)}
+    assert sizes(snapshot) == {(1000, 100)}
+
+
+async def test_an_image_without_a_name_is_logged_once(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its name, and why."""
+    plug(fake, Disk(files=("/dev/fdset/1", "base.qcow2")))
+    vm = make()
+    for _ in range(3):
+        await collect(vm)
+        clock.now += 60
+    said = [
+        (record.__dict__["file"], record.__dict__["why"])
+        for record in caplog.records
+        if record.message == "image cannot be found by its name"
+    ]
+
+    assert said == [
+        ("/dev/fdset/1", "its name means something to its QEMU alone, which was handed a descriptor"),
+        ("base.qcow2", "its name leads to another file than the one that QEMU has open"),
+    ]
+
+
+# A QEMU whose open files cannot be seen.
+
+
+async def test_a_network_mount_that_hangs_elsewhere_does_not_keep_a_refresh_away(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer
 ) -> None:
-    """A data file may be on any of them."""
+    """The images are known by name, they answer, and their formats have no other files."""
     vm = make()
     await collect(vm)
     storage.network_hangs = True
     clock.now += 60
     snapshot = await collect(vm)
 
-    assert (asked(fake), snapshot.storage_responding) == (1, False)
+    assert (asked(fake), snapshot.storage_responding) == (2, True)
+
+
+@pytest.mark.parametrize("image", ["quorum", "data-file"])
+async def test_a_network_mount_that_hangs_keeps_a_refresh_away_where_not_all_files_have_names(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, image: str
+) -> None:
+    """A data file may be on it, or a child of a quorum; that is not told as storage that hangs."""
+    block = Disk().block()
+    if image == "quorum":
+        block["inserted"]["image"]["format"] = "quorum"
+    else:
+        block["inserted"]["image"]["format-specific"] = {
+            "type": "qcow2", "data": {"compat": "1.1", "data-file": "/net/data.raw"},
+        }  # fmt: skip
+    fake.replies["query-block"] = {"return": [block]}
+    vm = make()
+    await collect(vm)
+    storage.network_hangs = True
+    clock.now += 60
+    snapshot = await collect(vm)
+    assert (asked(fake), snapshot.storage_responding) == (1, True)
+    assert snapshot.storage_error == (
+        "/net does not answer, and nobody can see from here whether vm has files there"
+    )
+    storage.network_hangs = False
+    snapshot = await collect(vm)
+
+    assert (asked(fake), snapshot.storage_error) == (2, "")
 
 
 async def test_a_network_mount_that_hangs_keeps_first_contact_away(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody knows yet which files the VM has."""
+    """Nobody knows yet which files the VM has, nor that its storage is what hangs."""
     vm = make()
     storage.network_hangs = True
-    snapshot = await collect(vm)
-    assert (asked(fake), snapshot.up, snapshot.storage_responding) == (0, True, False)
+    for _ in range(3):
+        snapshot = await collect(vm)
+    assert (asked(fake), snapshot.up, snapshot.storage_responding) == (0, True, None)
+    assert [r.message for r in caplog.records].count("query-block is not asked") == 1
     storage.network_hangs = False
     await collect(vm)
 
     assert asked(fake) == 1
 
 
-async def test_first_contact_looks_at_the_files_that_qemu_has_open(
+async def test_a_mount_on_which_no_qemu_has_a_file_keeps_nobody_away(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer
+) -> None:
+    """Also of a QEMU behind a proxy, which is one of them."""
+    storage.network_hangs, storage.is_used = True, False
+    snapshot = await collect(make())
+
+    assert (asked(fake), snapshot.storage_responding) == (1, True)
+
+
+async def test_a_qemu_all_of_whose_network_mounts_answer_is_asked_whatever_its_images_are_called(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where they can be seen, no other mount of the host can keep query-block away."""
-    opened = frozenset({"/images/top.qcow2", "/dev/kvm"})
-    monkeypatch.setattr("exporter.peer.open_files", lambda process: opened)
-    storage.network_hangs = True
+    """It runs as another user: its files are not seen, and its mounts are."""
+    table = {"1": Mount("/", "8:1", "ext4"), "2": Mount("/net", NET.device, "nfs4")}
+    monkeypatch.setattr("exporter.peer.is_qemu", lambda process: True)
+    monkeypatch.setattr("exporter.openfiles.read", lambda process: None)
+    monkeypatch.setattr("exporter.mounts.of", lambda process: table)
+    monkeypatch.setattr("exporter.mounts.points", lambda: {"/mnt": NET})
+    plug(fake, Disk(files=("/dev/fdset/1", "base.qcow2")))
+    storage.visible = False
     vm = make()
-    storage.hangs = True
+    snapshot = await collect(vm)
+    clock.now += 60
     await collect(vm)
-    assert (asked(fake), storage.seen[0]) == (0, opened)
-    storage.hangs = False
+    assert asked(fake) == 2
+    assert snapshot.storage_responding is None
+    assert {valid for valid, _ in names(snapshot).values()} == {0}
+    # A mount of its own, to which no way leads from here, may hang unseen.
+    table["3"] = Mount("/own", "0:77", "nfs4")
+    clock.now += 60
     await collect(vm)
 
-    assert asked(fake) == 1
+    assert asked(fake) == 2
 
 
 async def test_the_canary_looks_at_every_image_before_query_block_does(
@@ -758,7 +1025,7 @@ async def test_the_storage_of_the_images_is_measured(
     """As the canary saw it."""
     snapshot = await collect(make())
 
-    assert sizes(snapshot) == {Space(1000, 100)}
+    assert sizes(snapshot) == {(1000, 100)}
 
 
 async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
@@ -774,7 +1041,9 @@ async def test_images_that_cannot_be_seen_turn_the_timed_refresh_off(
     assert (asked(fake), snapshot.storage_responding) == (1, None)
     # With the answer, and once after the max-age.
     assert storage.seen.count(frozenset({"/images/top.qcow2", "/images/base.qcow2"})) == 2
-    assert [r.message for r in caplog.records if "cannot be seen" in r.message] != []
+    said = [record for record in caplog.records if "cannot be seen" in record.message]
+    assert [record.__dict__["file"] for record in said] == ["/images/base.qcow2"]
+    assert said[0].__dict__["why"] == "no file that can be seen"
     await event(fake, vm, "RESUME")
     await collect(vm)
     assert asked(fake) == 2

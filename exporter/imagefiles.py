@@ -104,9 +104,18 @@ class ImageFiles:
         return Storages.ANSWER if all(visible) or not blind else Storages.PARTLY_SEEN
 
     async def learn(
-        self, paths: Collection[str], nodes: object, process: int, timeout_seconds: float
+        self,
+        paths: Collection[str],
+        nodes: object,
+        process: int,
+        timeout_seconds: float,
+        *,
+        anew: bool,
     ) -> None:
-        """Look at the images that query-block has just told of."""
+        """Look at the images that query-block has just told of.
+
+        `anew`: where their names lead is asked for now, for something is about to rest on it.
+        """
         try:
             if (opened := self._open_files(nodes, process)) is None:
                 self.identities = None
@@ -114,13 +123,13 @@ class ImageFiles:
                 self._of_names |= await self._storage.see(missing, timeout_seconds)
                 found = {path: _unopened(path, self._of_names[path]) for path in paths}
             else:
-                found = await self._look(opened, paths, timeout_seconds)
+                found = await self._look(opened, paths, timeout_seconds, anew=anew)
                 if any(self._is_new(path, file) for path, file in found.items()):
                     # Opened under a number that another file had: read anew, before it is told.
                     self._opened_as = (0, None, ())
                     if (opened := self._open_files(nodes, process)) is not None:
                         self._of_open = {}
-                        found = await self._look(opened, paths, timeout_seconds)
+                        found = await self._look(opened, paths, timeout_seconds, anew=anew)
         except StorageHangs as error:
             self._hangs(str(error))
             return
@@ -184,7 +193,7 @@ class ImageFiles:
         return await self._storage.hanging(asked, timeout_seconds), blind
 
     async def _look(
-        self, opened: OpenFiles, paths: Collection[str], timeout_seconds: float
+        self, opened: OpenFiles, paths: Collection[str], timeout_seconds: float, *, anew: bool
     ) -> dict[str, ImageFile]:
         """Find what each path leads to, and which of the open files it is of."""
         unseen = [file for file in opened.files if file not in self._of_open]
@@ -201,6 +210,7 @@ class ImageFiles:
                 if place
             },
             timeout_seconds,
+            anew=anew,
         )
         names: dict[str, FileName] = {}
         files: dict[str, OpenFile | None] = {}

@@ -88,18 +88,22 @@ class Storage:
         return {file: sights[file.key] for file in files}
 
     async def see_names(
-        self, names: Mapping[str, str | None], timeout_seconds: float
+        self, names: Mapping[str, str | None], timeout_seconds: float, *, anew: bool = False
     ) -> dict[str, Sight]:
         """Ask where names lead, and leave out what does not answer.
 
         `names` tells by a path the device that it seems to lead to, None where its mount tells.
+        `anew`: what others were told a moment ago will not do.
         """
         by_thread = self._by_mount([path for path, device in names.items() if device is None])
         for path, device in names.items():
             if device is not None:
                 by_thread.setdefault(self._thread_of_names(device, path), {})[path] = path
         answers = await asyncio.gather(
-            *(self._see({thread: asked}, timeout_seconds) for thread, asked in by_thread.items()),
+            *(
+                self._see({thread: asked}, timeout_seconds, anew=anew)
+                for thread, asked in by_thread.items()
+            ),
             return_exceptions=True,
         )
         found: dict[str, Sight] = {}
@@ -144,7 +148,11 @@ class Storage:
         return (await asyncio.shield(self._host)).has_files_on(devices, relay)
 
     async def _see(
-        self, by_thread: Mapping[_Thread, _Questions], timeout_seconds: float
+        self,
+        by_thread: Mapping[_Thread, _Questions],
+        timeout_seconds: float,
+        *,
+        anew: bool = False,
     ) -> dict[str, Sight]:
         if not by_thread:
             return {}
@@ -152,7 +160,7 @@ class Storage:
         if hanging := [thread.point for thread, _ in asking if thread.hangs]:
             raise StorageHangs(f"{hanging[0]} has not answered since an earlier scrape")
         looks = [thread.looks for thread, _ in asking]
-        asked = [thread.ask(questions) for thread, questions in asking]
+        asked = [thread.ask(questions, anew=anew) for thread, questions in asking]
         late = await self._late(asked, timeout_seconds)
         for (thread, _), answer, before in zip(asking, asked, looks, strict=True):
             thread.hangs |= answer in late and thread.looks == before
@@ -230,14 +238,14 @@ class _Thread:
         self.looks = 0
         self._look = look
         self._asked: queue.SimpleQueue[
-            tuple[_Questions, asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
+            tuple[_Questions, bool, asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
         ] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def ask(self, questions: _Questions) -> asyncio.Future[dict[str, Sight]]:
+    def ask(self, questions: _Questions, *, anew: bool) -> asyncio.Future[dict[str, Sight]]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[dict[str, Sight]] = loop.create_future()
-        self._asked.put((questions, loop, answer))
+        self._asked.put((questions, anew, loop, answer))
         if self._thread is None:
             # A daemon: a thread that hangs must not keep the process from ending.
             self._thread = threading.Thread(
@@ -250,10 +258,10 @@ class _Thread:
         recent: dict[str, Sight] = {}
         since = float("-inf")
         while True:
-            questions, loop, answer = self._asked.get()
+            questions, anew, loop, answer = self._asked.get()
             if answer.cancelled():
                 continue
-            if time.monotonic() - since >= _RECENT_SECONDS:
+            if anew or time.monotonic() - since >= _RECENT_SECONDS:
                 recent, since = {}, time.monotonic()
             # One look at least: that it answered a second ago says nothing of now.
             for key in [key for key in questions if key not in recent] or [*questions][:1]:

@@ -66,6 +66,8 @@ class TopologyCache:
         self._disagreed: NodeNames | None = None
         #: The chains of which query-block must not be asked.
         self._refused: NodeNames | None = None
+        #: Whether something is about to rest on where the names of images lead.
+        self._anew = False
         #: When query-block last answered, seconds since 1970.
         self.timestamp: float | None = None
 
@@ -97,6 +99,11 @@ class TopologyCache:
     def outdate(self) -> None:
         """Ask in the next scrape: something happened."""
         self._outdated = self._happened = True
+
+    def look_anew(self) -> None:
+        """Ask in the next scrape, and trust nothing that was seen of the images before."""
+        self.outdate()
+        self._anew = True
 
     def forget(self, *, another: bool) -> None:
         """Know nothing: the connection is new, and it is `another` QEMU, as far as can be seen."""

@@ -116,7 +116,7 @@ class Vm:
         deadline, began = time.monotonic() + timeout_seconds, time.time()
         file, pid = self.peer
         self._session.check()
-        self._topology.outdate()
+        self._topology.look_anew()
         await self._watch.begin(timeout_seconds)
         snapshot = await self._ask(deadline)
         self._session.check(must_exist=True)

@@ -286,6 +286,19 @@ async def test_names_that_do_not_answer_are_left_out(slow: Storage, eye: Eye) ->
     assert list(sights) == ["/fast/b"]
 
 
+async def test_where_a_name_leads_now_is_not_told_as_it_was_a_moment_ago(
+    slow: Storage, eye: Eye
+) -> None:
+    """The image may have been removed since, and an action is about to rest on it."""
+    names = dict.fromkeys(("/fast/a", "/fast/b"))
+    await slow.see_names(names, PATIENCE)
+    await slow.see_names(names, PATIENCE)
+    before = dict(eye.looks)
+    await slow.see_names(names, PATIENCE, anew=True)
+
+    assert (before, eye.looks) == ({"/fast/a": 2, "/fast/b": 1}, {"/fast/a": 3, "/fast/b": 2})
+
+
 async def test_network_mounts_that_hang_are_found(slow: Storage, eye: Eye) -> None:
     """The mount points themselves are looked at; one that hangs does not hide another."""
     eye.free.clear()

@@ -93,7 +93,7 @@ class Seer(Storage):
         return {file: found[file.path] for file in files}
 
     async def see_names(
-        self, names: Mapping[str, str | None], timeout_seconds: float
+        self, names: Mapping[str, str | None], timeout_seconds: float, *, anew: bool = False
     ) -> dict[str, Sight]:
         """Say where names lead."""
         self.named.append(frozenset(names))
@@ -878,7 +878,7 @@ async def test_a_name_that_does_not_answer_is_not_known(
 ) -> None:
     """Something is mounted over it by now; what QEMU has open answers."""
 
-    async def nothing(names: Mapping[str, str | None], timeout_seconds: float) -> dict[str, Sight]:
+    async def nothing(*_: object, **__: object) -> dict[str, Sight]:
         return {}
 
     monkeypatch.setattr(storage, "see_names", nothing)

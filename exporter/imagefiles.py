@@ -61,6 +61,11 @@ class ImageFiles:
         self._warned: frozenset[tuple[str, FileName]] = frozenset()
         self._warned_unseen = False
 
+    def forget(self) -> None:
+        """Another QEMU has taken the socket over: nothing is known of its files."""
+        self.known, self.identities = {}, None
+        self.responding = self._opened = None
+
     async def ask(
         self,
         paths: Collection[str],

@@ -213,7 +213,9 @@ class TopologyCache:
             self._topology = topology  # else the same object, of which all is rendered already
             self._paths = nodes.image_files(by_key) | data_files
             self._paths_are_all = nodes.are_all_files(by_key)
-        await self._images.learn(self._paths, names, process, min(CANARY_SECONDS, timeout_seconds))
+        anew, self._anew = self._anew, False
+        timeout = min(CANARY_SECONDS, timeout_seconds)
+        await self._images.learn(self._paths, names, process, timeout, anew=anew)
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

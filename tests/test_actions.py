@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from exporter import api
-from exporter.errors import OutcomeUnknown, Refused, Rejected
+from exporter.errors import LayerLost, OutcomeUnknown, Refused, Rejected
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import USER, Reach, begin, end, files, gone, grant, refused, run
@@ -504,6 +504,27 @@ async def test_a_snapshot_is_a_file_made_here_that_qemu_is_told_to_use(
     assert (done.command, done.arguments, done.job_id, done.job) == (
         "blockdev-snapshot-sync", sent, None, None,
     )  # fmt: skip
+
+
+async def test_a_layer_whose_file_qemu_removes_is_not_told_as_a_success(
+    fake: FakeQmp, reach: Reach, granted: Path
+) -> None:
+    """So it does on top of snapshot=on, where that could not be seen before; nor is it again."""
+    file = granted / "new.qcow2"
+
+    def take(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        Path(arguments["snapshot-file"]).unlink()
+        plug(fake, Disk(nodes=("new", "top", "base"), files=(str(file), "/images/top.qcow2", "/images/base.qcow2")))
+        return {"return": {}}
+
+    fake.replies["blockdev-snapshot-sync"] = take
+    with pytest.raises(LayerLost, match="is the active layer, and has no name any more"):
+        await snapshot(reach, file)
+    with pytest.raises(LayerLost, match="is layer 0 of disk0, and was removed"):
+        await snapshot(reach, file)
+
+    assert [name for name, _ in fake.changes] == ["blockdev-snapshot-sync"]
+    assert files(granted) == []
 
 
 async def test_a_disk_without_a_name_gets_a_node_with_one(

@@ -21,9 +21,9 @@ UNIT_TESTS = sorted(path.name for path in (FOLDER / "tests").glob("*.yml"))
 TARGET_LABELS = {"job", "instance"}
 TARGET_METRICS = {"up": TARGET_LABELS, "scrape_duration_seconds": TARGET_LABELS}
 WORDS = {
-    "absent", "and", "avg_over_time", "bool", "by", "changes", "group_left", "group_right",
+    "absent", "and", "avg_over_time", "bool", "by", "changes", "count", "group_left", "group_right",
     "histogram_quantile", "ignoring", "increase", "label_replace", "last_over_time", "max",
-    "max_over_time", "min_over_time", "offset", "on", "or", "predict_linear", "rate", "resets",
+    "max_over_time", "min", "min_over_time", "offset", "on", "or", "predict_linear", "rate", "resets",
     "scalar", "sum", "time", "timestamp", "unless", "vector", "without",
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from exporter import api
-from exporter.errors import ActionError, OutcomeUnknown, Refused, Rejected
+from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.web.answers import AUDIT, answer, problem, problems
 
 JOB = api.Job(vm="vm", job_id="j", job_type="commit", device=None)
@@ -23,6 +23,7 @@ ERRORS: dict[str, ActionError] = {
     "rejected": Rejected("in QEMU's words"),
     "unknown": OutcomeUnknown("why"),
     "late": OutcomeUnknown("why", late=True),
+    "lost": LayerLost("why"),
 }
 
 
@@ -85,6 +86,8 @@ async def client() -> AsyncIterator[TestClient[Any, Any]]:
          {"result": "unknown", "detail": "why"}),
         ("late", 504, "no-answer", {"outcome": "unknown"},
          {"result": "unknown", "detail": "why"}),
+        ("lost", 502, "layer-lost", {},
+         {"result": "done", "problem": "layer-lost", "detail": "why"}),
     ],
 )  # fmt: skip
 async def test_an_error_is_a_problem_and_is_told_to_the_audit_line(

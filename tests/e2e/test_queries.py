@@ -76,6 +76,7 @@ ALERTS = {
     "QemuBlockStorageAlmostFull": {"vm": "images", "device": "cramped"},
     "QemuBlockBitmapInconsistent": {"vm": "crashed", "device": "disk0", "bitmap": "unsaved"},
     "QemuBlockImageCorrupt": {"vm": "damaged", "device": "disk0"},
+    "QemuBlockImageUnnamed": {"vm": "images", "device": "temporary"},
     "QemuVmPausedByIoError": {"vm": "full", "device": "virtio-disk0", "status": "nospace"},
     "QemuBlockIoFailed": {"vm": "ignoring", "device": "virtio-disk0"},
     "QemuVmUnreachable": {"vm": "gone"},
@@ -192,6 +193,8 @@ def images_vm(lab: Lab) -> Qemu:
         *blockdev("deep", *lab.chain("deep", 10)),
         *blockdev("whole", overlay, whole),
         *blockdev("cramped", cramped),
+        *drive("temporary", lab.image("temporary"), "snapshot=on"),
+        *plug("front", "temporary"),
         machine="pc",
     )
 

@@ -203,8 +203,11 @@ def test_what_each_setting_of_the_sandbox_takes_away(
     assert setting.partition("=")[0] in (ROOT / "deploy/systemd/README.md").read_text()
 
 
-def test_storage_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(service: Service) -> None:
-    """A mount that comes later is seen in the sandbox; a dead one is not touched when it is set up."""
+def test_a_mount_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(service: Service) -> None:
+    """One that comes later is seen in the sandbox; a dead one is not touched when it is set up.
+
+    It holds no image. Of VMs whose images are known nothing ages; of others nobody can tell that.
+    """
     host = service.host
     with service.configured(arguments="--collector.topology.max-age=1"):
         host.run("mkdir", "/srv/behind", "/srv/share")
@@ -213,10 +216,13 @@ def test_storage_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(servi
         wait_until(lambda: "/srv/share" in host.run("cat", f"/proc/{service.pid}/mountinfo"), "the mount is there")
         host.systemctl("kill", "--signal=STOP", "share")
         try:
-            wait_until(lambda: not service.storage(), "it is seen to hang")
+            stamp = 'qemu_vm_topology_timestamp_seconds{vm="plain"}'
+            since = float(service.metrics()[stamp])
+            wait_until(lambda: float(service.metrics()[stamp]) > since + 4, "QEMU is asked again")
+            assert "plain" in service.storage()
             host.systemctl("restart", SERVICE)
-            wait_until(lambda: service.metrics().get('qemu_vm_storage_responding{vm="plain"}') == "0", "it is seen")
-            assert service.metrics()['qemu_vm_up{vm="plain"}'] == "1"
+            wait_until(lambda: service.metrics().get('qemu_vm_up{vm="plain"}') == "1", "it is up")
+            assert not {'qemu_vm_storage_responding{vm="plain"}', stamp} & service.metrics().keys()
         finally:
             host.systemctl("kill", "--signal=CONT", "share")
         wait_until(lambda: "plain" in service.storage(), "it answers again")

@@ -214,6 +214,7 @@ def test_a_mount_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(servi
         uncached = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
         host.start("share", "bindfs", "-f", "-o", uncached, "/srv/behind", "/srv/share")
         wait_until(lambda: "/srv/share" in host.run("cat", f"/proc/{service.pid}/mountinfo"), "the mount is there")
+        wait_until(lambda: "plain" in service.storage(), "its images are known")
         host.systemctl("kill", "--signal=STOP", "share")
         try:
             stamp = 'qemu_vm_topology_timestamp_seconds{vm="plain"}'

@@ -13,7 +13,7 @@ from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
-from exporter.filename import public, public_text, throttle_group
+from exporter.filename import local_path, public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
 from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
@@ -49,8 +49,10 @@ class Devices:
     names: tuple[str, ...] = ()
     #: Where in `chain.Walk.nodes` each node stands that counts.
     positions: tuple[int, ...] = ()
-    #: The image file of each of these nodes, empty where it has none of its own.
+    #: The file of each of these nodes where the guest's data is, empty where it has none of its own.
     files: tuple[str, ...] = ()
+    #: Those that are not the image itself, by where they stand: the path of the image.
+    images: Mapping[int, str] = field(default_factory=dict)
 
 
 def devices(
@@ -69,6 +71,7 @@ def devices(
     found = []
     positions: list[int] = []
     files: list[str] = []
+    images: dict[int, str] = {}
     for name, entry in zip(device_names(entries), entries, strict=True):
         info = topology.blocks.get(key(entry)) if topology else None
         closed = topology is not None and (key(entry), entry.node_name) in topology.closed
@@ -78,6 +81,11 @@ def devices(
             info = info if closed else None
         nodes, sources, of_nodes = of_chain(chain, topology.data_files if topology else frozenset())
         positions += (position[id(source)] for source in sources)
+        counting = [node for node in nodes if node.counts]
+        for index, (node, file) in enumerate(zip(counting, of_nodes, strict=True), len(files)):
+            image = (local_path(node.image.filename) if node.image else None) or file
+            if image != file:
+                images[index] = image
         files += of_nodes
         device = Device(
             device=name,
@@ -88,7 +96,7 @@ def devices(
             expected_backing_depth=expected_depth(name),
         )
         found.append(_device(device, info, chain, topology) if info and topology else device)
-    return Devices(tuple(found), walk.names, tuple(positions), tuple(files))
+    return Devices(tuple(found), walk.names, tuple(positions), tuple(files), images)
 
 
 def count(
@@ -102,7 +110,24 @@ def count(
     `files` tells what is seen of an image file, by its path.
     """
     nodes = [walk.nodes[position] for position in known.positions]
-    return Counters(entries, nodes, [files.get(file) for file in known.files] if files else ())
+    if not files:
+        return Counters(entries, nodes)
+    found = [files.get(file) for file in known.files]
+    for index, image in known.images.items():
+        found[index] = _with_data_file(files.get(image), found[index])
+    return Counters(entries, nodes, found)
+
+
+def _with_data_file(image: ImageFile | None, data: ImageFile | None) -> ImageFile | None:
+    """Return what is seen of an image whose data is in another file: the space is that of its data."""
+    if image is None:
+        return data
+    name = image.name
+    if data is not None and data.name_valid == 0 and image.name_valid != 0:
+        name = data.name
+    valid = 0 if data is not None and data.name_valid == 0 else image.name_valid
+    space = data or ImageFile()
+    return ImageFile(space.size_bytes, space.available_bytes, valid, name, image.identity)
 
 
 def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:

@@ -67,11 +67,10 @@ class ImageFiles:
         """The names of the files that QEMU has open, as it sees them; none where they are not seen."""
         return frozenset(file.name for file in self._opened.files) if self._opened else frozenset()
 
-    def forget(self, *, another: bool) -> None:
-        """Know nothing: the connection is new, and it is `another` QEMU, as far as can be seen."""
+    def forget(self) -> None:
+        """Another QEMU has taken the socket over: nothing is known of its files."""
         self.known, self.identities = {}, None
-        if another:
-            self.responding, self.error, self._opened = None, "", None
+        self.responding, self.error, self._opened = None, "", None
 
     async def ask(
         self,

@@ -47,16 +47,15 @@ def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     )
 
 
-def names_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
+def are_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
     """Whether `image_files` are all that QEMU has open for these devices, as far as formats tell.
 
-    A quorum has children, a vmdk may have extents, and a qcow2 a data file, which have no names
-    there.
+    A quorum has children, a vmdk may have extents, and a qcow2 a data file, without names there.
     """
     return all(
         image.format in _ONE_FILE_FORMATS
         and local_path(image.filename) is not None
-        and _data_file(image, frozenset()) is None
+        and _data_file(image, frozenset()) != ""
         for info in blocks.values()
         for image in chains.images(info)
     )

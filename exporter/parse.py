@@ -49,7 +49,7 @@ class Devices:
     names: tuple[str, ...] = ()
     #: Where in `chain.Walk.nodes` each node stands that counts.
     positions: tuple[int, ...] = ()
-    #: The image file of each of these nodes, empty where it has none of its own.
+    #: The image of each of these nodes and the file that its bytes are in; empty where it has none.
     files: tuple[tuple[str, str], ...] = ()
 
 
@@ -106,12 +106,15 @@ def count(
 
 
 def _file(paths: tuple[str, str], files: Mapping[str, ImageFile]) -> ImageFile | None:
-    """Return what is seen of an image and of the file that its bytes are in, by their paths."""
-    own, stored = (files.get(path) for path in paths)
-    if paths[0] == paths[1] or own is None:
-        return own or stored
-    sizes = stored or ImageFile()
-    return _replace(own, size_bytes=sizes.size_bytes, available_bytes=sizes.available_bytes)
+    """Return what is seen of an image: its space is that of its data file, and both need a name."""
+    image, data = (files.get(path) for path in paths)
+    if paths[0] == paths[1] or image is None:
+        return image or data
+    space = data or ImageFile()
+    unnamed = space if space.name_valid == 0 and image.name_valid != 0 else image
+    return _replace(
+        space, name_valid=unnamed.name_valid, name=unnamed.name, identity=image.identity
+    )
 
 
 def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:

@@ -108,7 +108,8 @@ class TopologyCache:
     def forget(self, *, another: bool) -> None:
         """Know nothing: the connection is new, and it is `another` QEMU, as far as can be seen."""
         self._topology = self.timestamp = self._refused = None
-        self._images.forget(another=another)
+        if another:
+            self._images.forget()
 
     def current(self) -> Topology | None:
         """Return what is known, None where it is too old to be shown."""
@@ -211,7 +212,7 @@ class TopologyCache:
         if topology != self._topology:
             self._topology = topology  # else the same object, of which all is rendered already
             self._paths = nodes.image_files(by_key) | data_files
-            self._paths_are_all = nodes.names_all_files(by_key)
+            self._paths_are_all = nodes.are_all_files(by_key)
         anew, self._anew = self._anew, False
         timeout = min(CANARY_SECONDS, timeout_seconds)
         await self._images.learn(self._paths, names, process, timeout, anew=anew)

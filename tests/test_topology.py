@@ -878,6 +878,29 @@ async def test_two_descriptors_that_were_handed_over_are_not_told_apart(
     assert [file.identity for file in snapshot.counters.files if file] == [None, None]
 
 
+@pytest.mark.parametrize("gone", [None, "/images/top.qcow2", "/images/data.raw"])
+async def test_an_image_with_a_data_file_needs_both_names(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, gone: str | None
+) -> None:
+    """The space is that of the data, and the file is the image."""
+    block = Disk().block()
+    block["inserted"]["image"]["format-specific"] = {
+        "type": "qcow2", "data": {"compat": "1.1", "data-file": "/images/data.raw"},
+    }  # fmt: skip
+    fake.replies["query-block"] = {"return": [block]}
+    qemu.files.append(opened(12, "/images/data.raw"))
+    data = Sight(True, 5000, 500, (8, 12))
+    storage.sights |= {"fd12": data, "/images/data.raw": data}
+    if gone:
+        storage.sights[gone] = Sight(False, missing=True)
+    (top, *_) = [file for file in (await collect(make())).counters.files if file]
+
+    assert (top.size_bytes, top.available_bytes, top.identity) == (5000, 500, (8, 10))
+    assert (top.name_valid, top.name) == (
+        (0, FileName.REMOVED) if gone else (1, FileName.OWN)
+    )
+
+
 async def test_a_relative_name_is_looked_for_where_qemu_is(
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
 ) -> None:

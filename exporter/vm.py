@@ -17,6 +17,7 @@ from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
 from exporter.model import Counters, Device, Node, Snapshot
+from exporter.owners import Owners, of_graph
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -240,6 +241,7 @@ class Vm:
                 self._inquiry.say_failed(queries.BLOCK.name, error)
             walk = chains.walk(entries)
         told = block_jobs
+        graph: qapi.Graph | None = None
         if new := self._watch.unplaced(block_jobs):
             graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
             self._watch.place(new, graph, entries)
@@ -252,6 +254,10 @@ class Vm:
         status = answers.get(queries.STATUS)
         self._has_run |= status is not None and status.running
         devices, counters = self._count(entries, walk)
+        if self._watch.events.find():
+            if graph is None and entries:
+                graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
+            self._watch.events.give_up(of_graph(graph, entries) if graph else Owners())
         free_nodes: tuple[Node, ...] = ()
         if nodes:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
@@ -276,7 +282,7 @@ class Vm:
             exports=self._exports.found,
             jobs=tuple(self.jobs.stamped(job) for job in jobs) if jobs else (),
             counters=counters,
-            remembered=self._watch.records(),
+            remembered=self._watch.records(jobs),
         )
 
     def _count(
@@ -289,7 +295,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
-        self._watch.devices = known.found
+            self._watch.know(entries)
         return known.found, parse.count(known, entries, walk, self._topology.space())
 
     async def _first_answers(self, deadline: float) -> Answers:
@@ -310,8 +316,7 @@ class Vm:
                 if not self._session.peer_pid or self._peer != self.peer:
                     self._refresh.corruption.forget()
                 self._peer = self.peer
-            self._watch.follow()
-            self.jobs.ask()
+            self._watch.ask()
             safe: list[Query[Any]] = [queries.STATUS, self._inquiry.blockstats, queries.BLOCK_JOBS]
             try:
                 answers = await self._inquiry.batch([*safe, *self._beside()], deadline)

@@ -19,6 +19,7 @@ from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
 from exporter.joblist import JobList
 from exporter.model import Counters, Device, ImageFile, Node, Snapshot
+from exporter.owners import Owners, of_graph
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -264,6 +265,11 @@ class Vm:
             free_nodes, of_free = parse.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
         jobs = await self._job_list.take(answers, entries, block_jobs, devices, deadline)
+        if self._watch.events.find():
+            graph = self._job_list.graph
+            if graph is None and entries:
+                graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
+            self._watch.events.give_up(of_graph(graph, entries) if graph else Owners())
         status = answers.get(queries.STATUS)
         self._has_run |= status is not None and status.running
         return Snapshot(
@@ -284,7 +290,7 @@ class Vm:
             exports=self._exports.found,
             jobs=jobs,
             counters=counters,
-            remembered=self._watch.records(),
+            remembered=self._watch.records(jobs),
         )
 
     async def _look(self) -> None:
@@ -298,7 +304,6 @@ class Vm:
         known = self._devices
         if known is None or chains.walk(entries).names != known.names:
             known = parse.devices(entries, None, self.target.settings.expected_depth)
-        self._watch.devices = known.found
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
         await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
 
@@ -312,7 +317,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
-        self._watch.devices = known.found
+            self._watch.know(entries)
         return known.found, parse.count(known, entries, walk, self._topology.files())
 
     async def _first_answers(self, deadline: float) -> Answers:
@@ -333,8 +338,7 @@ class Vm:
                 if not self._session.peer_pid or self._peer != self.peer:
                     self._refresh.corruption.forget()
                 self._peer = self.peer
-            self._watch.follow()
-            self.jobs.ask()
+            self._watch.ask()
             safe: list[Query[Any]] = [queries.STATUS, self._inquiry.blockstats, queries.BLOCK_JOBS]
             try:
                 answers = await self._inquiry.batch([*safe, *self._beside()], deadline)

@@ -68,12 +68,14 @@ UNKNOWN = {
 ALERTS = {
     "QemuBlockJobReady": {"vm": "jobs", "device": "ready", "job_id": "job-ready"},
     "QemuBlockJobIoError": {"vm": "jobs", "device": "stopped", "job_id": "job-stopped"},
+    "QemuBlockJobRetrying": {"vm": "jobs", "device": "retrying", "job_id": "job-retrying"},
     "QemuBlockJobPaused": {"vm": "jobs", "device": "paused", "job_id": "job-paused"},
     "QemuBlockJobFailed": {"vm": "jobs", "job_type": "commit", "result": "failed"},
     "QemuBlockJobVanished": {"vm": "passing", "device": "disk0", "result": "vanished"},
     "QemuBlockChainTooDeep": {"vm": "images", "device": "deep"},
     "QemuBlockOverlayAlmostFull": {"vm": "images", "device": "whole"},
     "QemuBlockStorageAlmostFull": {"vm": "images", "device": "cramped"},
+    "QemuBlockQuorumDegraded": {"vm": "voting", "device": "disk0"},
     "QemuBlockBitmapInconsistent": {"vm": "crashed", "device": "disk0", "bitmap": "unsaved"},
     "QemuBlockImageCorrupt": {"vm": "damaged", "device": "disk0"},
     "QemuBlockImageUnnamed": {"vm": "images", "device": "temporary"},
@@ -90,6 +92,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "ready": {},
     "paused": {"speed": 1},
     "backup": {"command": "drive-backup", "sync": "full", "speed": 1},
+    "retrying": {"command": "blockdev-backup", "sync": "full", "on-target-error": "ignore"},
     "completed": {},
     "cancelled": {"speed": 1},
     "stopped": {"on-error": "stop"},
@@ -170,6 +173,20 @@ def corrupt(image: Path) -> Path:
     return image
 
 
+def voting(lab: Lab) -> Qemu:
+    """Start a VM with a quorum, to one child of which the first write fails."""
+    nodes: list[dict[str, Any]] = []
+    for number in range(3):
+        image = lab.folder / f"voting{number}.raw"
+        image.write_bytes(bytes(MIB))
+        file = file_node(image, {} if number else ONCE)
+        nodes.append({"driver": "raw", "node-name": f"child{number}", "file": file})
+    names = [node["node-name"] for node in nodes]
+    nodes.append({"driver": "quorum", "node-name": "all", "vote-threshold": 2, "children": names})
+    given = [part for node in nodes for part in ("-blockdev", json.dumps(node))]
+    return lab.qemu("voting", *given, *plug("disk0", "all"), machine="pc")
+
+
 def crashed(lab: Lab) -> list[str]:
     """Return the arguments for a disk whose bitmap a crash of QEMU has left unsaved."""
     image = lab.image("crashed")
@@ -242,7 +259,22 @@ def jobs_vm(lab: Lab) -> Qemu:
             subprocess.run([tool("qemu-io"), "-c", f"write -q 0 {60 * MIB}", base], check=True)
         fault = ONCE if "on-error" in job else {}
         disks += by_blockdev(name, top, file_node(base, fault))
-    return lab.qemu("jobs", *disks, machine="pc")
+    return lab.qemu("jobs", *disks, *refusing(lab), machine="pc")
+
+
+def refusing(lab: Lab) -> list[str]:
+    """Return the arguments for a node that refuses every write, and takes its time for each."""
+    image = lab.folder / "refusing.raw"
+    image.write_bytes(bytes(64 * MIB))
+    always = {"event": "none", "iotype": "write", "errno": 5}
+    node = {
+        "driver": "throttle",
+        "node-name": "refusing",
+        "throttle-group": "slow",
+        "file": {"driver": "raw", "file": file_node(image, always)},
+    }
+    group = "throttle-group,id=slow,x-iops-total=5"
+    return ["-object", group, "-blockdev", json.dumps(node)]
 
 
 def start_jobs(vm: Qemu) -> None:
@@ -256,6 +288,8 @@ def start(vm: Qemu, device: str, command: str = "block-commit", **options: Any) 
     """Start a job that is named after its disk."""
     if command == "drive-backup":
         options["target"] = str(vm.socket.with_name(f"copy-of-{device}.qcow2"))
+    elif command == "blockdev-backup":
+        options["target"] = "refusing"
     vm.run(command, {"device": f"{device}-0", "job-id": f"job-{device}", **options})
 
 
@@ -284,6 +318,7 @@ def start_vms(lab: Lab) -> None:
     disks_vm(lab)
     jobs_vm(lab)
     images_vm(lab)
+    voting(lab)
     guest(lab, "full", 28)
     guest(lab, "ignoring", 5, "werror=ignore")
     image = corrupt(lab.chain("corrupt", 1)[0])
@@ -320,6 +355,7 @@ def let_it_happen(lab: Lab, exporter: Exporter) -> None:
     vms["full"].run("cont")
     vms["ignoring"].run("cont")
     assert vms["damaged"].hmp('qemu-io disk0 "aio_read 0 65536"') == ""
+    assert vms["voting"].hmp('qemu-io -d disk0/virtio-backend "aio_write 0 64k"') == ""
     exporter.until(lambda text: value(text, "qemu_block_job_offset_bytes", vm="passing"))
     unheard(exporter, vms["shared/passing"])
     end_jobs(vms["jobs"])

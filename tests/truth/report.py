@@ -1,0 +1,147 @@
+"""The report of a run: rates by type and sight, and the whole story of each outcome that is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from tests.truth.judge import (
+    FALSE_END,
+    LOST,
+    RIGHT,
+    SIGHTS,
+    UNJUDGED,
+    WEAKLY,
+    WHOLE,
+    WRONG,
+    Judged,
+    judge,
+)
+from tests.truth.mutation import flagged
+from tests.truth.oracle import NEVER_RAN, truth
+from tests.truth.record import Record
+
+_MARKS = (RIGHT, WRONG, WEAKLY, LOST, FALSE_END, UNJUDGED)
+_BAD = (WRONG, LOST, FALSE_END)
+#: So much of what happened to a VM before a job and after its verdict belongs to the story.
+_BEFORE_SECONDS, _AFTER_SECONDS = 6.0, 2.0
+_STORIES_LIMIT = 25
+ACTIVE = "commit, active"
+
+
+class Report:
+    """What is to be said of a run."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.exporters = sorted({each.name for each in record.exporters})
+        self.judged = {name: judge(record, name) for name in self.exporters}
+        self.flagged = {name: flagged(record, name) for name in self.exporters}
+
+    @property
+    def bad(self) -> list[Judged]:
+        """Return what was wrong, lost or counted without a job."""
+        return [each for all_ in self.judged.values() for each in all_ if each.mark in _BAD]
+
+    @property
+    def weak(self) -> list[Judged]:
+        """Return the ends that were seen whole and not told."""
+        return [each for all_ in self.judged.values() for each in all_ if each.mark == WEAKLY]
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.bad and not self.record.problems
+
+    def whole(self) -> int:
+        """Return how many jobs were seen whole and judged."""
+        return sum(
+            each.sight == WHOLE and each.mark != UNJUDGED
+            for all_ in self.judged.values()
+            for each in all_
+        )
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report."""
+        record = self.record
+        yield f"seed {record.seed}"
+        for name in self.exporters:
+            yield from self._of_one(name)
+        yield ""
+        yield "checks: " + ", ".join(f"{what} {n}" for what, n in sorted(record.checks.items()))
+        ends = Counter(span.how for span in record.lives)
+        yield f"lives of VMs: {len(record.lives)} " + str(dict(ends))
+        yield f"lives of exporters: {len(record.exporters)}, stopped {len(record.stops)} times"
+        never = sum(truth(job) == NEVER_RAN for job in record.jobs)
+        yield f"jobs: {len(record.jobs)}, of which {never} never ran"
+        for problem in Counter(record.problems).most_common(40):
+            yield f"PROBLEM ({problem[1]}x): {problem[0]}"
+        for each in self.bad[:_STORIES_LIMIT]:
+            yield from self.story(each)
+        weak = [each for each in self.weak if not each.stopped]
+        for each in weak[:5]:
+            yield from self.story(each)
+        yield ""
+        yield self.total()
+
+    def total(self) -> str:
+        """Return the last line."""
+        counts = Counter(each.mark for all_ in self.judged.values() for each in all_)
+        marks = ", ".join(f"{counts[mark]} {mark}" for mark in _MARKS)
+        return f"total: {self.whole()} jobs seen whole; {marks}; {len(self.record.problems)} problems"
+
+    def story(self, judged: Judged) -> Iterator[str]:
+        """Yield all that is known of a job."""
+        job, verdict = judged.pair.job, judged.pair.verdict
+        yield ""
+        yield f"{judged.mark.upper()}: {judged.kind}, sight {judged.sight}: {judged.why}"
+        yield f"  job     {job}"
+        yield f"  verdict {verdict}"
+        vm = job.vm if job else verdict.vm if verdict else ""
+        began = job.created if job else verdict.said if verdict else 0.0
+        ended = max(verdict.said if verdict else 0.0, job.gone or job.ended if job else 0.0, began)
+        since, until = began - _BEFORE_SECONDS, ended + _AFTER_SECONDS
+        lines = [(line.at, line.what) for line in self.record.around(vm, since, until)]
+        lines += [
+            (each.said, f"        exporter: {each.id} {each.type} of {each.device!r}: {each.result}")
+            for each in self.record.verdicts
+            if each.vm == vm and since <= each.said <= until
+        ]
+        for at, what in sorted(lines):
+            yield f"  {at:.3f} {what}"
+
+    def _of_one(self, name: str) -> Iterator[str]:
+        judged = self.judged[name]
+        rows = sorted({each.kind for each in judged})
+        sights = [s for s in SIGHTS if any(each.sight == s for each in judged)]
+        yield ""
+        yield f"{name}: right / wrong / weak / lost / false end / not judged, by sight"
+        table = [["type", *sights]]
+        for row in rows:
+            cells = [self._cell([e for e in judged if (e.kind, e.sight) == (row, s)]) for s in sights]
+            table.append([row, *cells])
+        widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
+        for line in table:
+            yield "  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))
+        active = [e for e in judged if e.kind == ACTIVE and e.sight == WHOLE and e.mark != UNJUDGED]
+        weak = [e for e in active if e.mark == WEAKLY]
+        stopped = sum(e.stopped for e in weak)
+        share = 100 * len(weak) / len(active) if active else 0.0
+        yield (
+            f"  weak active commits: {len(weak)} of {len(active)} ({share:.1f} %), "
+            f"{stopped} of them while the exporter was stopped"
+        )
+        devices = Counter(
+            "no device" if not e.pair.job.device else "right" if e.pair.verdict.device else "not known"
+            for e in judged
+            if e.pair.job and e.pair.verdict and e.sight == WHOLE
+        )
+        yield f"  devices of ended jobs: {dict(devices)}"
+        caught, changed = self.flagged[name]
+        share = 100 * caught / changed if changed else 100.0
+        yield f"  swapped outcomes that the judge flags: {caught} of {changed} ({share:.1f} %)"
+
+    @staticmethod
+    def _cell(judged: Sequence[Judged]) -> str:
+        counts = Counter(each.mark for each in judged)
+        return " / ".join(str(counts[mark]) for mark in _MARKS) if judged else "-"

@@ -5,6 +5,7 @@ Every layer is a node that was named here, so that filters and protocols are tol
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from typing import Any
@@ -15,7 +16,9 @@ from tests.truth.machine import Machine, node
 class Disk:
     """A disk behind a device, or a chain of nodes under none."""
 
-    def __init__(self, machine: Machine, label: str, kind: str, top: str) -> None:
+    def __init__(
+        self, machine: Machine, label: str, kind: str, top: str, made: list[tuple[str, str]]
+    ) -> None:
         self.machine = machine
         #: What the label `device` must be, empty under no device.
         self.label = label
@@ -24,7 +27,7 @@ class Disk:
         #: The top of a chain that nothing is attached to.
         self._top = top
         #: Nodes that may be taken away when nobody uses them.
-        self._spare: list[tuple[str, str]] = []
+        self._spare = list(made)
         #: Unplugged: the label is no more.
         self.unplugged = False
         self.qdev = ""
@@ -141,9 +144,19 @@ def files(entry: dict[str, Any]) -> list[str]:
     image = entry.get("inserted", {}).get("image")
     while image:
         if image["format"] == "qcow2":
-            found.append(str(image["filename"]))
+            found.append(_plain(str(image["filename"])))
         image = image.get("backing-image")
     return found
+
+
+def _plain(name: str) -> str:
+    """Return the file of a name that QEMU has to tell as a whole tree."""
+    if name.startswith("json:"):
+        below = json.loads(name.removeprefix("json:"))
+        while "filename" not in below:
+            below = below.get("file") or below["image"]
+        name = below["filename"]
+    return name.removeprefix("blkdebug::")
 
 
 def _unlink(file: str) -> None:

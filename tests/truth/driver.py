@@ -15,7 +15,7 @@ from tests.truth.record import Record
 from tests.truth.watcher import Watcher, chaos, scraping
 from tests.truth.work import Pace
 
-DENSE = Profile("dense", 6, Pace(0.9, 2.0), (0.1, 8.0), (40.0, 110.0), True, 45.0)
+DENSE = Profile("dense", 6, Pace(2.5, 2.0), (0.1, 8.0), (40.0, 110.0), True, 45.0)
 CALM = Profile("calm", 5, Pace(15.0, 6.0), (60.0, 60.0), (3600.0, 7200.0), False, 0.0)
 PROFILES = {"dense": (DENSE,), "calm": (CALM,), "both": (DENSE, CALM)}
 

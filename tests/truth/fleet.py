@@ -148,18 +148,22 @@ class Keeper(threading.Thread):
     def _disks(self, machine: Machine) -> tuple[list[str], list[list[Disk]]]:
         """Return the arguments for all disks, and which of them each pair of hands has."""
         arguments: list[str] = []
+        made_of: list[tuple[str, str]] = []
 
         def chain(layers: int) -> str:
             below: str | None = None
             for _ in range(layers):
-                name = machine.unique("n")
-                arguments.extend(blockdev(node(name, machine.overlay(), below)))
+                name, file = machine.unique("n"), machine.overlay()
+                arguments.extend(blockdev(node(name, file, below), daemon=self._daemon))
+                made_of.append((name, file))
                 below = name
             assert below
             return below
 
         def made(kind: str, label: str, top: str) -> Disk:
-            return Disk(machine, label and f"{self.name}-{label}", kind, top)
+            made_disk = Disk(machine, label and f"{self.name}-{label}", kind, top, made_of)
+            made_of.clear()
+            return made_disk
 
         loose = made("loose", "", chain(2))
         exported = made("export", "", chain(2))
@@ -170,7 +174,7 @@ class Keeper(threading.Thread):
             label, name = f"{self.name}-d{number}", machine.unique("n")
             image = machine.overlay()
             arguments += ["-drive", f"if=none,id={label},file={image},format=qcow2,node-name={name}"]
-            drives.append(Disk(machine, label, "drive", name))
+            drives.append(Disk(machine, label, "drive", name, []))
         arguments += ["-device", "virtio-scsi-pci,id=scsi"]
         virtio, scsi = made("blockdev", "v0", chain(2)), made("blockdev", "s0", chain(1))
         arguments += ["-device", f"virtio-blk-pci,id={virtio.label},drive={virtio._top}"]
@@ -204,9 +208,10 @@ class Keeper(threading.Thread):
                 self.gate.rest()
                 if machine.over:
                     return
-                operation = rng.choices(operations, weights)[0]
+                operation, disk = rng.choices(operations, weights)[0], rng.choice(disks)
                 with machine.refusable():
-                    operation(work, rng.choice(disks))
+                    if disk.layers():
+                        operation(work, disk)
                 with suppress(QmpError):
                     work.tidy()
                 self.over.wait(rng.expovariate(1 / self.profile.pace.between))

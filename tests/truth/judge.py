@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.truth.matching import Pair, match
 from tests.truth.oracle import ALIVE, UNKNOWN, truth
-from tests.truth.record import JOIN_SECONDS, WEAK, Job, Record, Scrape, Span, Verdict
+from tests.truth.record import WEAK, Job, Record, Span, Verdict
+from tests.truth.sight import NONE, PART, WHOLE, Sights
 
 RIGHT, WRONG, WEAKLY, LOST, FALSE_END, UNJUDGED = (
     "right", "wrong", "weak", "lost", "false end", "not judged",
 )  # fmt: skip
-#: Of whom the exporter was connected: all the time, from the middle of it, until so shortly after its
-#: end that it may not have heard of it, never; `alive` is a job that its VM did not outlive.
-WHOLE, PART, LAST, NONE, ALIVE_SIGHT = "whole", "part", "last", "none", "alive"
-SIGHTS = (WHOLE, PART, LAST, NONE, ALIVE_SIGHT)
-#: A connection that ended so soon after a job may have ended before its event was read.
-_LAST_SECONDS = 0.3
 
 
 @dataclass
@@ -35,84 +29,11 @@ class Judged:
     stopped: bool = False
 
 
-class Sights:
-    """When the exporter was connected to a VM, as its scrapes show it."""
-
-    def __init__(self, record: Record, exporter: str) -> None:
-        self._scrapes = sorted(
-            (each for each in record.scrapes if each.exporter == exporter), key=lambda s: s.ended
-        )
-        self._ends = [each.ended for each in self._scrapes]
-        self._runs = [each for each in record.exporters if each.name == exporter]
-        self._cached: dict[tuple[str, int], list[tuple[float, float]]] = {}
-        self._record = record
-
-    def of(self, job: Job) -> str:
-        """Return what the exporter could see of a job."""
-        life = self._record.life(job)
-        spans = self._connected(life)
-        end = job.ended
-        if not end:
-            return ALIVE_SIGHT
-        for began, ended in spans:
-            if began <= job.created and ended >= end:
-                return WHOLE if ended - end >= _LAST_SECONDS else LAST
-        if any(began <= end <= ended for began, ended in spans):
-            return PART
-        return NONE
-
-    def scraped_after(self, job: Job, at: float) -> bool:
-        """Whether a sweep began and ended after an instant in the life of the job's VM."""
-        life = self._record.life(job)
-        later = self._scrapes[bisect.bisect_left(self._ends, at) :]
-        return any(
-            each.began - JOIN_SECONDS >= at and job.vm in each.up
-            for each in later
-            if not life.ended or each.ended <= life.ended
-        )
-
-    def scraped_within(self, job: Job, since: float, until: float) -> bool:
-        """Whether a sweep began and ended between two instants."""
-        return any(
-            each.began - JOIN_SECONDS >= since and each.ended <= until and job.vm in each.up
-            for each in self._scrapes
-        )
-
-    def _connected(self, life: Span) -> list[tuple[float, float]]:
-        key = (life.name, life.number)
-        if key not in self._cached:
-            self._cached[key] = list(self._spans(life))
-        return self._cached[key]
-
-    def _spans(self, life: Span) -> Sequence[tuple[float, float]]:
-        """Return since when and until when, one for each process of the exporter."""
-        until = life.ended or float("inf")
-        found = []
-        for run in self._runs:
-            last = min(run.ended or float("inf"), until)
-            mine = [
-                each
-                for each in self._scrapes
-                if max(run.began, life.began) <= each.began - JOIN_SECONDS and each.ended <= last
-            ]
-            since: float | None = None
-            for each in mine:
-                up = life.name in each.up
-                if up and since is None:
-                    since = each.ended
-                elif not up and since is not None:
-                    found.append((since, each.began))
-                    since = None
-            if since is not None:
-                found.append((since, last))
-        return found
-
-
 def judge(record: Record, exporter: str) -> list[Judged]:
     """Judge all that one exporter said, and all that it did not."""
     sights = Sights(record, exporter)
     stops = [each for each in record.stops if each.name == exporter]
-    return [_judged(pair, sights, stops) for pair in match(record, exporter)]
+    return [_judged(pair, sights, stops) for pair in match(record, exporter, sights)]
 
 
 def kind_of(job: Job | None, verdict: Verdict | None) -> str:

@@ -216,6 +216,6 @@ def node(name: str, file: str, backing: str | None = None, *, bad: bool = False)
     return {"driver": "qcow2", "node-name": name, "file": below, "backing": backing}
 
 
-def blockdev(spec: dict[str, Any]) -> list[str]:
+def blockdev(spec: dict[str, Any], *, daemon: bool = False) -> list[str]:
     """Return the arguments for a node."""
-    return ["-blockdev", json.dumps(spec)]
+    return ["--blockdev" if daemon else "-blockdev", json.dumps(spec)]

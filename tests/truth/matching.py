@@ -1,8 +1,8 @@
 """Which verdict of the exporter is about which job: by VM, id, type, time and error, never by the result.
 
 Of jobs with one id, one that an event decides is counted at that event, or when an exporter that was
-stopped goes on; a commit of the active layer is counted later, when its chain has been seen. What is
-left after the first are the second, in order.
+stopped goes on; a commit of the active layer is counted later, when its chain has been seen. These are
+matched after the others, in order, so that as little as possible is late, lost or about nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from dataclasses import dataclass
 
 from tests.truth.oracle import NEVER_RAN, truth
 from tests.truth.record import PLAIN, Job, Record, Span, Verdict
+from tests.truth.sight import ALIVE_SIGHT, LAST, NONE, PART, WHOLE, Sights
 
 #: Longest that an exporter on a busy machine takes to count what an event told it.
 _AT_ONCE_SECONDS = 0.75
 #: How far the clocks of two threads may be apart.
 _CLOCK_SECONDS = 0.1
+#: What it costs to believe in an end of no job, and in a job that was not counted, by its sight.
+_FALSE_END = 1000.0
+_SKIPPED = {WHOLE: 50.0, PART: 15.0, LAST: 5.0, NONE: 1.0, ALIVE_SIGHT: 1.0}
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Pair:
     verdict: Verdict | None
 
 
-def match(record: Record, exporter: str) -> list[Pair]:
+def match(record: Record, exporter: str, sights: Sights) -> list[Pair]:
     """Return all that QEMU did and all that one exporter, over all its processes, said of it."""
     vms = {span.name for span in record.lives if _watched(span.name, exporter)}
     jobs: dict[tuple[str, str, str], list[Job]] = defaultdict(list)
@@ -39,11 +43,10 @@ def match(record: Record, exporter: str) -> list[Pair]:
     for verdict in record.verdicts:
         if verdict.vm in vms:
             verdicts[verdict.vm, verdict.id, _kind(verdict.type)].append(verdict)
-    runs = [each for each in record.exporters if each.name == exporter]
     stops = [each for each in record.stops if each.name == exporter]
     found: list[Pair] = []
     for key in sorted(jobs.keys() | verdicts.keys()):
-        found += _of_one_id(jobs[key], verdicts[key], runs, stops)
+        found += _of_one_id(jobs[key], verdicts[key], stops, sights)
     return found
 
 
@@ -57,54 +60,72 @@ def _kind(type: str) -> str:
 
 
 def _of_one_id(
-    jobs: list[Job], verdicts: list[Verdict], runs: Sequence[Span], stops: Sequence[Span]
+    jobs: list[Job], verdicts: list[Verdict], stops: Sequence[Span], sights: Sights
 ) -> list[Pair]:
     jobs = sorted(jobs, key=lambda job: job.ended or job.gone or job.created)
     verdicts = sorted(verdicts, key=lambda verdict: verdict.said)
     pairs: list[Pair] = []
-
-    def take(job: Job, verdict: Verdict) -> None:
-        pairs.append(Pair(job, verdict))
-        jobs.remove(job)
-        verdicts.remove(verdict)
-
-    for job in [each for each in jobs if each.ended and not (each.active and each.ready)]:
+    for job in [each for each in jobs if each.ended and not _waits_for_its_chain(each)]:
         due = _resumed(job.ended, stops)
-        near = [v for v in verdicts if -_CLOCK_SECONDS <= v.said - due <= _AT_ONCE_SECONDS]
-        near = [v for v in near if not v.error or not job.error or v.error == job.error]
+        near = [
+            each
+            for each in verdicts
+            if -_CLOCK_SECONDS <= each.said - due <= _AT_ONCE_SECONDS
+            and (not each.error or not job.error or each.error == job.error)
+        ]
         if near:
-            take(job, near[0])
-    for verdict in list(verdicts):
-        since, until = _process(verdict, runs)
-        may = [job for job in jobs if _may_be(job, verdict, since, until)]
-        before = [job for job in may if not job.ended or job.ended <= verdict.said + _CLOCK_SECONDS]
-        # One that was said to have ended while it lived is matched too, so that this is seen.
-        if chosen := (before or may):
-            take(_oldest_that_is_due(chosen, verdict), verdict)
-    return [*pairs, *(Pair(None, each) for each in verdicts), *(Pair(each, None) for each in jobs)]
+            pairs.append(Pair(job, near[0]))
+            jobs.remove(job)
+            verdicts.remove(near[0])
+    return [*pairs, *_aligned(jobs, verdicts, sights)]
 
 
-def _oldest_that_is_due(jobs: list[Job], verdict: Verdict) -> Job:
-    """Return the first that fits: those with the verdict's error before those with none."""
-    same = [job for job in jobs if verdict.error and job.error == verdict.error]
-    return (same or jobs)[0]
+def _waits_for_its_chain(job: Job) -> bool:
+    return bool(job.active and job.ready and job.event == "BLOCK_JOB_COMPLETED" and not job.error)
 
 
-def _may_be(job: Job, verdict: Verdict, since: float, until: float) -> bool:
-    """Whether the process that said it can have seen the job, and the job had begun."""
-    gone = job.gone or job.ended
-    return (
-        job.created <= verdict.said + _CLOCK_SECONDS
-        and (not gone or gone >= since)
-        and job.created <= until
-    )
+def _aligned(jobs: Sequence[Job], verdicts: Sequence[Verdict], sights: Sights) -> list[Pair]:
+    """Return the cheapest pairs of which no two cross."""
+    skips = [_SKIPPED[sights.of(job)] for job in jobs]
+    # Cost and last step of each way through so many jobs and so many verdicts.
+    costs: list[list[tuple[float, str]]] = [[(0.0, "")]]
+    for m in range(1, len(verdicts) + 1):
+        costs[0].append((m * _FALSE_END, "verdict"))
+    for n, job in enumerate(jobs, 1):
+        row = [(costs[n - 1][0][0] + skips[n - 1], "job")]
+        for m, verdict in enumerate(verdicts, 1):
+            row.append(
+                min(
+                    (costs[n - 1][m - 1][0] + _cost(job, verdict, sights), "both"),
+                    (costs[n - 1][m][0] + skips[n - 1], "job"),
+                    (row[m - 1][0] + _FALSE_END, "verdict"),
+                )
+            )
+        costs.append(row)
+    found: list[Pair] = []
+    n, m = len(jobs), len(verdicts)
+    while n or m:
+        step = costs[n][m][1]
+        taken = Pair(jobs[n - 1] if step != "verdict" else None,
+                     verdicts[m - 1] if step != "job" else None)  # fmt: skip
+        n, m = n - (taken.job is not None), m - (taken.verdict is not None)
+        found.append(taken)
+    return found
 
 
-def _process(verdict: Verdict, runs: Sequence[Span]) -> tuple[float, float]:
-    for run in runs:
-        if run.began <= verdict.said and (not run.ended or verdict.said <= run.ended):
-            return run.began, run.ended or float("inf")
-    return 0.0, float("inf")
+def _cost(job: Job, verdict: Verdict, sights: Sights) -> float:
+    """Return how unlikely it is that a verdict is about a job."""
+    gone = job.gone or float("inf")
+    if verdict.said < job.created - _CLOCK_SECONDS or gone < sights.since(job, verdict.said):
+        return float("inf")
+    cost = max(0.0, verdict.said - (job.ended or job.created)) ** 0.5
+    if job.ended and verdict.said < job.ended - _CLOCK_SECONDS:
+        cost += 40  # said while it lived
+    if verdict.device and verdict.device != job.device:
+        cost += 20
+    if verdict.error != job.error:
+        cost += 30
+    return cost
 
 
 def _resumed(at: float, stops: Sequence[Span]) -> float:

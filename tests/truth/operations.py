@@ -316,7 +316,8 @@ def unplug(work: Work, disk: Disk) -> None:
         try:
             machine.run("device_add", driver="scsi-hd", id=label, drive=attempt, share_rw=True)
             break
-        except QmpError:
+        except QmpError as error:
+            machine.say(f"refused: {error}")
             time.sleep(0.05)
     else:
         disk.unplugged = True

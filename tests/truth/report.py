@@ -9,10 +9,8 @@ from tests.truth.judge import (
     FALSE_END,
     LOST,
     RIGHT,
-    SIGHTS,
     UNJUDGED,
     WEAKLY,
-    WHOLE,
     WRONG,
     Judged,
     judge,
@@ -20,6 +18,7 @@ from tests.truth.judge import (
 from tests.truth.mutation import flagged
 from tests.truth.oracle import NEVER_RAN, truth
 from tests.truth.record import Record
+from tests.truth.sight import SIGHTS, WHOLE
 
 _MARKS = (RIGHT, WRONG, WEAKLY, LOST, FALSE_END, UNJUDGED)
 _BAD = (WRONG, LOST, FALSE_END)

@@ -27,14 +27,15 @@ def main() -> int:
     record = read(flags.judge) if flags.judge else _run(flags)
     report = Report(record)
     for line in report.lines():
-        print(line)
+        sys.stdout.write(f"{line}\n")
     return 0 if report.well else 1
 
 
 def _run(flags: argparse.Namespace) -> Record:
     seed = int(time.time()) if flags.seed is None else flags.seed
-    print(f"python -m tests.truth --seconds={flags.seconds} --seed={seed} --profile={flags.profile}",
-          flush=True)  # fmt: skip
+    again = f"--seconds={flags.seconds:g} --seed={seed} --profile={flags.profile}"
+    sys.stdout.write(f"python -m tests.truth {again}\n")
+    sys.stdout.flush()
     if _MEMORY.is_dir():
         tempfile.tempdir = str(_MEMORY)
     with laboratory() as lab:

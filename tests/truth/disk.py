@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from contextlib import suppress
 from typing import Any
 
 from tests.truth.machine import Machine, node
@@ -25,7 +26,7 @@ class Disk:
         #: `drive`, `blockdev`, `export` or `loose`.
         self.kind = kind
         #: The top of a chain that nothing is attached to.
-        self._top = top
+        self.top = top
         #: Nodes that may be taken away when nobody uses them.
         self._spare = list(made)
         #: Unplugged: the label is no more.
@@ -40,7 +41,7 @@ class Disk:
     def root(self) -> str:
         """Return the node at its root, empty where it has none."""
         if self.kind == "loose":
-            return self._top
+            return self.top
         if self.kind == "export":
             return self._exported()
         for entry in self.machine.run("query-block"):
@@ -79,7 +80,7 @@ class Disk:
             self.machine.send("blockdev-add", node(name, file, bad=bad))
             self.machine.run("blockdev-snapshot", node=self.root(), overlay=name)
         self._spare.append((name, file))
-        self._top = name
+        self.top = name
         self.machine.say(f"{self.called}: layer {name} on top")
 
     def pivoted(self, top: str) -> bool | None:
@@ -92,8 +93,8 @@ class Disk:
 
     def settle(self, top: str, base: str, result: str) -> None:
         """Take note of how a commit of a chain without a device ended."""
-        if self.kind == "loose" and result == "completed" and self._top == top:
-            self._top = base
+        if self.kind == "loose" and result == "completed" and self.top == top:
+            self.top = base
 
     def tidy(self) -> None:
         """Take away the nodes that are in no chain any more."""
@@ -107,7 +108,7 @@ class Disk:
     @property
     def called(self) -> str:
         """What it is called in stories."""
-        return self.label or f"{self.kind} {self._top}"
+        return self.label or f"{self.kind} {self.top}"
 
     def _exported(self) -> str:
         """Return the node below the block backend that is not a job's, nor a device's."""
@@ -138,9 +139,12 @@ def chain(machine: Machine, root: str) -> list[str]:
     return found
 
 
-def files(entry: dict[str, Any]) -> list[str]:
-    """Return the files of the layers that an entry of query-block has, without filters."""
-    found: list[str] = []
+def files(entry: dict[str, Any]) -> list[str | None]:
+    """Return the files of the layers that an entry of query-block has, without filters.
+
+    None stands for one below blkdebug, which QEMU does not name as a file.
+    """
+    found: list[str | None] = []
     image = entry.get("inserted", {}).get("image")
     while image:
         if image["format"] == "qcow2":
@@ -149,18 +153,18 @@ def files(entry: dict[str, Any]) -> list[str]:
     return found
 
 
-def _plain(name: str) -> str:
+def _plain(name: str) -> str | None:
     """Return the file of a name that QEMU has to tell as a whole tree."""
+    if "blkdebug" in name.partition('"backing"')[0] or '"driver": "blkdebug"' in name:
+        return None
     if name.startswith("json:"):
         below = json.loads(name.removeprefix("json:"))
         while "filename" not in below:
-            below = below.get("file") or below["image"]
+            below = below["file"]
         name = below["filename"]
-    return name.removeprefix("blkdebug::")
+    return name
 
 
 def _unlink(file: str) -> None:
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(file)
-    except FileNotFoundError:
-        pass

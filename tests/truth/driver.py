@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,10 +79,10 @@ class Fleet:
             self.watcher.fresh()
         self.watcher.end()
 
-    def _spawn(self, work: object, rng: random.Random, *more: object) -> None:
+    def _spawn(self, work: Callable[..., None], rng: random.Random, *more: object) -> None:
         thread = threading.Thread(
             target=work, args=(self.watcher, rng, self._over, *more), daemon=True
-        )  # type: ignore[arg-type]
+        )
         thread.start()
         self._threads.append(thread)
 

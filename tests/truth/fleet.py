@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests.e2e.lab import QmpError
 from tests.truth.disk import Disk
-from tests.truth.machine import Ended, Machine, blockdev, node
+from tests.truth.layout import furnish
+from tests.truth.machine import Ended, Machine
 from tests.truth.operations import OPERATIONS
 from tests.truth.record import Record
 from tests.truth.work import Pace, Work
@@ -120,9 +121,8 @@ class Keeper(threading.Thread):
         self._lives += 1
         with self.lock:
             machine = Machine(self._folder, self._record, self.name, self._lives, self._template)
-            arguments, groups = self._disks(machine)
-            machine.start(arguments, daemon=self._daemon)
-            self._attach(machine, groups)
+            groups = furnish(machine, daemon=self._daemon)
+            self.disks = [disk for group in groups for disk in group]
             self.machine = machine
         hands = [
             threading.Thread(target=self._work, args=(machine, group, n), daemon=True)
@@ -145,57 +145,6 @@ class Keeper(threading.Thread):
         for each in hands:
             each.join()
 
-    def _disks(self, machine: Machine) -> tuple[list[str], list[list[Disk]]]:
-        """Return the arguments for all disks, and which of them each pair of hands has."""
-        arguments: list[str] = []
-        made_of: list[tuple[str, str]] = []
-
-        def chain(layers: int) -> str:
-            below: str | None = None
-            for _ in range(layers):
-                name, file = machine.unique("n"), machine.overlay()
-                arguments.extend(blockdev(node(name, file, below), daemon=self._daemon))
-                made_of.append((name, file))
-                below = name
-            assert below
-            return below
-
-        def made(kind: str, label: str, top: str) -> Disk:
-            made_disk = Disk(machine, label and f"{self.name}-{label}", kind, top, made_of)
-            made_of.clear()
-            return made_disk
-
-        loose = made("loose", "", chain(2))
-        exported = made("export", "", chain(2))
-        if self._daemon:
-            return arguments, [[exported], [loose]]
-        drives: list[Disk] = []
-        for number in range(2):
-            label, name = f"{self.name}-d{number}", machine.unique("n")
-            image = machine.overlay()
-            arguments += ["-drive", f"if=none,id={label},file={image},format=qcow2,node-name={name}"]
-            drives.append(Disk(machine, label, "drive", name, []))
-        arguments += ["-device", "virtio-scsi-pci,id=scsi"]
-        virtio, scsi = made("blockdev", "v0", chain(2)), made("blockdev", "s0", chain(1))
-        arguments += ["-device", f"virtio-blk-pci,id={virtio.label},drive={virtio._top}"]
-        virtio.qdev = f"{virtio.label}/virtio-backend"
-        arguments += ["-device", f"scsi-hd,id={scsi.label},drive={scsi._top},share-rw=on"]
-        scsi.qdev = scsi.label
-        arguments += ["-device", "scsi-cd,id=cd"]
-        nodes = [loose] if machine.number % 2 else [exported]
-        return arguments, [drives, [virtio], [scsi], nodes]
-
-    def _attach(self, machine: Machine, groups: list[list[Disk]]) -> None:
-        """Export the chain that is to be exported."""
-        self.disks = [disk for group in groups for disk in group]
-        for disk in self.disks:
-            if disk.kind == "export":
-                path = str(machine.folder / "nbd")
-                address = {"type": "unix", "data": {"path": path}}
-                machine.run("nbd-server-start", addr=address)
-                export = {"type": "nbd", "id": "export", "node-name": disk._top, "writable": True}
-                machine.send("block-export-add", export)
-
     def _work(self, machine: Machine, disks: list[Disk], number: int) -> None:
         """Do one operation after the other, until the VM ends."""
         rng = random.Random(f"{self._seed} {machine.number} {number}")
@@ -217,7 +166,7 @@ class Keeper(threading.Thread):
                 self.over.wait(rng.expovariate(1 / self.profile.pace.between))
         except (Ended, FileNotFoundError):
             pass  # its folder goes with it
-        except Exception:
+        except Exception:  # noqa: BLE001  # the report tells of it
             self.failure = traceback.format_exc()
         finally:
             self.gate.leave()

@@ -7,6 +7,7 @@ matched after the others, in order, so that as little as possible is late, lost 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,9 +117,10 @@ def _aligned(jobs: Sequence[Job], verdicts: Sequence[Verdict], sights: Sights) -
 def _cost(job: Job, verdict: Verdict, sights: Sights) -> float:
     """Return how unlikely it is that a verdict is about a job."""
     gone = job.gone or float("inf")
-    if verdict.said < job.created - _CLOCK_SECONDS or gone < sights.since(job, verdict.said):
+    if verdict.said < job.created - _CLOCK_SECONDS or gone < sights.began(verdict.said):
         return float("inf")
-    cost = max(0.0, verdict.said - (job.ended or job.created)) ** 0.5
+    cost = 10.0 if gone < sights.since(job, verdict.said) else 0.0
+    cost += math.sqrt(max(0.0, verdict.said - (job.ended or job.created)))
     if job.ended and verdict.said < job.ended - _CLOCK_SECONDS:
         cost += 40  # said while it lived
     if verdict.device and verdict.device != job.device:

@@ -57,7 +57,7 @@ def _run_to_its_end(work: Work, job: Job, more: dict[str, Any]) -> None:
                 work.ask(job, "cancel")
             else:
                 work.machine.try_("job-finalize", id=job.id)
-    work.until(lambda: bool(job.gone) or job.status == "concluded")
+    work.concluded(job)
     if more.get("auto_dismiss") is False and work.chance(0.4):
         work.kept.append(job)
     else:
@@ -139,7 +139,7 @@ def mirror(work: Work, disk: Disk) -> None:
     )  # fmt: skip
     if job:
         _end_mirror(work, job, how)
-        if not disk.layers()[:1] == [name]:
+        if disk.layers()[:1] != [name]:
             os.unlink(file)
 
 
@@ -180,7 +180,7 @@ def active_commit(work: Work, disk: Disk) -> None:
     base = layers[-1] if len(layers) < 3 or work.chance(0.5) else work.rng.choice(layers[1:])
     how = work.rng.choice(("complete",) * 6 + ("cancel",) * 3 + ("early",))
     more: dict[str, Any] = {"auto_dismiss": False} if work.chance(0.15) else {}
-    work.commit(disk, how, base=base, at_once=work.chance(0.2), **more)
+    work.commit(disk, how, base=base, at_once=work.chance(0.08), **more)
 
 
 def intermediate_commit(work: Work, disk: Disk) -> None:
@@ -219,7 +219,7 @@ def create(work: Work, disk: Disk) -> None:
         return
     if how == "cancel":
         work.ask(job, "cancel")
-    work.until(lambda: job.status == "concluded" or bool(job.gone))
+    work.concluded(job)
     work.step()
     work.ended(job)
     if os.path.exists(file):
@@ -231,13 +231,13 @@ def saved_state(work: Work, disk: Disk) -> None:
     if disk.kind != "blockdev" or disk.unplugged:
         return
     root, tag = disk.root(), work.machine.unique("tag")
-    for type in ("snapshot-save", "snapshot-delete"):
+    for command in ("snapshot-save", "snapshot-delete"):
         arguments: dict[str, Any] = {"tag": tag, "devices": [root]}
-        arguments |= {"vmstate": root} if type == "snapshot-save" else {}
-        job = work.start(disk, type, type, job_id=work.machine.unique("s"), **arguments)
+        arguments |= {"vmstate": root} if command == "snapshot-save" else {}
+        job = work.start(disk, command, command, job_id=work.machine.unique("s"), **arguments)
         if job is None:
             return
-        work.until(lambda job=job: job.status == "concluded" or bool(job.gone))  # type: ignore[misc]
+        work.concluded(job)
         work.step()
         work.ended(job)
 
@@ -365,10 +365,10 @@ OPERATIONS: dict[_Operation, tuple[int, int]] = {
     refused: (2, 2),
     unplug: (5, 0),
     medium: (1, 0),
-    sequences.cancel_then_mirror: (3, 0),
-    sequences.cancel_then_merge_below: (3, 3),
-    sequences.cancel_then_complete: (4, 4),
-    sequences.complete_then_merge_below: (3, 3),
-    sequences.complete_then_backup: (3, 0),
-    sequences.two_disks: (3, 0),
+    sequences.cancel_then_mirror: (1, 0),
+    sequences.cancel_then_merge_below: (1, 1),
+    sequences.cancel_then_complete: (1, 1),
+    sequences.complete_then_merge_below: (1, 1),
+    sequences.complete_then_backup: (1, 0),
+    sequences.two_disks: (1, 0),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,8 @@ _BAD = (WRONG, LOST, FALSE_END)
 #: So much of what happened to a VM before a job and after its verdict belongs to the story.
 _BEFORE_SECONDS, _AFTER_SECONDS = 6.0, 2.0
 _STORIES_LIMIT = 25
+#: Lines that concern each job: scrapes, and what became of exporters.
+_OF_ALL = ("exporter ", "dense: ", "calm: ", "life ", "ends ", "transaction")
 ACTIVE = "commit, active"
 
 
@@ -73,6 +76,8 @@ class Report:
         yield f"lives of exporters: {len(record.exporters)}, stopped {len(record.stops)} times"
         never = sum(truth(job) == NEVER_RAN for job in record.jobs)
         yield f"jobs: {len(record.jobs)}, of which {never} never ran"
+        for (mark, kind, why), times in self._reasons().most_common():
+            yield f"{mark.upper()} ({times}x): {kind}: {why}"
         for problem in Counter(record.problems).most_common(40):
             yield f"PROBLEM ({problem[1]}x): {problem[0]}"
         for each in self.bad[:_STORIES_LIMIT]:
@@ -106,8 +111,25 @@ class Report:
             for each in self.record.verdicts
             if each.vm == vm and since <= each.said <= until
         ]
+        ours = {job.device, job.id} if job else {verdict.id} if verdict else set()
+        ours |= {
+            each.id
+            for each in self.record.jobs
+            if job and job.device and (each.vm, each.device) == (job.vm, job.device)
+            and since <= each.created <= until
+        }  # fmt: skip
+        words = {word for word in ours if word} | ({"loose ", "export "} if job and not job.device else set())
         for at, what in sorted(lines):
-            yield f"  {at:.3f} {what}"
+            # What a VM's other disks did meanwhile does not belong to it.
+            if what.startswith(_OF_ALL) or any(word in f"{what} " for word in words):
+                yield f"  {at:.3f} {what}"
+
+    def _reasons(self) -> Counter[tuple[str, str, str]]:
+        """Return what was wrong, without the names of devices and errors."""
+        return Counter(
+            (each.mark, each.kind, re.sub(r"\w+-\w+(-\w+)?|'[^']*'|[0-9.]+", "X", each.why))
+            for each in self.bad
+        )
 
     def _of_one(self, name: str) -> Iterator[str]:
         judged = self.judged[name]
@@ -136,6 +158,8 @@ class Report:
             if e.pair.job and e.pair.verdict and e.sight == WHOLE
         )
         yield f"  devices of ended jobs: {dict(devices)}"
+        types = sum(e.pair.verdict is not None and not e.pair.verdict.type for e in judged)
+        yield f"  ended jobs whose type is not known: {types}"
         caught, changed = self.flagged[name]
         share = 100 * caught / changed if changed else 100.0
         yield f"  swapped outcomes that the judge flags: {caught} of {changed} ({share:.1f} %)"

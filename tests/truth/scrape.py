@@ -70,9 +70,9 @@ class Checker:
     def _whole_life(self, vm: str, began: float, ended: float) -> int:
         """Return the number of the life that lasted all the time that the answer may be of, else 0."""
         for span in self._record.lives:
-            if span.name == vm and span.began < began - JOIN_SECONDS - _CLOCK_SECONDS:
-                if not span.ended or span.ended > ended:
-                    return span.number
+            old_enough = span.name == vm and span.began < began - JOIN_SECONDS - _CLOCK_SECONDS
+            if old_enough and (not span.ended or span.ended > ended):
+                return span.number
         return 0
 
     def _look_for_down(

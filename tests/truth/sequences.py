@@ -80,7 +80,7 @@ def complete_then_backup(work: Work, disk: Disk) -> None:
     if job:
         work.ask(job, "cancel")
         if keep and work.chance(0.7):
-            work.until(lambda: job.status == "concluded" or bool(job.gone))
+            work.concluded(job)
             work.kept.append(job)
         else:
             work.ended(job)

@@ -45,13 +45,15 @@ class Sights:
         return NONE
 
     def scraped_after(self, job: Job, at: float) -> bool:
-        """Whether a sweep began and ended after an instant in the life of the job's VM."""
-        life = self._record.life(job)
+        """Whether a sweep of the same process began and ended after an instant, while the VM lived."""
+        life, run = self._record.life(job), self._run(at)
+        if run is None:
+            return False
+        until = min(life.ended or float("inf"), run.ended or float("inf"))
         later = self._scrapes[bisect.bisect_left(self._ends, at) :]
         return any(
-            each.began - JOIN_SECONDS >= at and job.vm in each.up
+            each.began - JOIN_SECONDS >= at and each.ended <= until and job.vm in each.up
             for each in later
-            if not life.ended or each.ended <= life.ended
         )
 
     def scraped_within(self, job: Job, since: float, until: float) -> bool:
@@ -63,7 +65,7 @@ class Sights:
 
     def since(self, job: Job, at: float) -> float:
         """Return the earliest time at which the exporter that ran at an instant can have been connected."""
-        run = next((r for r in self._runs if r.began <= at and (not r.ended or at <= r.ended)), None)
+        run = self._run(at)
         if run is None:
             return 0.0
         life = self._record.life(job)
@@ -77,6 +79,15 @@ class Sights:
             ]
             self._first[key] = (seen[0] if seen else until) - JOIN_SECONDS - _CLOCK_SECONDS
         return self._first[key]
+
+    def began(self, at: float) -> float:
+        """Return when the process began that ran at an instant."""
+        run = self._run(at)
+        return run.began if run else 0.0
+
+    def _run(self, at: float) -> Span | None:
+        runs = (r for r in self._runs if r.began <= at and (not r.ended or at <= r.ended))
+        return next(runs, None)
 
     def _connected(self, life: Span) -> list[tuple[float, float]]:
         key = (life.name, life.number)

@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -69,16 +71,17 @@ class Watcher:
             self.end(crash=crash)
             self.start()
 
-    def hold(self, seconds: float) -> None:
-        """Stop it for a time."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Stop it meanwhile."""
         with self.lock:
             span = Span(self.fleet, self._number, time.time())
-            self.exporter.stop()
-            time.sleep(seconds)
-            self.exporter.signal(signal.SIGCONT)
+            with self.exporter.stopped():
+                yield
             span.ended = time.time()
             self.record.stops.append(span)
-            self.record.say(span.began, "", f"{self.fleet}: exporter stopped for {seconds:.1f} s")
+            took = span.ended - span.began
+            self.record.say(span.began, "", f"{self.fleet}: exporter stopped for {took:.1f} s")
 
     def verdicts(self) -> list[Verdict]:
         """Return all that the exporter that runs has said so far."""
@@ -137,6 +140,8 @@ def chaos(watcher: Watcher, rng: random.Random, over: threading.Event) -> None:
     """Stop the exporter now and then, and end it more rarely."""
     while not over.wait(rng.expovariate(1 / 25)):
         if rng.random() < 0.7:
-            watcher.hold(rng.choice((rng.uniform(0.1, 0.6), rng.uniform(0.5, 3))))
+            seconds = rng.uniform(0.5, 3.0) if rng.random() < 0.25 else rng.uniform(0.1, 0.5)
+            with watcher.held():
+                time.sleep(seconds)
         else:
             watcher.again(crash=rng.random() < 0.5)

@@ -44,13 +44,13 @@ class Work:
         self.kept: list[Job] = []
 
     def step(self) -> None:
-        """Wait as somebody does between two steps: often not at all."""
+        """Wait as somebody does between two steps: sometimes not at all."""
         kind = self.rng.random()
-        if kind < 0.4:
+        if kind < 0.15:
             return
-        if kind < 0.6:
+        if kind < 0.35:
             time.sleep(0.02)
-        elif kind < 0.85:
+        elif kind < 0.8:
             time.sleep(self.rng.uniform(0.05, min(0.5, self.pace.step)))
         else:
             time.sleep(self.rng.uniform(0, self.pace.step))
@@ -109,13 +109,16 @@ class Work:
         """Wait until a job is ready; return False where it ended before."""
         return self.until(lambda: bool(job.ready or job.ended or job.gone)) and not job.ended
 
+    def concluded(self, job: Job) -> None:
+        """Wait until there is nothing left of a job but to dismiss it."""
+        self.until(lambda: bool(job.gone) or job.status == "concluded")
+
     def ended(self, job: Job) -> None:
         """Wait for the end of a job, and dismiss it where QEMU leaves that to us."""
-        self.until(lambda: bool(job.gone) or job.status == "concluded")
-        if not job.gone and job.status == "concluded":
-            # One that QEMU dismisses by itself is gone a moment later.
-            if not self.until(lambda: bool(job.gone), 0.1):
-                self.dismiss(job)
+        self.concluded(job)
+        # One that QEMU dismisses by itself is gone a moment later.
+        if not self.until(lambda: bool(job.gone), 0.1) and job.status == "concluded":
+            self.dismiss(job)
 
     def dismiss(self, job: Job) -> None:
         """Dismiss a job that is concluded; the error of one that is no block job is read before."""
@@ -142,7 +145,14 @@ class Work:
         self.machine.try_("block-job-set-speed", device=job.id, speed=speed)
 
     def commit(
-        self, disk: Disk, how: str, *, base: str = "", at_once: bool = False, **more: Any
+        self,
+        disk: Disk,
+        how: str,
+        *,
+        base: str = "",
+        at_once: bool = False,
+        when_ready: Callable[[], object] = lambda: None,
+        **more: Any,
     ) -> Job | None:
         """Commit the active layer: `complete` or `cancel` when ready, or `early` before."""
         layers = disk.layers()
@@ -160,6 +170,7 @@ class Work:
             self.step()
             self.ask(job, "cancel")
         elif self.ready(job):
+            when_ready()
             if not at_once:
                 self.step()
             self.ask(job, how)
@@ -171,9 +182,6 @@ class Work:
         self.until(lambda: bool(job.ended or job.gone))
         if job.event == "BLOCK_JOB_COMPLETED" and not job.error and not job.moved:
             job.pivoted = disk.pivoted(top)
-            if job.pivoted is not None and job.asked in ("complete", "cancel") and job.ready:
-                if job.pivoted != (job.asked == "complete"):
-                    self.machine.say(f"{job.id}: asked to {job.asked}, and pivoted={job.pivoted}")
         self.ended(job)
         disk.settle(top, base, COMPLETED if truth(job) == COMPLETED else "")
 

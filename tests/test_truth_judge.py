@@ -181,6 +181,15 @@ def test_a_verdict_is_not_about_a_job_that_ended_before_the_exporter_was_there()
     assert marks(made) == [UNJUDGED, RIGHT]
 
 
+def test_a_verdict_is_about_the_job_that_it_follows_most_closely() -> None:
+    """One shortly before it, of the same id, was not seen at all."""
+    jobs = [job("a", 3.0, 3.1), job("a", 3.5, 3.6, event="BLOCK_JOB_CANCELLED")]
+    assert marks(record(jobs, [verdict("a", 3.602, "cancelled")])) == [UNJUDGED, RIGHT]
+    jobs[1].error, jobs[1].event = "Input/output error", "BLOCK_JOB_COMPLETED"
+    said = verdict("a", 4.4, "failed", error="Input/output error")
+    assert marks(record(jobs, [said])) == [UNJUDGED, RIGHT]
+
+
 def test_the_device_the_type_and_the_error_are_judged_too() -> None:
     right = job("a", 10, 11)
     assert marks(record([right], [verdict("a", 11.01, "completed", device="")])) == [RIGHT]

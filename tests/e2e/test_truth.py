@@ -19,7 +19,7 @@ from tests.truth.judge import RIGHT, judge
 from tests.truth.layout import furnish
 from tests.truth.machine import Machine, template
 from tests.truth.quiet import told_wrongly
-from tests.truth.record import Job, Record
+from tests.truth.record import Job, Record, Verdict
 from tests.truth.report import Report
 from tests.truth.watcher import Watcher
 from tests.truth.work import SLOW, Pace, Work
@@ -51,26 +51,28 @@ class Watched:
     def scrape(self) -> None:
         self.watcher.fresh()
 
-    def stories(self, since: int) -> str:
-        """Return all that is wrong of the jobs from one on, with its stories, and what the API says wrongly."""
-        self.scrape()
+    def wrong(self, since: int) -> str:
+        """Return all that is wrong of the jobs from one on, each with its story."""
         self.scrape()
         verdicts = self.watcher.verdicts()
-        now = Record(**{**vars(self.record), "verdicts": verdicts})
+        report = Report(self._record(verdicts))
         jobs = [id(job) for job in self.record.jobs[since:]]
-        report = Report(now)
         bad = [each for each in report.bad if not each.pair.job or id(each.pair.job) in jobs]
         lines = [line for each in bad for line in report.story(each)]
+        began = min((job.created for job in self.record.jobs[since:]), default=0.0)
         for machine in (self.vm, self.daemon):
             mine = [each for each in verdicts if each.vm == machine.name]
-            lines += told_wrongly(self.watcher, machine, mine, self.record)
+            lines += told_wrongly(self.watcher, machine, mine, self.record, began)
         return "\n".join([*lines, *self.record.problems])
 
     def marks(self, *jobs: Job | None) -> list[str]:
         """Return how these are judged."""
-        now = Record(**{**vars(self.record), "verdicts": self.watcher.verdicts()})
+        now = self._record(self.watcher.verdicts())
         by_job = {id(each.pair.job): each.mark for each in judge(now, "dense")}
         return [by_job[id(job)] for job in jobs]
+
+    def _record(self, verdicts: list[Verdict]) -> Record:
+        return Record(**{**vars(self.record), "verdicts": verdicts})
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +85,15 @@ def watched(shared_lab: Lab) -> Iterator[Watched]:
 
 
 @pytest.fixture
-def stories(watched: Watched) -> Iterator[list[str]]:
+def judged(watched: Watched) -> Iterator[None]:
     """See that nothing is wrong with any job that a test started."""
     since = len(watched.record.jobs)
-    found: list[str] = []
-    yield found
-    assert watched.stories(since) == ""
+    yield
+    if wrong := watched.wrong(since):
+        pytest.fail(wrong, pytrace=False)
 
 
-@pytest.mark.usefixtures("stories")
+@pytest.mark.usefixtures("judged")
 class TestKnownCases:
     """Each of these was said wrongly once."""
 
@@ -175,7 +177,9 @@ class TestKnownCases:
             job = backup(work, disk, "", speed=SLOW, **more)
             work.ask(job, "cancel")
             work.concluded(job)
-            assert not watched.stories(watched.record.jobs.index(job))
+            if wrong := watched.wrong(watched.record.jobs.index(job)):
+                pytest.fail(wrong, pytrace=False)
+            work.tidy()
             work.ended(job)
 
     def test_a_cancelled_job_that_is_no_block_job(self, watched: Watched) -> None:
@@ -211,8 +215,9 @@ class TestKnownCases:
 
 def test_random_jobs_of_a_seed_are_told_rightly(lab: Lab) -> None:
     """Nothing is wrong, lost or about no job; how many are weak is chance."""
-    report = Report(drive(lab.folder, (SHORT,), SEED, 22.0))
-    assert report.well, "\n".join(report.lines())
+    report = Report(drive(lab.folder, (SHORT,), SEED, 18.0))
+    if not report.well:
+        pytest.fail("\n".join(report.lines()), pytrace=False)
     assert report.whole() > 20
     caught, changed = report.flagged["dense"]
     assert caught >= 0.95 * changed

@@ -67,6 +67,7 @@ class Disk:
 
     def grow(self, rng: random.Random, *, bad: bool = False) -> None:
         """Put a layer on top; of a bad one a sector cannot be read, once."""
+        self.tidy()  # a top that was committed still stands on its base, and keeps others off it
         name = self.machine.unique("n")
         if self.kind == "drive" and not bad and rng.random() < 0.6:
             file = self.machine.file("top")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.truth.oracle import NEVER_RAN, truth
@@ -66,19 +66,28 @@ def _of_one_id(
     jobs = sorted(jobs, key=lambda job: job.ended or job.gone or job.created)
     verdicts = sorted(verdicts, key=lambda verdict: verdict.said)
     pairs: list[Pair] = []
-    for job in [each for each in jobs if each.ended and not _waits_for_its_chain(each)]:
-        due = _resumed(job.ended, stops)
-        near = [
-            each
-            for each in verdicts
-            if -_CLOCK_SECONDS <= each.said - due <= _AT_ONCE_SECONDS
-            and (not each.error or not job.error or each.error == job.error)
-        ]
-        if near:
-            pairs.append(Pair(job, near[0]))
-            jobs.remove(job)
-            verdicts.remove(near[0])
+    for _, n, m in sorted(_at_once(jobs, verdicts, stops)):
+        job, verdict = jobs[n], verdicts[m]
+        if not any(each.job is job or each.verdict is verdict for each in pairs):
+            pairs.append(Pair(job, verdict))
+    taken = {id(part) for pair in pairs for part in (pair.job, pair.verdict)}
+    jobs = [each for each in jobs if id(each) not in taken]
+    verdicts = [each for each in verdicts if id(each) not in taken]
     return [*pairs, *_aligned(jobs, verdicts, sights)]
+
+
+def _at_once(
+    jobs: Sequence[Job], verdicts: Sequence[Verdict], stops: Sequence[Span]
+) -> Iterator[tuple[float, int, int]]:
+    """Yield how long a verdict came after the event of a job, for each that may be about it."""
+    for n, job in enumerate(jobs):
+        if not job.ended or _waits_for_its_chain(job):
+            continue
+        due = _resumed(job.ended, stops)
+        for m, verdict in enumerate(verdicts):
+            late = verdict.said - due
+            if -_CLOCK_SECONDS <= late <= _AT_ONCE_SECONDS and verdict.error in ("", job.error):
+                yield abs(late), n, m
 
 
 def _waits_for_its_chain(job: Job) -> bool:

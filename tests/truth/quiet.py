@@ -120,9 +120,9 @@ def _chains(text: str, disks: list[Disk], machine: Machine, record: Record) -> l
 
 
 def told_wrongly(
-    watcher: Watcher, machine: Machine, mine: list[Verdict], record: Record
+    watcher: Watcher, machine: Machine, mine: list[Verdict], record: Record, since: float = 0.0
 ) -> list[str]:
-    """Compare what the API says of an id with its newest job, and return what is wrong."""
+    """Return what the API says wrongly of the newest job of each id, of jobs created since."""
     newest: dict[str, Job] = {}
     for job in record.jobs:
         if (job.vm, job.life) == (machine.name, machine.number):
@@ -130,7 +130,7 @@ def told_wrongly(
             newest[job.id] = job
     with suppress(QmpError):
         listed = {each["id"]: each for each in machine.run("query-jobs")}
-    since = watcher.span.began
+    since = max(since, watcher.span.began)
     found = []
     for job in list(newest.values())[-_RECENT_IDS:]:
         if truth(job) == NEVER_RAN or not job.ended or job.created < since:

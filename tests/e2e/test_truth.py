@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -59,7 +60,7 @@ class Watched:
         jobs = [id(job) for job in self.record.jobs[since:]]
         bad = [each for each in report.bad if not each.pair.job or id(each.pair.job) in jobs]
         lines = [line for each in bad for line in report.story(each)]
-        began = min((job.created for job in self.record.jobs[since:]), default=0.0)
+        began = min((job.created for job in self.record.jobs[since:]), default=math.inf)
         for machine in (self.vm, self.daemon):
             mine = [each for each in verdicts if each.vm == machine.name]
             lines += told_wrongly(self.watcher, machine, mine, self.record, began)
@@ -177,10 +178,10 @@ class TestKnownCases:
             job = backup(work, disk, "", speed=SLOW, **more)
             work.ask(job, "cancel")
             work.concluded(job)
-            if wrong := watched.wrong(watched.record.jobs.index(job)):
-                pytest.fail(wrong, pytrace=False)
-            work.tidy()
+            wrong = watched.wrong(watched.record.jobs.index(job))
             work.ended(job)
+            if wrong:
+                pytest.fail(wrong, pytrace=False)
 
     def test_a_cancelled_job_that_is_no_block_job(self, watched: Watched) -> None:
         disk = watched.virtio

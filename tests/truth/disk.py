@@ -11,6 +11,7 @@ import random
 from contextlib import suppress
 from typing import Any
 
+from tests.e2e.lab import QmpError
 from tests.truth.machine import Machine, node
 
 
@@ -100,11 +101,17 @@ class Disk:
     def tidy(self) -> None:
         """Take away the nodes that are in no chain any more."""
         used = set(self.layers())
-        for name, file in list(self._spare):
-            if name not in used:
-                self.machine.try_("blockdev-del", node_name=name)
-                self._spare.remove((name, file))
-                _unlink(file)
+        for name, file in reversed(list(self._spare)):  # from the top down
+            if name in used:
+                continue
+            try:
+                self.machine.run("blockdev-del", node_name=name)
+            except QmpError as error:
+                self.machine.say(f"refused: {error}")
+                if "in use" in str(error):
+                    continue
+            self._spare.remove((name, file))
+            _unlink(file)
 
     @property
     def called(self) -> str:

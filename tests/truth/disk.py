@@ -44,7 +44,8 @@ class Disk:
         if self.kind == "loose":
             return self.top
         if self.kind == "export":
-            return self._exported()
+            exports = self.machine.run("query-block-exports")
+            return str(exports[0]["node-name"]) if exports else ""
         for entry in self.machine.run("query-block"):
             if self.label == entry["device"] or f"/{self.label}/" in f"/{entry.get('qdev', '')}/":
                 return str(entry.get("inserted", {}).get("node-name", ""))
@@ -117,16 +118,6 @@ class Disk:
     def called(self) -> str:
         """What it is called in stories."""
         return self.label or f"{self.kind} {self.top}"
-
-    def _exported(self) -> str:
-        """Return the node below the block backend that is not a job's, nor a device's."""
-        graph = self.machine.run("x-debug-query-block-graph")
-        names = {each["id"]: each for each in graph["nodes"]}
-        for edge in graph["edges"]:
-            parent = names[edge["parent"]]
-            if parent["type"] == "block-backend" and not parent["name"]:
-                return str(names[edge["child"]]["name"])
-        return ""
 
 
 def chain(machine: Machine, root: str) -> list[str]:

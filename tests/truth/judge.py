@@ -10,6 +10,7 @@ from tests.truth.oracle import ALIVE, UNKNOWN, truth
 from tests.truth.record import WEAK, Job, Record, Span, Verdict
 from tests.truth.sight import NONE, PART, WHOLE, Sights
 
+ACTIVE, EXPORTED = "commit, active", "commit, active, exported"
 RIGHT, WRONG, WEAKLY, LOST, FALSE_END, UNJUDGED = (
     "right", "wrong", "weak", "lost", "false end", "not judged",
 )  # fmt: skip
@@ -43,9 +44,12 @@ def kind_of(job: Job | None, verdict: Verdict | None) -> str:
         return verdict.type or "no block job"
     if job.type != "commit":
         return job.type
-    if job.active:
-        return "commit, active" if job.device else "commit, active, no device"
-    return "commit, intermediate"
+    if not job.active:
+        return "commit, intermediate"
+    if job.device:
+        return ACTIVE
+    # Of nodes that nobody has, QEMU's graph is the same after both ends.
+    return EXPORTED if job.exported else "commit, active, unused"
 
 
 def _judged(pair: Pair, sights: Sights, stops: Sequence[Span]) -> Judged:

@@ -34,6 +34,8 @@ class Job:
     device: str = ""
     #: A commit of the active layer.
     active: bool = False
+    #: Of nodes that an export has, or else nobody at all.
+    exported: bool = False
     #: The device was unplugged, or has another name, since the job began.
     moved: bool = False
     #: QEMU set it to work.

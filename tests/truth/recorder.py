@@ -21,6 +21,7 @@ class Plan:
     type: str
     device: str = ""
     active: bool = False
+    exported: bool = False
     #: The jobs that began under it: one, or none where QEMU refused the command.
     begun: list[Job] = field(default_factory=list)
 
@@ -113,6 +114,7 @@ class Recorder(threading.Thread):
         if status == "created":
             plan = self._plans.pop(job_id, None) or Plan("?")
             job = Job(self._vm, self._life, job_id, plan.type, at, plan.device, plan.active)
+            job.exported = plan.exported
             plan.begun.append(job)
             self._jobs[job_id] = job
             self._record.jobs.append(job)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tests.truth.judge import (
+    ACTIVE,
+    EXPORTED,
     FALSE_END,
     LOST,
     RIGHT,
@@ -28,7 +30,6 @@ _BEFORE_SECONDS, _AFTER_SECONDS = 6.0, 2.0
 _STORIES_LIMIT = 25
 #: Lines that concern each job: scrapes, and what became of exporters.
 _OF_ALL = ("exporter ", "dense: ", "calm: ", "life ", "ends ", "transaction")
-ACTIVE = "commit, active"
 
 
 class Report:
@@ -144,14 +145,15 @@ class Report:
         widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
         for line in table:
             yield "  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))
-        active = [e for e in judged if e.kind == ACTIVE and e.sight == WHOLE and e.mark != UNJUDGED]
-        weak = [e for e in active if e.mark == WEAKLY]
-        stopped = sum(e.stopped for e in weak)
-        share = 100 * len(weak) / len(active) if active else 0.0
-        yield (
-            f"  weak active commits: {len(weak)} of {len(active)} ({share:.1f} %), "
-            f"{stopped} of them while the exporter was stopped"
-        )
+        for row in (ACTIVE, EXPORTED):
+            known = [e for e in judged if (e.kind, e.sight) == (row, WHOLE) and e.mark != UNJUDGED]
+            weak = [e for e in known if e.mark == WEAKLY]
+            stopped = sum(e.stopped for e in weak)
+            share = 100 * len(weak) / len(known) if known else 0.0
+            yield (
+                f"  weak, of {row}: {len(weak)} of {len(known)} ({share:.1f} %), "
+                f"{stopped} of them while the exporter was stopped"
+            )
         devices = Counter(
             "no device" if not e.pair.job.device else "right" if e.pair.verdict.device else "not known"
             for e in judged

@@ -138,9 +138,9 @@ def scraping(watcher: Watcher, rng: random.Random, over: threading.Event, every:
 
 def chaos(watcher: Watcher, rng: random.Random, over: threading.Event) -> None:
     """Stop the exporter now and then, and end it more rarely."""
-    while not over.wait(rng.expovariate(1 / 25)):
+    while not over.wait(rng.expovariate(1 / 30)):
         if rng.random() < 0.7:
-            seconds = rng.uniform(0.5, 3.0) if rng.random() < 0.25 else rng.uniform(0.1, 0.5)
+            seconds = rng.uniform(0.5, 2.0) if rng.random() < 0.15 else rng.uniform(0.1, 0.4)
             with watcher.held():
                 time.sleep(seconds)
         else:

@@ -79,7 +79,8 @@ class Work:
         """Start a job; return None where QEMU refuses it."""
         chosen = self.choose_id(disk, type) if job_id is None else job_id
         named = chosen or disk.label
-        plan = Plan(type, "" if type in PLAIN or disk.unplugged else disk.label, active)
+        label = "" if type in PLAIN or disk.unplugged else disk.label
+        plan = Plan(type, label, active, disk.kind == "export")
         if not named or not self.machine.recorder.plan(named, plan):
             return None
         if chosen:

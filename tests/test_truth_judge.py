@@ -190,6 +190,17 @@ def test_a_verdict_is_about_the_job_that_it_follows_most_closely() -> None:
     assert marks(record(jobs, [said])) == [UNJUDGED, RIGHT]
 
 
+def test_a_job_that_was_not_dismissed_is_told_of_by_the_next_process_too() -> None:
+    made = record([job("a", 10, 11, gone=40.0)], [])
+    made.exporters = [Span(FLEET, 1, 0.0, 20.0), Span(FLEET, 2, 20.0, 100.0)]
+    made.verdicts = [verdict("a", 11.01, "completed"), verdict("a", 25.0, "completed")]
+    assert marks(made) == [RIGHT, RIGHT]
+    made.verdicts[1].result = "failed"
+    assert sorted(marks(made)) == [RIGHT, WRONG]
+    del made.verdicts[1]
+    assert marks(made) == [RIGHT]
+
+
 def test_the_device_the_type_and_the_error_are_judged_too() -> None:
     right = job("a", 10, 11)
     assert marks(record([right], [verdict("a", 11.01, "completed", device="")])) == [RIGHT]

@@ -57,7 +57,7 @@ def _judged(pair: Pair, sights: Sights, stops: Sequence[Span]) -> Judged:
     kind = kind_of(job, verdict)
     if job is None:
         return Judged(pair, kind, NONE, "no job", FALSE_END, "an end of a job that there was not")
-    right, sight = truth(job), sights.of(job)
+    right, sight = truth(job), sights.of(job) if pair.home else NONE
     made = Judged(pair, kind, sight, right, UNJUDGED)
     made.stopped = any(
         stop.began <= job.ended and (job.ready or job.created) <= stop.ended for stop in stops

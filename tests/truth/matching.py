@@ -31,10 +31,13 @@ class Pair:
 
     job: Job | None
     verdict: Verdict | None
+    #: The process of the exporter that said it, or ought to have, ran when the job ended: a job that was
+    #: not dismissed is told of by the next process too.
+    home: bool = True
 
 
 def match(record: Record, exporter: str, sights: Sights) -> list[Pair]:
-    """Return all that QEMU did and all that one exporter, over all its processes, said of it."""
+    """Return all that QEMU did, and all that each process of an exporter said of it."""
     vms = {span.name for span in record.lives if _watched(span.name, exporter)}
     jobs: dict[tuple[str, str, str], list[Job]] = defaultdict(list)
     verdicts: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
@@ -45,10 +48,38 @@ def match(record: Record, exporter: str, sights: Sights) -> list[Pair]:
         if verdict.vm in vms:
             verdicts[verdict.vm, verdict.id, _kind(verdict.type)].append(verdict)
     stops = [each for each in record.stops if each.name == exporter]
+    runs = [each for each in record.exporters if each.name == exporter]
     found: list[Pair] = []
     for key in sorted(jobs.keys() | verdicts.keys()):
-        found += _of_one_id(jobs[key], verdicts[key], stops, sights)
+        homes = {id(job): _home(job, runs) for job in jobs[key]}
+        for run in runs:
+            pairs = _of_one_id(
+                [job for job in jobs[key] if _overlap(job, run)],
+                [each for each in verdicts[key] if run.began <= each.said <= _end(run)],
+                stops,
+                sights,
+            )
+            for pair in pairs:
+                pair.home = pair.job is None or homes[id(pair.job)] is run
+            found += [pair for pair in pairs if pair.home or pair.verdict]
+        found += [Pair(job, None) for job in jobs[key] if homes[id(job)] is None]
     return found
+
+
+def _end(run: Span) -> float:
+    return run.ended or math.inf
+
+
+def _overlap(job: Job, run: Span) -> bool:
+    """Whether a process can have seen a job, if only as one that is concluded and not dismissed."""
+    return job.created <= _end(run) and (job.gone or math.inf) >= run.began
+
+
+def _home(job: Job, runs: Sequence[Span]) -> Span | None:
+    """Return the process that ran when a job ended, or else the last that can have seen it."""
+    if job.ended:
+        return next((run for run in runs if run.began <= job.ended <= _end(run)), None)
+    return next((run for run in reversed(runs) if _overlap(job, run)), None)
 
 
 def _watched(vm: str, exporter: str) -> bool:
@@ -125,9 +156,9 @@ def _aligned(jobs: Sequence[Job], verdicts: Sequence[Verdict], sights: Sights) -
 
 def _cost(job: Job, verdict: Verdict, sights: Sights) -> float:
     """Return how unlikely it is that a verdict is about a job."""
-    gone = job.gone or float("inf")
-    if verdict.said < job.created - _CLOCK_SECONDS or gone < sights.began(verdict.said):
-        return float("inf")
+    gone = job.gone or math.inf
+    if verdict.said < job.created - _CLOCK_SECONDS:
+        return math.inf
     cost = 10.0 if gone < sights.since(job, verdict.said) else 0.0
     cost += math.sqrt(max(0.0, verdict.said - (job.ended or job.created)))
     if job.ended and verdict.said < job.ended - _CLOCK_SECONDS:

@@ -80,11 +80,6 @@ class Sights:
             self._first[key] = (seen[0] if seen else until) - JOIN_SECONDS - _CLOCK_SECONDS
         return self._first[key]
 
-    def began(self, at: float) -> float:
-        """Return when the process began that ran at an instant."""
-        run = self._run(at)
-        return run.began if run else 0.0
-
     def _run(self, at: float) -> Span | None:
         runs = (r for r in self._runs if r.began <= at and (not r.ended or at <= r.ended))
         return next(runs, None)

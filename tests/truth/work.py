@@ -16,8 +16,9 @@ from tests.truth.oracle import truth
 from tests.truth.record import COMPLETED, PLAIN, Job
 from tests.truth.recorder import Plan
 
-#: Slow enough to be there until somebody ends it.
-SLOW = 65536
+#: Slow enough to be there until somebody ends it; not so slow that QEMU, which waits for a backup's
+#: requests when it changes a graph, is stuck for long.
+SLOW = 256 << 10
 
 
 @dataclass(frozen=True)

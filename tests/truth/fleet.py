@@ -63,10 +63,13 @@ class Gate:
                 self._changed.wait()
             self._resting -= 1
 
-    def close(self, seconds: float) -> bool:
-        """Close it and wait until all rest; return whether they do."""
+    def close(self) -> None:
         with self._changed:
             self._closed = True
+
+    def all_rest(self, seconds: float) -> bool:
+        """Wait until all rest; return whether they do."""
+        with self._changed:
             return self._changed.wait_for(lambda: self._resting >= self._working, seconds)
 
     def open(self) -> None:

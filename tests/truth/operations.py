@@ -267,7 +267,7 @@ def transaction(work: Work, disk: Disk) -> None:
         targets.append(_target(work, bad=fails and number == 1))
         data: dict[str, Any] = {
             "job-id": job_id, "device": each.target(), "target": targets[-1], "sync": "full",
-            "on-target-error": "report", "speed": SLOW if number == 0 else 0,
+            "on-target-error": "report", "speed": 16 * SLOW if number == 0 else 0,
         }  # fmt: skip
         actions.append({"type": "blockdev-backup", "data": data})
     properties = {"completion-mode": "grouped" if work.chance(0.7) else "individual"}

@@ -3,6 +3,7 @@ ends that were counted, that chains are QEMU's, and that the API tells of the ne
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from contextlib import suppress
 from typing import Any
@@ -28,7 +29,10 @@ def quiet(watcher: Watcher, keepers: list[Keeper], record: Record) -> None:
         for keeper in keepers:
             keeper.lock.acquire()
         try:
-            resting = [each for each in keepers if each.gate.close(_PATIENCE_SECONDS)]
+            for keeper in keepers:
+                keeper.gate.close()
+            until = time.monotonic() + _PATIENCE_SECONDS
+            resting = [k for k in keepers if k.gate.all_rest(max(0.0, until - time.monotonic()))]
             watcher.fresh()
             text = watcher.fresh()
             verdicts = watcher.verdicts()

@@ -83,7 +83,7 @@ class Report:
             yield f"PROBLEM ({problem[1]}x): {problem[0]}"
         for each in self.bad[:_STORIES_LIMIT]:
             yield from self.story(each)
-        weak = [each for each in self.weak if not each.stopped]
+        weak = [e for e in self.weak if not e.stopped and e.kind in (ACTIVE, EXPORTED)]
         for each in weak[:5]:
             yield from self.story(each)
         yield ""

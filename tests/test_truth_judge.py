@@ -185,6 +185,11 @@ def test_a_verdict_is_about_the_job_that_it_follows_most_closely() -> None:
     """One shortly before it, of the same id, was not seen at all."""
     jobs = [job("a", 3.0, 3.1), job("a", 3.5, 3.6, event="BLOCK_JOB_CANCELLED")]
     assert marks(record(jobs, [verdict("a", 3.602, "cancelled")])) == [UNJUDGED, RIGHT]
+    # A verdict is never about a job that ended after it.
+    creates = [job("a", 10, 11, type="create"), job("a", 11.9, 12, type="create")]
+    told = [verdict("a", 11.95, "completed", type=""), verdict("a", 12.6, "completed", type="")]
+    pairs = [(each.pair.job, each.pair.verdict) for each in judge(record(creates, told), FLEET)]
+    assert sorted(pairs, key=lambda pair: pair[0].created) == list(zip(creates, told, strict=True))
     jobs[1].error, jobs[1].event = "Input/output error", "BLOCK_JOB_COMPLETED"
     said = verdict("a", 4.4, "failed", error="Input/output error")
     assert marks(record(jobs, [said])) == [UNJUDGED, RIGHT]

@@ -188,8 +188,10 @@ def test_a_verdict_is_about_the_job_that_it_follows_most_closely() -> None:
     # A verdict is never about a job that ended after it.
     creates = [job("a", 10, 11, type="create"), job("a", 11.9, 12, type="create")]
     told = [verdict("a", 11.95, "completed", type=""), verdict("a", 12.6, "completed", type="")]
-    pairs = [(each.pair.job, each.pair.verdict) for each in judge(record(creates, told), FLEET)]
-    assert sorted(pairs, key=lambda pair: pair[0].created) == list(zip(creates, told, strict=True))
+    pairs = [each.pair for each in judge(record(creates, told), FLEET)]
+    assert {id(each.job): each.verdict for each in pairs} == {
+        id(each): said for each, said in zip(creates, told, strict=True)
+    }
     jobs[1].error, jobs[1].event = "Input/output error", "BLOCK_JOB_COMPLETED"
     said = verdict("a", 4.4, "failed", error="Input/output error")
     assert marks(record(jobs, [said])) == [UNJUDGED, RIGHT]

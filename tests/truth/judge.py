@@ -48,7 +48,7 @@ def kind_of(job: Job | None, verdict: Verdict | None) -> str:
         return "commit, intermediate"
     if job.device:
         return ACTIVE
-    # Of nodes that nobody has, QEMU's graph is the same after both ends.
+    # Where no device and no export uses the nodes, QEMU's graph is the same after both ends.
     return EXPORTED if job.exported else "commit, active, unused"
 
 

@@ -34,7 +34,7 @@ class Job:
     device: str = ""
     #: A commit of the active layer.
     active: bool = False
-    #: Of nodes that an export has, or else nobody at all.
+    #: An export uses its nodes; where no device does either, nobody uses them.
     exported: bool = False
     #: The device was unplugged, or has another name, since the job began.
     moved: bool = False

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint golden dist deb bench capacity bench-peers clean
+.PHONY: demo test lint truth golden dist deb bench capacity bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -30,6 +30,12 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check exporter
 	$(BIN)/mypy
+
+truth: $(VENV)/dev  ## random jobs on real QEMU for SECONDS, by SEED, and a judge of what is said of them
+	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils \
+	    qemu-storage-daemon=qemu-system-common
+	$(BIN)/python -m tests.truth $(addprefix --seconds=,$(SECONDS)) $(addprefix --seed=,$(SEED)) \
+	    $(addprefix --profile=,$(PROFILE)) $(addprefix --json=,$(JSON))
 
 golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
 	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py \

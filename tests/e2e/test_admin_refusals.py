@@ -22,6 +22,7 @@ from tests.e2e.lab import (
     Lab,
     Mount,
     Qemu,
+    as_user,
     blockdev,
     drive,
     laboratory,
@@ -611,7 +612,7 @@ def test_a_snapshot_in_a_directory_that_qemu_may_not_enter_is_rejected_by_qemu(l
     """The file that was made for it is removed."""
     private = lab.folder / "private"
     private.mkdir(mode=0o700)
-    lab.qemu("vm", *drive("disk0", lab.image("disk")), "-runas", "nobody")
+    lab.qemu("vm", *drive("disk0", lab.image("disk")), *as_user("nobody"))
     user = admin(lab, grant(directories=[str(private)]))
 
     snapshot = partial(user.snapshot, "vm", "disk0", private / "new.qcow2")

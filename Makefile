@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
 # The versions of QEMU that `make test-qemu` runs on, each with the Debian release that has it.
 QEMU_VERSIONS ?= 5.2=bullseye 10.0=trixie newest=sid
-QEMU_TESTS ?= qemu_version workflow job_outcomes job_places targets down admin_workflow \
-    admin_refusals storage_hangs alerts
+QEMU_TESTS ?= qemu_version workflow job_outcomes job_places targets down storage_hangs alerts queries \
+    prometheus shell admin_workflow admin_refusals admin_filter admin_sharing admin_deaths
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test test-qemu lint golden dist deb bench capacity bench-peers clean

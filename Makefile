@@ -4,9 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the Debian package is built with, on a Debian.
 DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
+# The versions of QEMU that `make test-qemu` runs on, each with the Debian release that has it.
+QEMU_VERSIONS ?= 5.2=bullseye 10.0=trixie newest=sid
+QEMU_TESTS ?= qemu_version workflow job_outcomes job_places targets down storage_hangs alerts queries \
+    prometheus shell admin_workflow admin_refusals admin_filter admin_sharing admin_deaths
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint truth golden dist deb bench capacity bench-peers clean
+.PHONY: demo test test-qemu truth lint golden dist deb bench capacity bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -25,6 +29,12 @@ test: $(VENV)/dev $(VENV)/clusters $(VENV)/wheels lint  ## all checks and all te
 	@test -e /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so || \
 	    deploy/debian-packages required no-libvirt-qemu=libvirt-daemon-driver-qemu
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+test-qemu: $(VENV)/dev  ## the tests that depend on QEMU's version, on other versions than the system's
+	@deploy/debian-packages required prometheus=prometheus promtool=prometheus bindfs=bindfs \
+	    fusermount3=fuse3 mount=mount setpriv=util-linux
+	@tests/qemu/run $(BIN)/python $(QEMU_VERSIONS) -- -n 3 --dist loadfile \
+	    $(QEMU_TESTS:%=tests/e2e/test_%.py)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

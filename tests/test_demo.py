@@ -73,11 +73,11 @@ class Demo:
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ")
             except OSError:
                 continue
-            if str(self.temporary) in line:
-                found[int(process.name)] = line
+            if str(self.temporary).encode() in line:
+                found[int(process.name)] = line.decode()
         return found
 
     def qemus(self) -> dict[int, str]:

@@ -33,6 +33,8 @@ TIMEOUT_SECONDS = PATIENCE_SECONDS / 2
 HASTY = "--qmp.timeout=5"
 #: A scrape joins a sweep that began less than a second ago.
 JOIN_SECONDS = 1.0
+#: The version that QEMU must have, where one is meant: `make test-qemu` says so. Else any.
+QEMU_VERSION = os.environ.get("QEMU_VERSION", "")
 
 
 def tool(name: str) -> str:
@@ -49,6 +51,22 @@ def wait_until(holds: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, f"never came: {what}"
         time.sleep(0.02)
     return value
+
+
+def version_of(program: str) -> str:
+    """Return the version of one of QEMU's programs, as "7.2.22"."""
+    said = subprocess.run([tool(program), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r" (\d+\.[\d.]+)\s", said.stdout)
+    assert found, f"{program} must tell a version, got {said.stdout!r}"
+    return found[1]
+
+
+def as_user(name: str) -> list[str]:
+    """Return the arguments that have QEMU run as another user."""
+    command = [tool("qemu-system-x86_64"), "-help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # -runas is deprecated since -run-with has `user` (QEMU 9.1), and gone from 10.0 on.
+    return ["-run-with", f"user={name}"] if "user=username" in said else ["-runas", name]
 
 
 def has_client(table: str, path: str) -> bool:
@@ -214,6 +232,15 @@ class Qemu(Process):
         except BaseException:
             self.kill()
             raise
+        if QEMU_VERSION not in {"", self.version}:
+            self.close()
+            raise AssertionError(f"QEMU must be {QEMU_VERSION}, got {self.version}")
+
+    @property
+    def version(self) -> str:
+        """The version that it said in its greeting, as "7.2.22"."""
+        version = self.monitor.greeting["QMP"]["version"]["qemu"]
+        return f"{version['major']}.{version['minor']}.{version['micro']}"
 
     def run(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         return self.monitor.run(command, arguments)

@@ -59,9 +59,9 @@ def chain(vm: Qemu) -> list[str]:
     """Return the nodes of the disk from its root down to its base."""
     graph = vm.run("x-debug-query-block-graph")
     names = {node["id"]: node["name"] for node in graph["nodes"]}
-    roots = [each["child"] for each in graph["edges"] if each["name"] == "root"]
-    assert len(roots) == 1, graph
-    found = [roots[0]]
+    # On QEMU 5.2 a job has a root of its own until it is dismissed.
+    root = Disk(vm, "disk0").node_name
+    found = [node for node, name in names.items() if name == root]
     while following := [
         edge["child"]
         for edge in graph["edges"]

@@ -385,22 +385,51 @@ def test_a_job_that_failed_is_kept_with_its_error(lab: Lab) -> None:
     assert "qemu_block_job_status" not in exporter.fresh()
 
 
-def test_a_job_that_is_no_block_job_has_a_status_and_a_ratio(lab: Lab) -> None:
+def other_job_is_shown_until_dismissed(vm: Qemu, exporter: Exporter, job_type: str) -> None:
+    """Watch the only job, which is not a block job: a status and a ratio, but no byte series."""
+    wait_until(lambda: vm.run("query-jobs")[0]["status"] == "concluded", "the job ends")
+    text = exporter.fresh()
+    job = {"job_id": "other", "job_type": job_type}
+    assert info(text, "qemu_block_job_status", **job)["status"] == "concluded"
+    assert value(text, "qemu_block_job_progress_ratio", **job) == 1
+    assert not series(text, "qemu_block_job_offset_bytes")
+    vm.run("job-dismiss", {"id": "other"})
+    assert "qemu_block_job_status" not in exporter.fresh()
+
+
+def test_a_job_that_creates_an_image_has_a_status_and_a_ratio(lab: Lab) -> None:
     """It is found by its event, has no byte series and is gone when it is dismissed."""
     vm = lab.qemu("vm", *blockdev("disk0", lab.image("disk")), machine="pc")
     exporter = lab.exporter()
     exporter.metrics()
-    node = Disk(vm, "disk0").node_name
-    save = {"job-id": "save", "tag": "state", "vmstate": node, "devices": [node]}
-    vm.run("snapshot-save", save)
-    wait_until(lambda: vm.run("query-jobs")[0]["status"] == "concluded", "the state is saved")
-    text = exporter.fresh()
-    assert info(text, "qemu_block_job_status", job_id="save")["status"] == "concluded"
-    assert value(text, "qemu_block_job_progress_ratio", job_type="snapshot-save") == 1
-    assert not series(text, "qemu_block_job_offset_bytes")
-    vm.run("job-dismiss", {"id": "save"})
-    assert "qemu_block_job_status" not in exporter.fresh()
-    assert value(exporter.fresh(), "qemu_block_node_internal_snapshots", role="format") == 1
+    options = {"driver": "file", "filename": str(lab.folder / "new.img"), "size": MIB}
+    vm.run("blockdev-create", {"job-id": "other", "options": options})
+    other_job_is_shown_until_dismissed(vm, exporter, "create")
+
+
+def test_a_snapshot_inside_an_image_is_counted_and_its_job_shown(lab: Lab) -> None:
+    """QEMU has a job for it since 6.0; an older one has only savevm, which runs without a job."""
+    vm = lab.qemu("vm", *blockdev("disk0", lab.image("disk")), machine="pc")
+    if {"name": "snapshot-save"} in vm.run("query-commands"):
+        exporter = lab.exporter()
+        exporter.metrics()
+        node = Disk(vm, "disk0").node_name
+        save = {"job-id": "other", "tag": "state", "vmstate": node, "devices": [node]}
+        vm.run("snapshot-save", save)
+        other_job_is_shown_until_dismissed(vm, exporter, "snapshot-save")
+        text = exporter.fresh()
+    else:
+        # A VM that is not running tells of savevm by no event.
+        exporter = lab.exporter(REFRESH)
+        exporter.metrics()
+        assert vm.hmp("savevm state") == ""
+        text = exporter.until(lambda text: snapshots_inside(text) == 1)
+        assert "qemu_block_job_status" not in text
+    assert snapshots_inside(text) == 1
+
+
+def snapshots_inside(exposition: str) -> float | None:
+    return value(exposition, "qemu_block_node_internal_snapshots", role="format")
 
 
 def test_a_socket_that_is_shared_is_left_after_each_scrape(lab: Lab) -> None:

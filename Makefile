@@ -1,6 +1,12 @@
 # Everything a newcomer needs: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+# `make test BOOTS=no` leaves out the tests that boot a systemd; TESTS=tests/test_x.py runs those alone.
+BOOTS ?= yes
+WORKERS ?= 3
+TESTS ?=
+# `make test-fresh FRESH='--no-boots trixie'` is the same on one Debian without them.
+FRESH ?=
 BIN := $(VENV)/bin
 # What the Debian package is built with, on a Debian.
 DEB_NEEDS := dpkg-deb=dpkg strip=binutils /usr/bin/python3=python3 /usr/bin/py3compile=python3-minimal
@@ -10,7 +16,7 @@ QEMU_TESTS ?= qemu_version workflow job_outcomes job_places targets down storage
     prometheus shell admin_workflow admin_refusals admin_filter admin_sharing admin_deaths
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-qemu truth lint golden dist deb bench capacity bench-peers clean
+.PHONY: demo test test-qemu test-fresh truth lint golden dist deb bench capacity bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -21,14 +27,19 @@ test: $(VENV)/dev $(VENV)/clusters $(VENV)/wheels lint  ## all checks and all te
 	    qemu-storage-daemon=qemu-system-common prometheus=prometheus promtool=prometheus \
 	    bindfs=bindfs fusermount3=fuse3 mount=mount setpriv=util-linux \
 	    $(DEB_NEEDS) lintian=lintian systemd-nspawn=systemd-container systemd-analyze=systemd \
-	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd \
+	    mandoc=mandoc man=man-db zsh=zsh fish=fish ps=procps useradd=passwd git=git \
 	    buildah=buildah podman=podman runc=runc amtool=prometheus-alertmanager \
 	    libvirtd=libvirt-daemon virsh=libvirt-clients virt-qemu-qmp-proxy=libvirt-clients-qemu
 	@test -e /lib/systemd/system/libvirtd.service || \
 	    deploy/debian-packages required no-libvirtd-service=libvirt-daemon-system
 	@test -e /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so || \
 	    deploy/debian-packages required no-libvirt-qemu=libvirt-daemon-driver-qemu
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m tests.machine $(if $(filter no,$(BOOTS)),--no-boots)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(if $(filter no,$(BOOTS)),-m "not boots") $(TESTS)
+
+test-fresh:  ## `make demo` and `make test` on minimal Debian 12 and 13, from a clone; needs root
+	@deploy/debian-packages required debootstrap=debootstrap unshare=util-linux
+	@tests/fresh/run $(FRESH)
 
 test-qemu: $(VENV)/dev  ## the tests that depend on QEMU's version, on other versions than the system's
 	@deploy/debian-packages required prometheus=prometheus promtool=prometheus bindfs=bindfs \
@@ -82,8 +93,8 @@ clean:
 
 $(VENV)/pip: constraints.txt
 	@deploy/debian-packages optional $(PYTHON)=python3
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null || \
-	    { deploy/debian-packages required ensurepip=python3-venv && $(PYTHON) -m venv $(VENV); }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || deploy/debian-packages required ensurepip=python3-venv
+	@$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@$(PIP) install -c constraints.txt pip hatchling editables
 	@touch $@

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from exporter.commands import WRITE_COMMANDS
@@ -91,7 +94,13 @@ class FakeQmp:
         self._writer: asyncio.StreamWriter | None = None
 
     async def __aenter__(self) -> FakeQmp:
-        self._server = await asyncio.start_unix_server(self._client, self.path, limit=1 << 20)
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        # Its file stays when it is closed, like that of a QEMU that died: start_unix_server would
+        # remove it from Python 3.13 on.
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(self.path)
+        self._server = await asyncio.start_server(self._client, sock=listening, limit=1 << 20)
         return self
 
     async def __aexit__(self, *_: object) -> None:

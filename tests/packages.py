@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,37 @@ def run(command: Sequence[str | Path], **more: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **more)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return str(done.stdout)
+
+
+def tracked() -> set[str]:
+    """Return what git has of this tree; of one without git, as an sdist is unpacked, what it would take."""
+    if (ROOT / ".git").exists():
+        return set(run(["git", "-C", ROOT, "ls-files"]).splitlines())
+    return untracked()
+
+
+def untracked() -> set[str]:
+    """Return what git does not have, and would take."""
+    return set(_git("ls-files", "--others", "--exclude-standard").splitlines())
+
+
+def is_ignored(*paths: Path) -> bool:
+    """Whether git takes none of these files."""
+    # Of all of them, those that it names; none is an error to it.
+    ignored = _git("check-ignore", "--no-index", "--verbose", "--non-matching", *map(str, paths), fails=1)
+    return not any(line.startswith("::") for line in ignored.splitlines())
+
+
+def _git(*arguments: str, fails: int = 0) -> str:
+    """Run git on this tree; that it ends with `fails` is no error."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = [] if (ROOT / ".git").exists() else [f"--git-dir={folder}", f"--work-tree={ROOT}"]
+        if place:
+            run(["git", "init", "--quiet", "--bare", folder])
+        command = ["git", *place, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.returncode in {0, fails}, f"{command}: {done.stderr}"
+        return done.stdout
 
 
 def install(python: Path | str, what: Path, folder: Path, *flags: str) -> Path:

@@ -16,6 +16,8 @@ import pytest
 import trustme
 from aiohttp import web
 
+from exporter.cli import main
+from exporter.errors import ConfigError
 from exporter.web import live, tls
 from exporter.web.config import Tls
 from exporter.web.live import Live
@@ -242,10 +244,9 @@ async def test_the_order_of_suites_is_the_servers_unless_the_file_says_otherwise
 @pytest.mark.parametrize(
     ("curve", "same", "other"),
     [
-        ("CurveP256", "prime256v1", "X25519"),
+        ("CurveP256", "prime256v1", "secp384r1"),
         ("CurveP384", "secp384r1", "prime256v1"),
         ("CurveP521", "secp521r1", "prime256v1"),
-        ("X25519", "X25519", "prime256v1"),
     ],
 )
 async def test_one_curve_can_be_asked_for(serve: Serve, curve: str, same: str, other: str) -> None:
@@ -257,6 +258,54 @@ async def test_one_curve_can_be_asked_for(serve: Serve, curve: str, same: str, o
 
     assert not await site.refuses(accepted)
     assert await site.refuses(refused)
+
+
+async def test_x25519_is_spoken_or_refused_by_its_name(serve: Serve) -> None:
+    """Not every Python that the program runs on takes it: Debian 12's does not."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ecdh_curve("X25519")
+    except ssl.SSLError:
+        with pytest.raises(ConfigError, match="curve_preferences: X25519 cannot be set in Python 3"):
+            await serve(CERT + "  curve_preferences: [X25519]\n")
+        return
+    site = await serve(CERT + "  curve_preferences: [X25519]\n")
+    other = site.pki.trust()
+    other.set_ecdh_curve("prime256v1")
+
+    assert not await site.refuses()
+    assert await site.refuses(other)
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "setting"),
+    [
+        ("set_ecdh_curve", ssl.SSLError(1, "[EC: UNKNOWN_GROUP] unknown group"), "curve_preferences: CurveP384"),
+        ("set_ecdh_curve", ValueError("unknown elliptic curve name b'secp384r1'"), "curve_preferences: CurveP384"),
+        ("set_ciphers", ssl.SSLError("No cipher can be selected."), "cipher_suites: TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+        ("minimum_version", ValueError("Unsupported protocol version 0x303"), "min_version: TLS12"),
+        ("maximum_version", ValueError("Unsupported protocol version 0x304"), "max_version: TLS13"),
+    ],
+)
+def test_what_this_python_does_not_take_is_refused_by_its_name(
+    tmp_path: Path, pki: Pki, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    method: str, error: Exception, setting: str,
+) -> None:  # fmt: skip
+    """By the check of the configuration already, and without a traceback."""
+
+    def lacking(self: ssl.SSLContext, value: object) -> None:
+        raise error
+
+    pki.write(tmp_path)
+    file = tmp_path / "web.yml"
+    suites = "[TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]"
+    file.write_text(CERT + f"  cipher_suites: {suites}\n  curve_preferences: [CurveP384]\n")
+    lacks = property(fset=lacking) if method.endswith("version") else lacking
+    monkeypatch.setattr(ssl.SSLContext, method, lacks)
+
+    assert main([f"--web.config.file={file}", "--config.check"]) == 1
+    said = capsys.readouterr().err
+    assert f"{file}: tls_server_config: {setting} cannot be set in Python 3" in said
+    assert "Traceback" not in said
 
 
 # Certificates in the file.

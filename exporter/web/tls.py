@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,8 +88,10 @@ def _set_versions(made: ssl.SSLContext, tls: Tls) -> None:
             raise ConfigError(f"{name}: {value} is not spoken any more (RFC 8996)")
     if tls.min_version > tls.max_version:
         raise ConfigError(f"min_version {tls.min_version} is above max_version {tls.max_version}")
-    made.minimum_version = _VERSIONS[tls.min_version]
-    made.maximum_version = _VERSIONS[tls.max_version]
+    with _refused_by_name(f"min_version: {tls.min_version}"):
+        made.minimum_version = _VERSIONS[tls.min_version]
+    with _refused_by_name(f"max_version: {tls.max_version}"):
+        made.maximum_version = _VERSIONS[tls.max_version]
 
 
 def _set_ciphers(made: ssl.SSLContext, tls: Tls) -> None:
@@ -102,14 +105,34 @@ def _set_ciphers(made: ssl.SSLContext, tls: Tls) -> None:
     wanted = [CIPHERS[name] for name in tls.cipher_suites if name in CIPHERS]
     if not wanted:
         raise ConfigError("cipher_suites: none is of TLS 1.2; say min_version: TLS13 instead")
-    made.set_ciphers(":".join(wanted))
+    with _refused_by_name(f"cipher_suites: {', '.join(tls.cipher_suites)}"):
+        made.set_ciphers(":".join(wanted))
 
 
 def _set_curve(made: ssl.SSLContext, tls: Tls) -> None:
     if len(tls.curve_preferences) > 1:
         raise ConfigError("curve_preferences: Python's ssl takes one curve, not a list of them")
     for name in tls.curve_preferences:
-        made.set_ecdh_curve(_CURVES[name])
+        # Debian 12's Python 3.11.2 with OpenSSL 3.0 does not take X25519.
+        with _refused_by_name(f"curve_preferences: {name}"):
+            made.set_ecdh_curve(_CURVES[name])
+
+
+@contextmanager
+def _refused_by_name(setting: str) -> Iterator[None]:
+    """Refuse a setting that this Python or its OpenSSL does not take.
+
+    Raises:
+        ConfigError: names the setting, and the versions that do not take it.
+    """
+    try:
+        yield
+    except (ssl.SSLError, ValueError) as error:
+        openssl = " ".join(ssl.OPENSSL_VERSION.split()[:2])
+        raise ConfigError(
+            f"{setting} cannot be set in Python {platform.python_version()} with {openssl}: "
+            f"{getattr(error, 'reason', '') or error}"
+        ) from error
 
 
 def _set_certificate(made: ssl.SSLContext, tls: Tls) -> None:

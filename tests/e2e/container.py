@@ -31,7 +31,8 @@ _WITHOUT = ("test", "idlelib", "tkinter", "lib2to3", "turtledemo", "ensurepip", 
             "site-packages", "dist-packages", "pydoc_data", "EXTERNALLY-MANAGED")  # fmt: skip
 #: What the requirements of the image name, for this machine's Python: `make test` fetches it, once.
 WHEELS = Path(sys.prefix) / "wheels"
-#: No systemd, no journal, and nothing in /dev/shm or /run; limits that a sandbox may set.
+#: No systemd, no journal, and nothing in /dev/shm or /run; limits that a sandbox may set, and none that
+#: needs a controller of control groups.
 _CONTAINERS_CONF = """
 [engine]
 cgroup_manager = "cgroupfs"
@@ -41,6 +42,7 @@ runtime = "runc"
 tmp_dir = "{folder}/tmp"
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+pids_limit = 0
 """
 _COMMON = ("libpthread", "libdl", "librt", "libutil", "libm", "libgcc_s")
 _ASK = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())"
@@ -65,6 +67,8 @@ class Engine:
             conf.write_text(_PIP_CONF)
         volumes = [f"--volume={WHEELS}:/wheels:ro", f"--volume={conf}:/etc/pip.conf:ro"]
         command = ["build", "--isolation=chroot", "--format=docker", "--quiet", "--network=host"]
+        # Limits that a sandbox may set, as in containers.conf: buildah would raise them by itself.
+        command += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
         base = f"--build-arg=PYTHON_IMAGE={BASE}"
         return self.buildah(*command, base, *volumes, *arguments, "--tag", IMAGE, str(ROOT)).split()[-1]
 
@@ -112,6 +116,8 @@ class Engine:
 
         packages = library / "site-packages"
         shutil.copytree(Path(pip.__file__).parent, packages / "pip", ignore=ignore)
+        # Debian's Python looks for packages under this name.
+        (library / "dist-packages").symlink_to("site-packages")
         _copy_libraries(root, [python, *library.rglob("*.so")])
         (self.folder / "Base").write_text("FROM scratch\nADD base /\nENV PATH=/usr/local/bin\n")
         self.buildah("build", "--quiet", "--format=docker", f"--file={self.folder}/Base",

@@ -10,15 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
+from tests import machine
 from tests.e2e.lab import PATIENCE_SECONDS, ROOT, Process, tool, wait_until
 
-#: Where systemd keeps its units' control groups: with version 1 beside 2, both; else the last.
-_HIERARCHIES = [Path(f"/sys/fs/cgroup/{name}") for name in ("systemd", "unified")]
-if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-    _HIERARCHIES = [Path("/sys/fs/cgroup")]
 #: What it has of this checkout, to read: a checkout may be below /tmp, and the host has its own.
 _BINDS = {"/opt/exporter": ROOT / "exporter", "/opt/venv": Path(sys.prefix)}
 #: Asks for a page in the host, where nothing but Python need be installed.
@@ -42,12 +41,17 @@ class Host:
         #: Its files, as they are seen from outside.
         self.root = root
         self._nspawn = nspawn
-        self._init = wait_until(self._find_init, "systemd starts")
-        wait_until(lambda: self._state() in {"running", "degraded"}, "the host is booted")
+        try:
+            self._init = wait_until(self._find_init, "systemd starts")
+            wait_until(lambda: self._state() in {"running", "degraded"}, "the host is booted")
+        except BaseException:
+            self._nspawn.kill()
+            raise
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command in it, and return what it says."""
-        inside = [tool("nsenter"), "-t", str(self._init), "-a", *command]
+        # Its root too: in a chroot, that of the namespace of its mounts is another.
+        inside = [tool("nsenter"), "-t", str(self._init), "-a", "-r", *command]
         environment = {"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
         done = subprocess.run(
             inside, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment,
@@ -88,6 +92,8 @@ class Host:
         name = "qemu-block-exporter"
         # This Python may be root's own.
         self.run("chmod", "o+x", "/root")
+        # A minimal Debian 13 does not have it.
+        self.run("groupadd", "--system", "--force", "kvm")
         self.run("useradd", "--system", "--gid=kvm", "--no-create-home", name)
         self.run("install", "-d", "-m3770", f"-o{name}", "-gkvm", f"/run/{name}")
         command = ["/opt/venv/bin/python", "-m", "exporter", *flags]
@@ -125,6 +131,8 @@ class Host:
 @contextmanager
 def booted(folder: Path) -> Iterator[Host]:
     """Boot a host, and leave nothing of it behind."""
+    if lacking := machine.lacks_to_boot():
+        pytest.fail(lacking, pytrace=False)
     with ExitStack() as stack:
         _mount(stack, folder, "-t", "tmpfs", "-o", "size=2g", "tmpfs")
         for name in ("written", "work", "root"):
@@ -141,7 +149,7 @@ def booted(folder: Path) -> Iterator[Host]:
         command += ["--private-network", "--bind=/dev/fuse", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
         command[-2:-2] = [f"--bind-ro={here}:{there}" for there, here in _BINDS.items()]
         # systemd-nspawn makes groups below the one that it is in.
-        groups = [stack.enter_context(_control_group(each, folder)) for each in _HIERARCHIES if each.is_dir()]
+        groups = [stack.enter_context(_control_group(each, folder)) for each in machine.hierarchies()]
         join = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
         nspawn = Process(["sh", "-ec", f'{join}exec "$@"', "sh", *command], folder / "nspawn.log")
         host = Host(root, nspawn)
@@ -162,5 +170,15 @@ def _control_group(hierarchy: Path, folder: Path) -> Iterator[Path]:
     try:
         yield group
     finally:
-        for below, _, _ in os.walk(group, topdown=False):
+        wait_until(lambda: _is_removed(group), "the control group is left")
+
+
+def _is_removed(group: Path) -> bool:
+    """End what is still in a control group, and remove it once it is empty."""
+    for below, _, _ in os.walk(group, topdown=False):
+        for process in map(int, Path(below, "cgroup.procs").read_text().split()):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        with suppress(OSError):
             os.rmdir(below)
+    return not group.exists()

@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -79,6 +79,9 @@ def has_client(table: str, path: str) -> bool:
 class Process:
     """A program that is stopped and reaped, whatever happens to it."""
 
+    #: All that were started in a module of tests.
+    started: ClassVar[list[Process]] = []
+
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
         with log.open("wb") as output:
@@ -89,6 +92,7 @@ class Process:
                 stderr=output,
                 cwd=ROOT,
             )
+        self.started.append(self)
 
     @property
     def pid(self) -> int:

@@ -18,6 +18,8 @@ from tests.e2e.host import Host, booted
 from tests.e2e.lab import JOIN_SECONDS, ROOT, wait_until
 from tests.e2e.reading import assert_never_lower, info, labels_of, value
 
+pytestmark = pytest.mark.boots
+
 RECIPES = ROOT / "deploy" / "recipes"
 SOCKETS = "/run/qemu-block-exporter"
 IMAGES = "/var/lib/libvirt/images"

@@ -19,6 +19,8 @@ from tests.e2e.host import Host, booted
 from tests.e2e.lab import JOIN_SECONDS, ROOT, wait_until
 from tests.e2e.reading import info, labels_of, value
 
+pytestmark = pytest.mark.boots
+
 RECIPES = ROOT / "deploy" / "recipes"
 URL = "http://127.0.0.1:9709/metrics"
 #: Connects for each command as PVE::QMPClient does: tries again where the queue is full, has 5 s to be answered.

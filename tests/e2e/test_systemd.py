@@ -18,7 +18,7 @@ from tests.e2e.lab import has_client, wait_until
 from tests.packages import ROOT, Packages, run
 
 # A busy machine takes its time to build the package, boot the host and install.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.boots, pytest.mark.timeout(400)]
 NAME = "qemu-block-exporter"
 SERVICE, SOCKET = f"{NAME}.service", f"{NAME}.socket"
 URL = "http://127.0.0.1:9709"

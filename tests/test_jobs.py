@@ -839,6 +839,22 @@ def test_a_commit_that_ended_unseen_is_judged_by_the_chain_of_when_it_was_starte
     assert vm.jobs.adopted == {}
 
 
+@pytest.mark.parametrize(("ours", "result"), [(True, "completed"), (False, "unverified")])
+def test_a_commit_that_was_cut_off_before_its_chain_was_seen(
+    vm: Watched, ours: bool, result: str
+) -> None:
+    """Its end was heard; then others may have ended unheard, but not of a job of this program."""
+    if ours:
+        vm.jobs.adopted["disk0"] = (ACTIVE, CHAIN)
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.connect()
+    vm.chain("mid", "base")
+    vm.poll()
+
+    assert vm.counts == {("commit", result): 1}
+
+
 def test_a_commit_that_nobody_knows_of_stays_unverified(vm: Watched) -> None:
     """What is known of another one says nothing about it."""
     vm.jobs.adopted["qbe-2"] = (ACTIVE, CHAIN)

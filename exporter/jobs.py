@@ -390,8 +390,7 @@ class Jobs:
             self._gone_any = True
 
     def _device(self, job_id: str, job: Known) -> str:
-        """Return the device of a job; its id may be QEMU's default, which is a device's name.
-        """
+        """Return the device of a job; its id may be QEMU's default, which is a device's name."""
         if job.place is not None:
             return job.place.device
         if self.places_told:

@@ -86,6 +86,8 @@ class Commit:
     span: Span | None
     #: The same of nodes under no device.
     bare: Merge | None
+    #: Whether this program started it.
+    ours: bool
     #: When its end was told: of the rounds, and of the ends.
     round: int
     order: int

@@ -357,6 +357,7 @@ class Jobs:
             device,
             job.span,
             job.bare,
+            job.ours,
             self.round,
             self._ends,
         )
@@ -389,10 +390,7 @@ class Jobs:
             self._gone_any = True
 
     def _device(self, job_id: str, job: Known) -> str:
-        """Return the device of a job, empty where it is not known.
-
-        Its id is QEMU's own choice, the name of the device, or somebody else's.
-        """
+        """Return the device of a job; its id may be QEMU's default, which is a device's name."""
         if job.place is not None:
             return job.place.device
         if self.places_told:

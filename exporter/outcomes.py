@@ -165,7 +165,7 @@ class Outcomes:
         for commit in self.waiting:
             commit.before.clear()
             if commit.state is State.SAID:
-                commit.state = State.CUT_OFF
+                commit.state = State.KEPT if commit.ours else State.CUT_OFF
 
     def give_up(self, now: float) -> None:
         """Count those that wait: the chain that they worked on will not be seen any more."""

@@ -46,7 +46,7 @@ class State(Enum):
     SAID = auto()
     #: The same, and then the connection was lost: other ends may have gone unheard.
     CUT_OFF = auto()
-    #: Found `concluded` after such a time, without an error; started by this program.
+    #: The same, or found `concluded` after such a time without an error; started by this program.
     KEPT = auto()
     #: Not there any more, and nothing was heard of its end.
     GONE = auto()

@@ -591,3 +591,16 @@ async def test_a_credential_that_is_asked_with_is_not_repeated(
 
     assert problem == "unknown-layer"
     assert SECRET not in detail
+
+
+async def test_the_disk_of_a_commit_is_on_record_where_qemu_does_not_tell_it(
+    fake: FakeQmp, reach: Reach
+) -> None:
+    """A QEMU before 4.0, or one that was told to refuse what is unstable."""
+    await reach.commit()
+    fake.replies.pop("x-debug-query-block-graph", None)
+    collected = await reach.look()
+
+    assert [(job.job_id, job.device, job.top, job.base) for job in collected.snapshot.jobs] == [
+        ("qbe-1", "disk0", "0", "1")
+    ]

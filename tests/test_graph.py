@@ -105,3 +105,23 @@ def test_without_the_graph_the_id_tells_if_it_is_a_devices_name() -> None:
 def test_a_job_on_no_device_has_none() -> None:
     """As all jobs of a storage daemon."""
     assert place_job("j", graph("job:j source top"), []) == Place()
+
+
+def test_of_a_commit_that_is_ending_half_of_the_layers_are_not_told() -> None:
+    """Its other edges are gone already."""
+    found = graph("dev:disk0 root top", "top backing base", "job:j base base")
+    place = place_job("j", found, [disk("disk0", "top", "base")])
+
+    assert place == Place("disk0")
+
+
+def test_a_mirror_to_another_image_merges_nothing() -> None:
+    """It has a source and a target as well, but one does not stand on the other."""
+    found = graph(
+        "dev:disk0 root filter", "filter backing top", "top backing base", "copy backing base",
+        "job:j main_node filter", "job:j source top", "job:j target copy",
+    )  # fmt: skip
+    place = place_job("j", found, [disk("disk0", "top", "base")])
+
+    assert place is not None
+    assert place.merge is None

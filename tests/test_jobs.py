@@ -308,6 +308,114 @@ def test_one_chain_is_the_word_on_one_commit(vm: Watched) -> None:
     assert vm.counts == {("commit", "unverified"): 2}
 
 
+def test_a_commit_whose_pivot_shows_before_its_end_is_judged_makes_no_other_one_completed(
+    vm: Watched,
+) -> None:
+    """The second one ended while the answers were on their way, and the chain has it already."""
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.status("concluded", "null", "created", "running")
+    vm.ready()
+    vm.jobs.ask()
+    vm.ended()
+    vm.chain("base")
+    vm.answer()
+    vm.poll()
+
+    assert vm.counts.keys() <= {("commit", "unverified"), ("commit", "completed")}
+    assert vm.counts["commit", "unverified"] >= 1
+
+
+@pytest.mark.parametrize("kind", ["mirror", "stream", "commit"])
+@pytest.mark.parametrize("job_id", ["disk0", "x"])
+def test_a_job_that_ended_since_may_have_taken_the_top_away(
+    vm: Watched, kind: str, job_id: str
+) -> None:
+    """Of whatever type, and whatever it is called: its disk is not known."""
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.status("concluded", "null")
+    vm.status("created", "running", id=job_id)
+    vm.ended(kind, id=job_id)
+    vm.chain("target", "mid", "base")
+    vm.poll()
+
+    assert vm.counts["commit", "unverified"] == 1
+    assert ("commit", "cancelled") not in vm.counts
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("backup", {}), ("mirror", {"error": "No space left on device"})]
+)
+def test_a_job_that_changes_no_chain_has_not_taken_the_top_away(
+    vm: Watched, kind: str, more: dict[str, str]
+) -> None:
+    """A backup reads, and what fails leaves all as it was."""
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.status("concluded", "null")
+    vm.status("created", "running", id="x")
+    vm.ended(kind, id="x", **more)
+    vm.chain("mid", "base")
+    vm.poll()
+
+    assert vm.counts["commit", "completed"] == 1
+
+
+def test_a_commit_is_not_cancelled_because_its_base_is_gone(vm: Watched) -> None:
+    """It was merged further down; only a top that is there was not merged."""
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.status("concluded", "null", "created", "running")
+    vm.ended()
+    vm.chain("new", "base")
+    vm.poll()
+
+    assert vm.counts.keys() <= {("commit", "unverified"), ("commit", "completed")}
+
+
+def test_the_disk_of_a_commit_that_another_may_have_been_is_not_told(vm: Watched) -> None:
+    """One of two disks has lost its top."""
+    vm.devices = (device("a1", "a0"), device("b1", "b0", name="disk1"))
+    vm.poll()
+    for job_id in ("x", "y"):
+        vm.status("created", "running", id=job_id)
+        vm.ready(id=job_id)
+        vm.ended(id=job_id)
+    vm.devices = (device("a1", "a0"), device("b0", name="disk1"))
+    vm.poll()
+
+    assert vm.counts == {("commit", "unverified"): 2}
+    assert [each.device for each in vm.records[Scope.FINISHED]] == [""]
+
+
+def test_an_id_is_no_device_where_qemu_would_have_told_the_place(vm: Watched) -> None:
+    """A backup of one disk may have the name of another; the end is counted with the next answers."""
+    vm.jobs.places_told = True
+    vm.poll()
+    vm.status("created", "running")
+    vm.ended("backup")
+    assert vm.counts == {}
+    vm.poll()
+
+    assert vm.counts == {("backup", "completed"): 1}
+    assert [each.device for each in vm.records[Scope.FINISHED]] == [""]
+
+
+def test_an_end_is_that_of_the_newest_job_of_its_id(vm: Watched) -> None:
+    """A commit is judged later than the backup that came after it ended."""
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.status("concluded", "null", "created", "running")
+    vm.event("BLOCK_JOB_CANCELLED", device="disk0", type="backup")
+    vm.chain("mid", "base")
+    vm.poll()
+
+    assert vm.counts == {("commit", "completed"): 1, ("backup", "cancelled"): 1}
+    end = vm.jobs.outcomes.ends["disk0"]
+    assert (end.type, end.result) == ("backup", "cancelled")
+
+
 def test_a_commit_in_the_middle_is_what_the_event_says(vm: Watched) -> None:
     """It is never ready, and the top stays."""
     vm.poll(listed(), place=MIDDLE)
@@ -729,6 +837,22 @@ def test_a_commit_that_ended_unseen_is_judged_by_the_chain_of_when_it_was_starte
     assert vm.counts == {("commit", result): 1}
     assert vm.jobs.outcomes.ends["qbe-1"].result == result
     assert vm.jobs.adopted == {}
+
+
+@pytest.mark.parametrize(("ours", "result"), [(True, "completed"), (False, "unverified")])
+def test_a_commit_that_was_cut_off_before_its_chain_was_seen(
+    vm: Watched, ours: bool, result: str
+) -> None:
+    """Its end was heard; then others may have ended unheard, but not of a job of this program."""
+    if ours:
+        vm.jobs.adopted["disk0"] = (ACTIVE, CHAIN)
+    vm.commit_that_is_ready()
+    vm.ended()
+    vm.connect()
+    vm.chain("mid", "base")
+    vm.poll()
+
+    assert vm.counts == {("commit", result): 1}
 
 
 def test_a_commit_that_nobody_knows_of_stays_unverified(vm: Watched) -> None:

@@ -1,18 +1,22 @@
 """Events: their shapes, and what those of one VM told: how many of which, and of what.
 
-Pure, and bounded whatever a VM sends: labels are words that QEMU has and names of devices.
+Pure, and bounded whatever a VM sends: labels are words that QEMU has and names of devices. What is
+counted of a device begins at 0 with the device, so that `increase` sees its first event.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 
 from exporter.family import Scope
-from exporter.model import Device, DeviceEvents, IoErrors, VmEvents
+from exporter.joberrors import JobErrors, pairs, words
+from exporter.model import DeviceEvents, IoErrors, Job, VmEvents
+from exporter.owners import Owners, Subject
 
 #: Every event of QAPI's, of QEMU 2.0 to 11.1.
 NAMES = frozenset(
@@ -25,34 +29,32 @@ NAMES = frozenset(
     MEMORY_FAILURE MEM_UNPLUG_ERROR MIGRATION MIGRATION_PASS NETDEV_STREAM_CONNECTED
     NETDEV_STREAM_DISCONNECTED NETDEV_VHOST_USER_CONNECTED NETDEV_VHOST_USER_DISCONNECTED
     NIC_RX_FILTER_CHANGED POWERDOWN PR_MANAGER_STATUS_CHANGED QUORUM_FAILURE QUORUM_REPORT_BAD
-    RDMA_GID_STATUS_CHANGED RESET RESUME RTC_CHANGE SHUTDOWN SPICE_CONNECTED SPICE_DISCONNECTED
-    SPICE_INITIALIZED SPICE_MIGRATE_COMPLETED STOP SUSPEND SUSPEND_DISK UNPLUG_PRIMARY
+    RDMA_GID_STATUS_CHANGED RESET RESUME RTC_CHANGE SCLP_CPI_INFO_AVAILABLE SHUTDOWN
+    SPICE_CONNECTED SPICE_DISCONNECTED SPICE_INITIALIZED SPICE_MIGRATE_COMPLETED STOP SUSPEND
+    SUSPEND_DISK UNPLUG_PRIMARY
     VFIO_MIGRATION VFU_CLIENT_HANGUP VNC_CONNECTED VNC_DISCONNECTED VNC_INITIALIZED
     VSERPORT_CHANGE WAKEUP WATCHDOG
     """.split()  # noqa: SIM905  # a page of quotes reads worse
 )
-#: IoOperationType and BlockErrorAction.
-_OPERATIONS = frozenset({"read", "write"})
-_ACTIONS = frozenset({"ignore", "report", "stop"})
 OTHER = "other"
 #: Most devices of one VM that are counted apart.
 _DEVICES_LIMIT = 4096
-_NAME_LIMIT = 255
-
+#: Most kinds of events of one VM that wait for the name of their device.
+_WAITING_LIMIT = 1024
 
 #: No id of QEMU's is longer; it is remembered for as long as the job is there.
 ID_LIMIT = 1024
 Id = Annotated[str, msgspec.Meta(max_length=ID_LIMIT)]
 
 
-class _Subject(msgspec.Struct, rename="kebab"):
+class _OfBlock(msgspec.Struct, rename="kebab"):
     """What a block event is about; QEMU fills in what it knows."""
 
     #: Of BLOCK_IO_ERROR and BLOCK_IMAGE_CORRUPTED: empty for `-blockdev`.
     device: str = ""
     #: Of BLOCK_IO_ERROR, since QEMU 10.0.
     qom_path: str = ""
-    #: Of all three.
+    #: Of all; in BLOCK_IO_ERROR that of the root, which may be the filter of a job.
     node_name: str = ""
     #: Of BLOCK_IO_ERROR.
     operation: str = ""
@@ -74,72 +76,165 @@ class BlockJobEvent(msgspec.Struct):
     error: str | None = None
 
 
+class _OfJobError(msgspec.Struct):
+    """BLOCK_JOB_ERROR; `device` is the job's id."""
+
+    device: Id
+    operation: str = ""
+    action: str = ""
+
+
 STATUS_CHANGE = msgspec.json.Decoder(JobStatusChange)
 BLOCK_JOB = msgspec.json.Decoder(BlockJobEvent)
-_SUBJECT = msgspec.json.Decoder(_Subject)
+_BLOCK = msgspec.json.Decoder(_OfBlock)
+_JOB_ERROR = msgspec.json.Decoder(_OfJobError)
+
+_NOTHING = Subject()
+#: What is counted of a device: an event, and what BLOCK_IO_ERROR says of the request.
+_What = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What was counted of one device."""
+
+    #: (operation, action) -> BLOCK_IO_ERROR
+    io_errors: Counter[tuple[str, str]] = field(default_factory=lambda: Counter(pairs()))
+    thresholds: int = 0
+    corrupted: int = 0
+
+    def add(self, what: _What, count: int) -> None:
+        event, operation, action = what
+        if event == "BLOCK_IO_ERROR":
+            self.io_errors[operation, action] += count
+        elif event == "BLOCK_WRITE_THRESHOLD":
+            self.thresholds += count
+        else:
+            self.corrupted += count
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self.thresholds or self.corrupted or self.io_errors.total())
 
 
 class Events:
-    """The events of one VM, counted."""
+    """The events of one VM, counted.
+
+    An event of a device that is not known waits for the next answers that are asked for after it
+    came (`ask`, `know`, `find`): they have the layer or the filter that is new. What they do not
+    have either is counted for no device.
+    """
 
     def __init__(self) -> None:
         self._events: Counter[str] = Counter()
-        self._io_errors: Counter[tuple[str, str, str]] = Counter()
-        #: Device -> BLOCK_WRITE_THRESHOLD and BLOCK_IMAGE_CORRUPTED.
-        self._thresholds: Counter[str] = Counter()
-        self._corrupted: Counter[str] = Counter()
-        #: Whether anything was counted since `records`.
+        #: By device.
+        self._counts: dict[str, _Counts] = {}
+        self._owners = Owners()
+        #: Events of devices that are not known: those that came before the last `ask`, ...
+        self._before: Counter[tuple[Subject, _What]] = Counter()
+        #: ... and those that came since.
+        self._since: Counter[tuple[Subject, _What]] = Counter()
+        self.job_errors = JobErrors()
+        #: Whether anything is not as `records` returned it.
         self.changed = False
 
-    def take(self, name: str, data: bytes, devices: Sequence[Device]) -> None:
-        """Count an event; `devices` are the last known.
+    def take(self, name: str, data: bytes) -> None:
+        """Count an event.
 
         Raises:
             msgspec.DecodeError, UnicodeError, RecursionError: it is not what QAPI says.
         """
         self.changed = True
         self._events[name if name in NAMES else OTHER] += 1
-        if name == "BLOCK_IO_ERROR":
-            subject = _SUBJECT.decode(data)
-            operation = _word(subject.operation, _OPERATIONS)
-            action = _word(subject.action, _ACTIONS)
-            device = self._bounded(_device(subject, devices))
-            self._io_errors[device, operation, action] += 1
-        elif name == "BLOCK_WRITE_THRESHOLD":
-            self._thresholds[self._bounded(_device(_SUBJECT.decode(data), devices))] += 1
-        elif name == "BLOCK_IMAGE_CORRUPTED":
-            self._corrupted[self._bounded(_device(_SUBJECT.decode(data), devices))] += 1
+        if name == "BLOCK_JOB_ERROR":
+            error = _JOB_ERROR.decode(data)
+            self.job_errors.count(error.device, *words(error.operation, error.action))
+        elif name == "BLOCK_IO_ERROR":
+            event = _BLOCK.decode(data)
+            self._take(event, (name, *words(event.operation, event.action)))
+        elif name in ("BLOCK_WRITE_THRESHOLD", "BLOCK_IMAGE_CORRUPTED"):
+            self._take(_BLOCK.decode(data), (name, "", ""))
 
-    def records(self) -> Mapping[Scope, Sequence[Any]]:
-        """Return what was counted, by what it is about."""
+    def forget_nodes(self) -> None:
+        """Take note that there may be another QEMU: no name means what it meant.
+
+        What waits is counted for no device.
+        """
+        self.ask()
+        self.give_up(Owners())
+        self._owners = Owners()
+        self.job_errors.clear()
+
+    def ask(self) -> None:
+        """Take note that the answers to come are asked for after all events so far."""
+        self._before += self._since
+        self._since.clear()
+
+    def know(self, owners: Owners) -> None:
+        """Take what query-blockstats calls the devices now; each of them has counters from now."""
+        if owners.devices != self._owners.devices:
+            self.changed = True
+            there = set(owners.devices)
+            self._counts = {
+                name: counts for name, counts in self._counts.items() if name in there or counts.any
+            }
+            for name in owners.devices:
+                self._counts.setdefault(name, _Counts())
+        self._owners = owners
+
+    def find(self) -> bool:
+        """Count what waited and is known by now; return whether some of it never will be.
+
+        The answers may be older than what came after `ask`: that goes on waiting.
+        """
+        for waiting in (self._before, self._since):
+            if waiting:
+                self._find(waiting, self._owners)
+        return bool(self._before)
+
+    def give_up(self, owners: Owners) -> None:
+        """Count what waited for the last answers: by `owners`, else for no device."""
+        self._find(self._before, owners)
+        for (_, what), count in self._before.items():
+            self._count("", what, count)
+        self._before.clear()
+
+    def records(self, jobs: Sequence[Job]) -> Mapping[Scope, Sequence[Any]]:
+        """Return what was counted, by what it is about; `jobs` are those that QEMU has."""
         self.changed = False
+        of_device = sorted(self._counts.items())
         return {
-            Scope.IO_ERROR: [IoErrors(*key, n) for key, n in sorted(self._io_errors.items())],
-            Scope.DEVICE_EVENT: [
-                DeviceEvents(device, self._thresholds.get(device), self._corrupted.get(device))
-                for device in sorted(self._thresholds.keys() | self._corrupted.keys())
+            Scope.IO_ERROR: [
+                IoErrors(device, *key, count)
+                for device, counts in of_device
+                for key, count in sorted(counts.io_errors.items())
             ],
+            Scope.DEVICE_EVENT: [
+                DeviceEvents(device, counts.thresholds, counts.corrupted)
+                for device, counts in of_device
+            ],
+            Scope.JOB_ERROR: self.job_errors.records(jobs),
             Scope.VM_EVENT: [VmEvents(event, n) for event, n in sorted(self._events.items())],
         }
 
-    def _bounded(self, device: str) -> str:
-        counted = len(self._io_errors) + len(self._thresholds) + len(self._corrupted)
-        known = device in self._thresholds or device in self._corrupted
-        return device if known or counted < _DEVICES_LIMIT else ""
+    def _take(self, event: _OfBlock, what: _What) -> None:
+        subject = Subject.of(event.device, event.qom_path, event.node_name)
+        device = self._owners.device(subject) if subject != _NOTHING else ""
+        if device is not None:
+            self._count(device, what)
+        elif (subject, what) in self._since or len(self._since) < _WAITING_LIMIT:
+            self._since[subject, what] += 1
+        else:
+            self._count("", what)
 
+    def _find(self, waiting: Counter[tuple[Subject, _What]], owners: Owners) -> None:
+        for subject, what in list(waiting):
+            if (device := owners.device(subject)) is not None:
+                self._count(device, what, waiting.pop((subject, what)))
 
-def _word(word: str, known: frozenset[str]) -> str:
-    return word if word in known else OTHER
-
-
-def _device(subject: _Subject, devices: Sequence[Device]) -> str:
-    """Find the `device` label of what an event is about, empty where it is not known."""
-    if subject.device and len(subject.device) <= _NAME_LIMIT:
-        return subject.device
-    for device in devices:
-        if subject.qom_path and device.qdev == subject.qom_path:
-            return device.device
-    for device in devices:
-        if subject.node_name and any(n.node_name == subject.node_name for n in device.nodes):
-            return device.device
-    return ""
+    def _count(self, device: str, what: _What, count: int = 1) -> None:
+        self.changed = True
+        if device not in self._counts and len(self._counts) >= _DEVICES_LIMIT:
+            device = ""
+        self._counts.setdefault(device, _Counts()).add(what, count)

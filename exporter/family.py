@@ -44,6 +44,11 @@ class Scope(Enum):
     )
     EXPORT = ("qemu_block_export_", ("vm", "export"), "Exports")
     JOB = ("qemu_block_job_", ("vm", "device", "job_id", "job_type"), "Block jobs")
+    JOB_ERROR = (
+        "qemu_block_job_",
+        ("vm", "device", "job_id", "job_type", "operation", "action"),
+        "Errors of block jobs",
+    )
     OUTCOME = ("qemu_block_jobs_", ("vm", "job_type"), "Jobs that ended")
     FINISHED = (
         "qemu_block_job_",

@@ -186,11 +186,22 @@ class IoErrors(Known, frozen=True):
 
 
 class DeviceEvents(Known, frozen=True):
-    """What else a device had; None where there was none."""
+    """What else a device had."""
 
     device: str
-    write_thresholds_exceeded: int | None
-    images_corrupted: int | None
+    write_thresholds_exceeded: int
+    images_corrupted: int
+
+
+class JobError(Known, frozen=True):
+    """How often a block job met an error of one kind."""
+
+    device: str
+    job_id: str
+    job_type: str
+    operation: str
+    action: str
+    count: int
 
 
 class VmEvents(Known, frozen=True):

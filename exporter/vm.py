@@ -19,6 +19,7 @@ from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
 from exporter.joblist import JobList
 from exporter.model import Counters, Device, ImageFile, Node, Snapshot
+from exporter.owners import Owners, of_graph
 from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -255,6 +256,9 @@ class Vm:
                 self._inquiry.say_failed(queries.BLOCK.name, error)
             walk = chains.walk(entries)
         devices, counters = self._count(entries, walk)
+        if self._watch.events.find():
+            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline) if entries else None
+            self._watch.events.give_up(of_graph(graph, entries) if graph else Owners())
         nodes = None
         if self._ask_nodes or not entries:
             nodes = await self._inquiry.later(answers, queries.NODESTATS, deadline)
@@ -284,7 +288,7 @@ class Vm:
             exports=self._exports.found,
             jobs=jobs,
             counters=counters,
-            remembered=self._watch.records(),
+            remembered=self._watch.records(jobs),
         )
 
     async def _look(self) -> None:
@@ -292,13 +296,14 @@ class Vm:
         if self._session.replaced or self._session.generation != self._generation:
             return  # the next scrape asks it first what it is
         deadline = time.monotonic() + self.target.settings.timeout_seconds
-        self.jobs.ask()
+        self._watch.ask()
         answers = await self._inquiry.batch(self._job_list.of_look(), deadline)
         entries = self._refresh.entries(answers)
         known = self._devices
         if known is None or chains.walk(entries).names != known.names:
             known = parse.devices(entries, None, self.target.settings.expected_depth)
-        self._watch.devices = known.found
+        self._watch.know(entries, known.names)
+        self._watch.events.find()
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
         await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
 
@@ -312,7 +317,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
-        self._watch.devices = known.found
+        self._watch.know(entries, known.names)
         return known.found, parse.count(known, entries, walk, self._topology.files())
 
     async def _first_answers(self, deadline: float) -> Answers:
@@ -333,8 +338,7 @@ class Vm:
                 if not self._session.peer_pid or self._peer != self.peer:
                     self._refresh.corruption.forget()
                 self._peer = self.peer
-            self._watch.follow()
-            self.jobs.ask()
+            self._watch.ask()
             safe: list[Query[Any]] = [queries.STATUS, self._inquiry.blockstats, queries.BLOCK_JOBS]
             try:
                 answers = await self._inquiry.batch([*safe, *self._beside()], deadline)

@@ -20,7 +20,8 @@ from exporter.events import Events
 from exporter.family import Scope
 from exporter.graph import Place, place_job
 from exporter.jobs import Jobs
-from exporter.model import Device
+from exporter.model import Job, Process
+from exporter.owners import owners
 from exporter.qmp import Session
 
 #: Most looks between two scrapes.
@@ -38,11 +39,14 @@ class Watch:
         self.events = Events()
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
         self.places: dict[tuple[str, str], Place] = {}
-        #: The last known.
-        self.devices: tuple[Device, ...] = ()
         self._session = session
         self._look = look
+        self._process = Process()
+        #: `chain.Walk.names` of the answer that the events' devices are known from.
+        self._names: tuple[str, ...] = ()
         self._records: Mapping[Scope, Sequence[Any]] = {}
+        #: Of the jobs that `_records` has counters of: device, id, type.
+        self._jobs: list[tuple[str, str, str]] = []
         self._looking: asyncio.Task[None] | None = None
         self._looks = 0
         self._scraping = False
@@ -51,7 +55,23 @@ class Watch:
         """Have what is remembered belong to this connection, whatever of it comes first."""
         generation = self._session.generation
         if generation != self.jobs.generation:
-            self.jobs.connected(generation, self._session.process, time.time())
+            was, self._process = self._process, self._session.process
+            if not (self._process.pid and self._process == was):
+                self.events.forget_nodes()
+                self._names = ()
+            self.jobs.connected(generation, self._process, time.time())
+
+    def ask(self) -> None:
+        """Take note that what is asked from here on is asked after all events so far."""
+        self.follow()
+        self.jobs.ask()
+        self.events.ask()
+
+    def know(self, entries: Sequence[qapi.BlockStats], names: tuple[str, ...]) -> None:
+        """Take the devices and nodes of query-blockstats; `names` are those of `chain.Walk`."""
+        if names is not self._names and names != self._names:
+            self.events.know(owners(entries))
+            self._names = names
 
     def take(self, name: str, data: bytes) -> str:
         """Take an event; return the status that JOB_STATUS_CHANGE tells.
@@ -60,8 +80,10 @@ class Watch:
             msgspec.DecodeError, UnicodeError, RecursionError: it is not what QAPI says.
         """
         self.follow()
-        self.events.take(name, data, self.devices)
+        self.events.take(name, data)
         job_id, status = self.jobs.take(name, data, time.time())
+        if status in ("created", "null"):
+            self.events.job_errors.forget(job_id)
         if status == "created" and self.places:
             # An id may be used again, for another disk.
             self.places = {key: place for key, place in self.places.items() if key[0] != job_id}
@@ -91,10 +113,15 @@ class Watch:
         """Return the jobs without those that ended since they were told of."""
         return [job for job in jobs if (job.device, job.type) in self.places]
 
-    def records(self) -> Mapping[Scope, Sequence[Any]]:
-        """Return what is remembered; the same object until something happens."""
-        if self.events.changed or self.jobs.outcomes.changed:
-            self._records = {**self.events.records(), **self.jobs.outcomes.records()}
+    def records(self, jobs: Sequence[Job]) -> Mapping[Scope, Sequence[Any]]:
+        """Return what is remembered; the same object until something happens.
+
+        `jobs` are those that QEMU has.
+        """
+        names = [(job.device, job.job_id, job.job_type) for job in jobs]
+        if self.events.changed or self.jobs.outcomes.changed or names != self._jobs:
+            self._jobs = names
+            self._records = {**self.events.records(jobs), **self.jobs.outcomes.records()}
         return self._records
 
     async def begin(self, timeout_seconds: float) -> None:

@@ -21,16 +21,16 @@ ORDER = (
     "web.auth", "web.passwords", "web.live", "web.tls", "web.config", "hand", "keeper", "actions",
     "commits", "neighbours", "done", "pivots", "turn", "apart", "snapshots", "overlay",
     "qcow2", "imagenames", "guards", "verbs", "effects", "audit", "view", "ledger", "durable", "grants", "scrape", "member", "vm", "exports", "refresh",
-    "joblist", "inquiry", "corruption", "watch", "jobs", "known", "outcomes", "evidence", "verdict", "events", "topology", "imagefiles", "storage",
+    "joblist", "inquiry", "corruption", "watch", "jobs", "known", "outcomes", "evidence", "verdict", "events", "joberrors", "topology", "imagefiles", "storage",
     "relays", "openfiles", "mounts", "sight", "qmp", "client", "lines", "pace", "peer", "connections", "sockdiag", "socketfile", "commands", "discovery", "config", "api", "problems",
     "yamlfile", "service", "garbage", "exposition", "families", "render", "samples", "template",
-    "parse", "nodes", "graph", "model", "identity", "chain", "queries", "qapi", "metrics", "family",
+    "parse", "nodes", "graph", "model", "owners", "identity", "chain", "queries", "qapi", "metrics", "family",
     "filename", "errors", "flags",
 )  # fmt: skip
 #: No I/O: these can be fuzzed and measured alone.
 PURE = {
     "api", "chain", "commands", "corruption", "effects", "events", "evidence", "families", "family", "filename", "grants",
-    "graph", "guards", "identity", "imagenames", "jobs", "known", "metrics", "model", "nodes", "outcomes", "parse",
+    "graph", "guards", "identity", "imagenames", "joberrors", "jobs", "known", "metrics", "model", "nodes", "outcomes", "owners", "parse",
     "problems", "qapi", "qcow2", "queries", "render", "samples", "template", "verbs", "verdict", "view",
     "shell.rates", "shell.text", "shell.words", "web.routes",
 }  # fmt: skip

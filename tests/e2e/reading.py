@@ -46,7 +46,8 @@ def assert_never_lower(history: Sequence[str], **labels: str) -> None:
             sample: float(each)
             for sample, each in samples(exposition).items()
             if re.match(r"qemu_block_\w+_total\{", sample)
-            and not sample.startswith("qemu_block_node_")
+            # Those of a node or of a job go with it.
+            and not sample.startswith(("qemu_block_node_", "qemu_block_job_"))
             and all(label in sample for label in wanted)
         }
         assert before.keys() <= now.keys(), before.keys() - now.keys()

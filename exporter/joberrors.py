@@ -1,0 +1,73 @@
+"""The errors that the jobs of one VM met: BLOCK_JOB_ERROR, by job.
+
+A job that is told to ignore its errors retries for ever: thousands of them a second, while QEMU
+calls it running or ready and its I/O status ok.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from exporter.model import Job, JobError
+from exporter.parse import BLOCK_JOB_TYPES
+
+#: IoOperationType and BlockErrorAction.
+_OPERATIONS = ("read", "write")
+_ACTIONS = ("ignore", "report", "stop")
+_OTHER = "other"
+#: Most jobs of one VM whose errors are counted apart.
+_JOBS_LIMIT = 1000
+
+
+def pairs() -> dict[tuple[str, str], int]:
+    """Return a count of 0 for every operation and action that QEMU has."""
+    return {(operation, action): 0 for operation in _OPERATIONS for action in _ACTIONS}
+
+
+def words(operation: str, action: str) -> tuple[str, str]:
+    """Return the operation and action of an event; what is not QEMU's is `other`."""
+    return (
+        operation if operation in _OPERATIONS else _OTHER,
+        action if action in _ACTIONS else _OTHER,
+    )
+
+
+class JobErrors:
+    """How many errors each job met; a job that met none has counters at 0."""
+
+    def __init__(self) -> None:
+        #: Job id -> (operation, action) -> errors.
+        self._counts: dict[str, Counter[tuple[str, str]]] = {}
+        #: Ids of jobs that met an error since `records`: no answer may have listed them yet.
+        self._new: set[str] = set()
+
+    def count(self, job_id: str, operation: str, action: str) -> None:
+        """Count an error of a job."""
+        counts = self._counts.get(job_id)
+        if counts is None:
+            if len(self._counts) >= _JOBS_LIMIT:
+                return
+            counts = self._counts[job_id] = Counter()
+        counts[operation, action] += 1
+        self._new.add(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Begin anew: the job that had this id has gone, or another one has it now."""
+        self._counts.pop(job_id, None)
+
+    def clear(self) -> None:
+        """Forget all jobs: they were another QEMU's."""
+        self._counts.clear()
+
+    def records(self, jobs: Sequence[Job]) -> list[JobError]:
+        """Return the counters of the jobs that QEMU has, and forget those of all others."""
+        there = self._new.union(job.job_id for job in jobs)
+        self._counts = {job_id: n for job_id, n in self._counts.items() if job_id in there}
+        self._new.clear()
+        return [
+            JobError(job.device, job.job_id, job.job_type, *key, count)
+            for job in jobs
+            if job.job_type in BLOCK_JOB_TYPES
+            for key, count in sorted((pairs() | self._counts.get(job.job_id, Counter())).items())
+        ]

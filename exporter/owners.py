@@ -1,0 +1,113 @@
+"""Which device a block event is about.
+
+QEMU before 10.0 says so for a drive only (`device`): of a disk given by -blockdev an event names
+the root node, which is a filter of a job as often as a layer, and changes with every snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from exporter import qapi
+from exporter.identity import device_names
+
+_NAME_LIMIT = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a block event is about: what it says of it, any of which may be empty.
+
+    QEMU's node names have 31 characters at most; what is longer than any name of QEMU's is left
+    out, because it is remembered.
+    """
+
+    #: The name of a drive (`device`), empty for -blockdev.
+    device: str = ""
+    #: The path of the device model (`qom-path`, since QEMU 10.0).
+    qdev: str = ""
+    node_name: str = ""
+
+    @classmethod
+    def of(cls, device: str, qdev: str, node_name: str) -> Subject:
+        """Return a subject without the names that are too long to be QEMU's."""
+        names = (name if len(name) <= _NAME_LIMIT else "" for name in (device, qdev, node_name))
+        return cls(*names)
+
+
+@dataclass(frozen=True, slots=True)
+class Owners:
+    """The devices by what events call them, as query-blockstats last had it."""
+
+    #: What may be counted: every device, and none where QEMU does not name each by itself.
+    devices: tuple[str, ...] = ()
+    by_qdev: Mapping[str, str] = field(default_factory=dict)
+    #: Of every node: layers, filters of jobs, protocol nodes.
+    by_node: Mapping[str, str] = field(default_factory=dict)
+
+    def device(self, subject: Subject) -> str | None:
+        """Return the `device` label of what an event is about, None where it is not known."""
+        if subject.device:
+            return subject.device
+        if subject.qdev in self.by_qdev:
+            return self.by_qdev[subject.qdev]
+        return self.by_node.get(subject.node_name)
+
+
+def owners(entries: Sequence[qapi.BlockStats]) -> Owners:
+    """Return the devices of query-blockstats by their paths and nodes.
+
+    A node that is the root of one device and below another is the first one's; a layer that two
+    devices share is that of the first.
+
+    Raises:
+        ProtocolError: two entries cannot be told apart.
+    """
+    names = device_names(entries)
+    by_node = {
+        entry.node_name: name
+        for entry, name in zip(reversed(entries), reversed(names), strict=True)
+        if entry.node_name
+    }
+    for entry, name in zip(entries, names, strict=True):
+        # Below a filter query-blockstats has each node twice, as `parent` and as `backing`: what
+        # was seen is not walked again, or a tree of filters would be walked 2^n times.
+        waiting: list[qapi.BlockNode] = [entry]
+        seen: set[str] = set()
+        while waiting:
+            node = waiting.pop()
+            if node.node_name:
+                if node.node_name in seen:
+                    continue
+                seen.add(node.node_name)
+                by_node.setdefault(node.node_name, name)
+            waiting += [child for child in (node.parent, node.backing) if child is not None]
+    unnamed = any(not entry.device for entry in entries)
+    return Owners(
+        (*names, "") if unnamed else tuple(names),
+        {entry.qdev: name for entry, name in zip(entries, names, strict=True) if entry.qdev},
+        by_node,
+    )
+
+
+def of_graph(graph: qapi.Graph, entries: Sequence[qapi.BlockStats]) -> Owners:
+    """Return the devices by the nodes that only the graph has below them: children of a quorum."""
+    nodes = {node.id: node for node in graph.nodes}
+    below: dict[int, list[int]] = {}
+    for edge in graph.edges:
+        below.setdefault(edge.parent, []).append(edge.child)
+    backends = {node.name: node.id for node in graph.nodes if node.type == "block-backend"}
+    by_node: dict[str, str] = {}
+    for entry, name in zip(entries, device_names(entries), strict=True):
+        waiting = [backends[each] for each in (entry.device, entry.qdev) if each in backends]
+        seen = set(waiting)
+        while waiting:
+            for child in below.get(waiting.pop(), ()):
+                node = nodes.get(child)
+                if node is None or child in seen or node.type != "block-driver":
+                    continue
+                seen.add(child)
+                waiting.append(child)
+                by_node.setdefault(node.name, name)
+    return Owners(by_node=by_node)

@@ -87,16 +87,16 @@ IO = (
     _io("written_bytes_total", "stats.wr_bytes", "Bytes written."),
     _io("discarded_bytes_total", "stats.unmap_bytes", "Bytes discarded."),
     _io("zone_appended_bytes_total", "stats.zone_append_bytes", "Bytes appended to zones.", zero=Zero.UNUSED),
-    _io("reads_completed_total", "stats.rd_operations", "Reads completed."),
-    _io("writes_completed_total", "stats.wr_operations", "Writes completed."),
-    _io("discards_completed_total", "stats.unmap_operations", "Discards completed."),
-    _io("flushes_completed_total", "stats.flush_operations", "Flushes completed."),
-    _io("zone_appends_completed_total", "stats.zone_append_operations", "Zone appends completed.", zero=Zero.UNUSED),
-    _io("read_time_seconds_total", "stats.rd_total_time_ns", "Time spent on reads.", NS),
-    _io("write_time_seconds_total", "stats.wr_total_time_ns", "Time spent on writes.", NS),
-    _io("discard_time_seconds_total", "stats.unmap_total_time_ns", "Time spent on discards.", NS),
-    _io("flush_time_seconds_total", "stats.flush_total_time_ns", "Time spent on flushes.", NS),
-    _io("zone_append_time_seconds_total", "stats.zone_append_total_time_ns", "Time spent on zone appends.", NS, Zero.UNUSED),
+    _io("reads_completed_total", "stats.rd_operations", "Reads that succeeded; failed and invalid ones are not among them."),
+    _io("writes_completed_total", "stats.wr_operations", "Writes that succeeded; failed and invalid ones are not among them."),
+    _io("discards_completed_total", "stats.unmap_operations", "Discards that succeeded; failed and invalid ones are not among them."),
+    _io("flushes_completed_total", "stats.flush_operations", "Flushes that succeeded; failed and invalid ones are not among them."),
+    _io("zone_appends_completed_total", "stats.zone_append_operations", "Zone appends that succeeded; failed and invalid ones are not among them.", zero=Zero.UNUSED),
+    _io("read_time_seconds_total", "stats.rd_total_time_ns", "Time spent on reads, on failed ones too unless the disk has account-failed=off.", NS),
+    _io("write_time_seconds_total", "stats.wr_total_time_ns", "Time spent on writes, on failed ones too unless the disk has account-failed=off.", NS),
+    _io("discard_time_seconds_total", "stats.unmap_total_time_ns", "Time spent on discards, on failed ones too unless the disk has account-failed=off.", NS),
+    _io("flush_time_seconds_total", "stats.flush_total_time_ns", "Time spent on flushes, on failed ones too unless the disk has account-failed=off.", NS),
+    _io("zone_append_time_seconds_total", "stats.zone_append_total_time_ns", "Time spent on zone appends, on failed ones too unless the disk has account-failed=off.", NS, Zero.UNUSED),
     _io("reads_merged_total", "stats.rd_merged", "Reads merged into another request."),
     _io("writes_merged_total", "stats.wr_merged", "Writes merged into another request."),
     _io("discards_merged_total", "stats.unmap_merged", "Discards merged into another request."),
@@ -205,11 +205,12 @@ NODES = (
     _node("nvme_aligned_accesses_total", "driver-specific.aligned-accesses", "Accesses that were aligned."),
     _node("nvme_unaligned_accesses_total", "driver-specific.unaligned-accesses", "Accesses that had to be bounced."),
 )
-#: QEMU before 2.5 counted neither discards nor zone appends.
+#: QEMU before 2.5 counted neither discards nor zone appends, and no request that failed.
 _OLD_FIELDS = re.compile(r"stats\.(\w+_)?(rd|wr|flush)_(bytes|operations|total_time_ns|merged)")
+_OF_FAILED = re.compile(r"(; failed|, on failed).*")
 LAYER_IO = tuple(
     _row(Scope.LAYER, "layer_io", row.name.removeprefix(Scope.DEVICE.prefix), row.path[-1],
-         f"{row.text} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, source="stats.")
+         f"{_OF_FAILED.sub('.', row.text)} Each layer by itself, only of QEMU before 2.5.", "io", row.divisor, source="stats.")
     for row in IO if _OLD_FIELDS.fullmatch(row.field)
 )
 
@@ -255,7 +256,7 @@ EVENTS = (
     _event(Scope.DEVICE_EVENT, "write_thresholds_exceeded_total", "write_thresholds_exceeded", "BLOCK_WRITE_THRESHOLD", "Writes beyond the threshold that was set."),
     _event(Scope.DEVICE_EVENT, "images_corrupted_total", "images_corrupted", "BLOCK_IMAGE_CORRUPTED", "Times that an image was found corrupt."),
     replace(_event(Scope.JOB_ERROR, "errors_total", "count", "BLOCK_JOB_ERROR", "Errors that a job met, with what it did about them: ignore means that it tries again, for ever if need be."), collector="jobs"),
-    _event(Scope.VM_EVENT, "events_total", "count", "event", "Events that came while this process was connected; those of no known name are other."),
+    _event(Scope.VM_EVENT, "events_total", "count", "event", "Events that came while this process was connected; those of no known name are other. A name begins with its first event."),
 )
 
 EXPORTER = (

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
-from exporter import __version__
+from exporter import __version__, queries
 from exporter.client import Tally
 from exporter.config import Config
 from exporter.discovery import Discovery, printable
@@ -199,7 +199,8 @@ class Fleet:
                 targets_up=sum(each.snapshot.up for each in collected),
                 target_conflicts=len(self.discovery.conflicts),
                 reload_successful=self.reload_successful and self._web_config_good,
-                commands=self._tally.commands,
+                # Those that are sent begin at 0, so that a rate sees their first one.
+                commands=dict.fromkeys(queries.COMMANDS, 0) | self._tally.commands,
                 errors=self._tally.errors,
                 actions=self.actions,
             )

@@ -5,6 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+#: How a query sees the first count of a counter that begins with it: the increase, and what the
+#: counter began with where it was not there before. One that comes back within an hour was there.
+_FIRST = re.compile(
+    r"increase\((?P<of>[^()\[\]]+)\[(?P<range>[^\]]+)\]\) \+ "
+    r"\(min_over_time\((?P=of)\[(?P=range)\]\) "
+    r"unless last_over_time\((?P=of)\[1h\] offset (?P=range)\)\) "
+    r"or increase\((?P=of)\[(?P=range)\]\)"
+)
 _TOKEN = re.compile(
     r'\s*("(?:[^"\\]|\\.)*"|\[[^\]]*\]|[A-Za-z_][\w:]*|\d[\w.]*|=~|!~|!=|==|[<>]=|[-+*/%^(){},=<>])'
 )
@@ -33,8 +41,11 @@ class _Call:
 
 
 def uses(expr: str) -> list[Use]:
-    """Return every selector of an expression; what this does not understand is refused."""
-    tokens = _tokens(expr)
+    """Return every selector of an expression; what this does not understand is refused.
+
+    An increase that sees a counter's first count is one use of it, by `increase`.
+    """
+    tokens = _tokens(_FIRST.sub(r"increase(\g<of>[\g<range>])", expr))
     found: list[Use] = []
     calls: list[_Call] = []
     by: tuple[str, ...] = ()
@@ -62,6 +73,11 @@ def uses(expr: str) -> list[Use]:
             found.append(Use(use.name, use.labels | kept, use.range, within))
     assert not calls, expr
     return found
+
+
+def seen_from_the_first(expr: str) -> list[str]:
+    """Return the counters whose first count an expression sees, though they begin with it."""
+    return [use.name for match in _FIRST.finditer(expr) for use in uses(match["of"])]
 
 
 def kept(expr: str) -> set[str] | None:

@@ -192,3 +192,23 @@ def test_an_exporter_that_begins_later_shows_the_disk_at_0(lab: Lab) -> None:
     exporter: Exporter = lab.exporter()
 
     assert set(series(exporter.metrics(), IO_ERRORS).values()) == {"0"}
+
+
+@pytest.mark.parametrize("account", [True, False])
+def test_the_time_of_failed_requests_counts_unless_the_disk_leaves_it_out(
+    lab: Lab, account: bool
+) -> None:
+    """What a mean latency divides by: where all fail, nothing is completed."""
+    image = lab.folder / "guest.raw"
+    image.write_bytes(WRITER.ljust(MIB, b"\0"))
+    refusing = {"event": "none", "iotype": "read", "errno": 5}
+    disk = {"driver": "raw", "node-name": "disk", "file": file_node(image, refusing)}
+    options = "virtio-blk-pci,id=boot,drive=disk,rerror=report"
+    options += f",account-failed={'on' if account else 'off'}"
+    vm = lab.qemu("vm", "-blockdev", json.dumps(disk), "-device", options, machine="pc")
+    vm.run("cont")
+    exporter = lab.exporter()
+    text = exporter.until(lambda text: value(text, "qemu_block_reads_failed_total", device="boot"))
+
+    assert value(text, "qemu_block_reads_completed_total", device="boot") == 0
+    assert bool(value(text, "qemu_block_read_time_seconds_total", device="boot")) is account

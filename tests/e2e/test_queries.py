@@ -68,6 +68,7 @@ UNKNOWN = {
 ALERTS = {
     "QemuBlockJobReady": {"vm": "jobs", "device": "ready", "job_id": "job-ready"},
     "QemuBlockJobIoError": {"vm": "jobs", "device": "stopped", "job_id": "job-stopped"},
+    "QemuBlockJobRetrying": {"vm": "jobs", "device": "retrying", "job_id": "job-retrying"},
     "QemuBlockJobPaused": {"vm": "jobs", "device": "paused", "job_id": "job-paused"},
     "QemuBlockJobFailed": {"vm": "jobs", "job_type": "commit", "result": "failed"},
     "QemuBlockJobVanished": {"vm": "passing", "device": "disk0", "result": "vanished"},
@@ -90,6 +91,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "ready": {},
     "paused": {"speed": 1},
     "backup": {"command": "drive-backup", "sync": "full", "speed": 1},
+    "retrying": {"command": "blockdev-backup", "sync": "full", "on-target-error": "ignore"},
     "completed": {},
     "cancelled": {"speed": 1},
     "stopped": {"on-error": "stop"},
@@ -242,7 +244,22 @@ def jobs_vm(lab: Lab) -> Qemu:
             subprocess.run([tool("qemu-io"), "-c", f"write -q 0 {60 * MIB}", base], check=True)
         fault = ONCE if "on-error" in job else {}
         disks += by_blockdev(name, top, file_node(base, fault))
-    return lab.qemu("jobs", *disks, machine="pc")
+    return lab.qemu("jobs", *disks, *refusing(lab), machine="pc")
+
+
+def refusing(lab: Lab) -> list[str]:
+    """Return the arguments for a node that refuses every write, and takes its time for each."""
+    image = lab.folder / "refusing.raw"
+    image.write_bytes(bytes(64 * MIB))
+    always = {"event": "none", "iotype": "write", "errno": 5}
+    node = {
+        "driver": "throttle",
+        "node-name": "refusing",
+        "throttle-group": "slow",
+        "file": {"driver": "raw", "file": file_node(image, always)},
+    }
+    group = "throttle-group,id=slow,x-iops-total=5"
+    return ["-object", group, "-blockdev", json.dumps(node)]
 
 
 def start_jobs(vm: Qemu) -> None:
@@ -256,6 +273,8 @@ def start(vm: Qemu, device: str, command: str = "block-commit", **options: Any) 
     """Start a job that is named after its disk."""
     if command == "drive-backup":
         options["target"] = str(vm.socket.with_name(f"copy-of-{device}.qcow2"))
+    elif command == "blockdev-backup":
+        options["target"] = "refusing"
     vm.run(command, {"device": f"{device}-0", "job-id": f"job-{device}", **options})
 
 

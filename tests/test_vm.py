@@ -1005,6 +1005,22 @@ def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> Non
         Plan().render(Snapshot(vm="vm", up=True, devices=known.found, counters=counters))
 
 
+async def test_events_that_go_on_and_on_are_no_flood(
+    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that retries for ever: thousands a second, for as long as nobody scrapes."""
+    monkeypatch.setattr("exporter.client.EVENTS_LIMIT", 10)
+    monkeypatch.setattr("exporter.client.EVENTS_SECONDS", 0.0)
+    vm = make()
+    await collect(vm)
+    for _ in range(100):
+        await fake.event("BLOCK_JOB_ERROR", device="j", operation="write", action="ignore")
+    await until(lambda: vm._watch.events._events["BLOCK_JOB_ERROR"] == 100)
+
+    assert (await collect(vm)).up
+    assert fake.connections == 1
+
+
 async def test_a_flood_of_events_is_cut_off(
     fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ class _OfBlock(msgspec.Struct, rename="kebab"):
     device: str = ""
     #: Of BLOCK_IO_ERROR, since QEMU 10.0.
     qom_path: str = ""
-    #: Of all; in BLOCK_IO_ERROR that of the root, which may be the filter of a job.
+    #: Of all of them; in BLOCK_IO_ERROR that of the root, which may be the filter of a job.
     node_name: str = ""
     #: Of BLOCK_IO_ERROR.
     operation: str = ""
@@ -90,6 +90,8 @@ _BLOCK = msgspec.json.Decoder(_OfBlock)
 _JOB_ERROR = msgspec.json.Decoder(_OfJobError)
 
 _NOTHING = Subject()
+#: What is counted of a device beside BLOCK_IO_ERROR. QUORUM_REPORT_BAD names the child's node.
+_NAMED_BY_NODE = frozenset({"BLOCK_WRITE_THRESHOLD", "BLOCK_IMAGE_CORRUPTED", "QUORUM_REPORT_BAD"})
 #: What is counted of a device: an event, and what BLOCK_IO_ERROR says of the request.
 _What = tuple[str, str, str]
 
@@ -102,6 +104,7 @@ class _Counts:
     io_errors: Counter[tuple[str, str]] = field(default_factory=lambda: Counter(pairs()))
     thresholds: int = 0
     corrupted: int = 0
+    quorum: int = 0
 
     def add(self, what: _What, count: int) -> None:
         event, operation, action = what
@@ -109,13 +112,16 @@ class _Counts:
             self.io_errors[operation, action] += count
         elif event == "BLOCK_WRITE_THRESHOLD":
             self.thresholds += count
-        else:
+        elif event == "BLOCK_IMAGE_CORRUPTED":
             self.corrupted += count
+        else:
+            self.quorum += count
 
     @property
     def any(self) -> bool:
         """Whether anything was counted."""
-        return bool(self.thresholds or self.corrupted or self.io_errors.total())
+        others = self.thresholds + self.corrupted + self.quorum
+        return bool(others or self.io_errors.total())
 
 
 class Events:
@@ -153,7 +159,7 @@ class Events:
         elif name == "BLOCK_IO_ERROR":
             event = _BLOCK.decode(data)
             self._take(event, (name, *words(event.operation, event.action)))
-        elif name in ("BLOCK_WRITE_THRESHOLD", "BLOCK_IMAGE_CORRUPTED"):
+        elif name in _NAMED_BY_NODE:
             self._take(_BLOCK.decode(data), (name, "", ""))
 
     def forget_nodes(self) -> None:
@@ -211,7 +217,7 @@ class Events:
                 for key, count in sorted(counts.io_errors.items())
             ],
             Scope.DEVICE_EVENT: [
-                DeviceEvents(device, counts.thresholds, counts.corrupted)
+                DeviceEvents(device, counts.thresholds, counts.corrupted, counts.quorum or None)
                 for device, counts in of_device
             ],
             Scope.JOB_ERROR: self.job_errors.records(jobs),

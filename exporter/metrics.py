@@ -255,6 +255,7 @@ EVENTS = (
     _event(Scope.IO_ERROR, "io_errors_total", "count", "BLOCK_IO_ERROR", "I/O errors of the guest, with what was done about them."),
     _event(Scope.DEVICE_EVENT, "write_thresholds_exceeded_total", "write_thresholds_exceeded", "BLOCK_WRITE_THRESHOLD", "Writes beyond the threshold that was set."),
     _event(Scope.DEVICE_EVENT, "images_corrupted_total", "images_corrupted", "BLOCK_IMAGE_CORRUPTED", "Times that an image was found corrupt."),
+    _event(Scope.DEVICE_EVENT, "quorum_errors_total", "quorum_errors", "QUORUM_REPORT_BAD", "Times that a child of a quorum failed or was outvoted; absent before the first."),
     replace(_event(Scope.JOB_ERROR, "errors_total", "count", "BLOCK_JOB_ERROR", "Errors that a job met, with what it did about them: ignore means that it tries again, for ever if need be."), collector="jobs"),
     _event(Scope.VM_EVENT, "events_total", "count", "event", "Events that came while this process was connected; those of no known name are other. A name begins with its first event."),
 )

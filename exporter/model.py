@@ -191,6 +191,8 @@ class DeviceEvents(Known, frozen=True):
     device: str
     write_thresholds_exceeded: int
     images_corrupted: int
+    #: None before the first: few devices have a quorum, and nothing cheap says which.
+    quorum_errors: int | None = None
 
 
 class JobError(Known, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from exporter import qapi
 from exporter.identity import device_names
@@ -15,8 +16,7 @@ from exporter.identity import device_names
 _NAME_LIMIT = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """What a block event is about: what it says of it, any of which may be empty.
 
     QEMU's node names have 31 characters at most; what is longer than any name of QEMU's is left

@@ -77,7 +77,8 @@ def uses(expr: str) -> list[Use]:
 
 def seen_from_the_first(expr: str) -> list[str]:
     """Return the counters whose first count an expression sees, though they begin with it."""
-    return [use.name for match in _FIRST.finditer(expr) for use in uses(match["of"])]
+    line = re.sub(r"(?<=\() | (?=\))", "", " ".join(expr.split()))
+    return [use.name for match in _FIRST.finditer(line) for use in uses(match["of"])]
 
 
 def kept(expr: str) -> set[str] | None:

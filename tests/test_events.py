@@ -275,6 +275,18 @@ def test_thresholds_and_corruption_are_counted() -> None:
     ]
 
 
+def test_the_errors_of_a_quorum_are_counted_from_the_first() -> None:
+    """Nothing says before which devices have one."""
+    events = known()
+    take(events, "QUORUM_REPORT_BAD", type="read", node_name="base", sector_num=0, sectors_count=8)
+
+    assert events.records(())[Scope.DEVICE_EVENT] == [
+        DeviceEvents("", 0, 0, None),
+        DeviceEvents("disk0", 0, 0, None),
+        DeviceEvents("vda", 0, 0, 1),
+    ]
+
+
 def test_every_event_is_counted_by_its_name() -> None:
     """One that is no event of QEMU's is `other`."""
     events = Events()

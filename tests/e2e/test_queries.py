@@ -75,6 +75,7 @@ ALERTS = {
     "QemuBlockChainTooDeep": {"vm": "images", "device": "deep"},
     "QemuBlockOverlayAlmostFull": {"vm": "images", "device": "whole"},
     "QemuBlockStorageAlmostFull": {"vm": "images", "device": "cramped"},
+    "QemuBlockQuorumDegraded": {"vm": "voting", "device": "disk0"},
     "QemuBlockBitmapInconsistent": {"vm": "crashed", "device": "disk0", "bitmap": "unsaved"},
     "QemuBlockImageCorrupt": {"vm": "damaged", "device": "disk0"},
     "QemuBlockImageUnnamed": {"vm": "images", "device": "temporary"},
@@ -170,6 +171,20 @@ def corrupt(image: Path) -> Path:
         file.seek(at)
         file.write(struct.pack(">Q", cluster + 512))
     return image
+
+
+def voting(lab: Lab) -> Qemu:
+    """Start a VM with a quorum, to one child of which the first write fails."""
+    nodes: list[dict[str, Any]] = []
+    for number in range(3):
+        image = lab.folder / f"voting{number}.raw"
+        image.write_bytes(bytes(MIB))
+        file = file_node(image, {} if number else ONCE)
+        nodes.append({"driver": "raw", "node-name": f"child{number}", "file": file})
+    names = [node["node-name"] for node in nodes]
+    nodes.append({"driver": "quorum", "node-name": "all", "vote-threshold": 2, "children": names})
+    given = [part for node in nodes for part in ("-blockdev", json.dumps(node))]
+    return lab.qemu("voting", *given, *plug("disk0", "all"), machine="pc")
 
 
 def crashed(lab: Lab) -> list[str]:
@@ -303,6 +318,7 @@ def start_vms(lab: Lab) -> None:
     disks_vm(lab)
     jobs_vm(lab)
     images_vm(lab)
+    voting(lab)
     guest(lab, "full", 28)
     guest(lab, "ignoring", 5, "werror=ignore")
     image = corrupt(lab.chain("corrupt", 1)[0])
@@ -339,6 +355,7 @@ def let_it_happen(lab: Lab, exporter: Exporter) -> None:
     vms["full"].run("cont")
     vms["ignoring"].run("cont")
     assert vms["damaged"].hmp('qemu-io disk0 "aio_read 0 65536"') == ""
+    assert vms["voting"].hmp('qemu-io -d disk0/virtio-backend "aio_write 0 64k"') == ""
     exporter.until(lambda text: value(text, "qemu_block_job_offset_bytes", vm="passing"))
     unheard(exporter, vms["shared/passing"])
     end_jobs(vms["jobs"])

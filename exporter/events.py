@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from exporter.family import Scope
-from exporter.joberrors import JobErrors, pairs, words
+from exporter.joberrors import NO_ERRORS, OTHER, JobErrors, words
 from exporter.model import DeviceEvents, IoErrors, Job, VmEvents
 from exporter.owners import Owners, Subject
 
@@ -36,7 +36,6 @@ NAMES = frozenset(
     VSERPORT_CHANGE WAKEUP WATCHDOG
     """.split()  # noqa: SIM905  # a page of quotes reads worse
 )
-OTHER = "other"
 #: Most devices of one VM that are counted apart.
 _DEVICES_LIMIT = 4096
 #: Most kinds of events of one VM that wait for the name of their device.
@@ -101,7 +100,7 @@ class _Counts:
     """What was counted of one device."""
 
     #: (operation, action) -> BLOCK_IO_ERROR
-    io_errors: Counter[tuple[str, str]] = field(default_factory=lambda: Counter(pairs()))
+    io_errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     thresholds: int = 0
     corrupted: int = 0
     quorum: int = 0
@@ -121,7 +120,7 @@ class _Counts:
     def any(self) -> bool:
         """Whether anything was counted."""
         others = self.thresholds + self.corrupted + self.quorum
-        return bool(others or self.io_errors.total())
+        return bool(others or self.io_errors)
 
 
 class Events:
@@ -190,9 +189,9 @@ class Events:
         self._owners = owners
 
     def find(self) -> bool:
-        """Count what waited and is known by now; return whether some of it never will be.
+        """Count what waited and is known by now; return whether anything is left for `give_up`.
 
-        The answers may be older than what came after `ask`: that goes on waiting.
+        What came after `ask` goes on waiting: the answers may be older.
         """
         for waiting in (self._before, self._since):
             if waiting:
@@ -214,7 +213,7 @@ class Events:
             Scope.IO_ERROR: [
                 IoErrors(device, *key, count)
                 for device, counts in of_device
-                for key, count in sorted(counts.io_errors.items())
+                for key, count in sorted((NO_ERRORS | counts.io_errors).items())
             ],
             Scope.DEVICE_EVENT: [
                 DeviceEvents(device, counts.thresholds, counts.corrupted, counts.quorum or None)

@@ -15,21 +15,18 @@ from exporter.parse import BLOCK_JOB_TYPES
 #: IoOperationType and BlockErrorAction.
 _OPERATIONS = ("read", "write")
 _ACTIONS = ("ignore", "report", "stop")
-_OTHER = "other"
+OTHER = "other"
+#: A count of 0 for every operation and action that QEMU has.
+NO_ERRORS = {(operation, action): 0 for operation in _OPERATIONS for action in _ACTIONS}
 #: Most jobs of one VM whose errors are counted apart.
 _JOBS_LIMIT = 1000
-
-
-def pairs() -> dict[tuple[str, str], int]:
-    """Return a count of 0 for every operation and action that QEMU has."""
-    return {(operation, action): 0 for operation in _OPERATIONS for action in _ACTIONS}
 
 
 def words(operation: str, action: str) -> tuple[str, str]:
     """Return the operation and action of an event; what is not QEMU's is `other`."""
     return (
-        operation if operation in _OPERATIONS else _OTHER,
-        action if action in _ACTIONS else _OTHER,
+        operation if operation in _OPERATIONS else OTHER,
+        action if action in _ACTIONS else OTHER,
     )
 
 
@@ -38,7 +35,7 @@ class JobErrors:
 
     def __init__(self) -> None:
         #: Job id -> (operation, action) -> errors.
-        self._counts: dict[str, Counter[tuple[str, str]]] = {}
+        self._counts: dict[str, dict[tuple[str, str], int]] = {}
         #: Ids of jobs that met an error since `records`: no answer may have listed them yet.
         self._new: set[str] = set()
 
@@ -69,5 +66,5 @@ class JobErrors:
             JobError(job.device, job.job_id, job.job_type, *key, count)
             for job in jobs
             if job.job_type in BLOCK_JOB_TYPES
-            for key, count in sorted((pairs() | self._counts.get(job.job_id, Counter())).items())
+            for key, count in sorted((NO_ERRORS | self._counts.get(job.job_id, {})).items())
         ]

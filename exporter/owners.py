@@ -71,8 +71,7 @@ def owners(entries: Sequence[qapi.BlockStats]) -> Owners:
         if entry.node_name
     }
     for entry, name in zip(entries, names, strict=True):
-        # Below a filter query-blockstats has each node twice, as `parent` and as `backing`: what
-        # was seen is not walked again, or a tree of filters would be walked 2^n times.
+        # Below a filter query-blockstats has each node twice, as `parent` and as `backing`.
         waiting: list[qapi.BlockNode] = [entry]
         seen: set[str] = set()
         while waiting:

@@ -200,7 +200,7 @@ class Fleet:
                 target_conflicts=len(self.discovery.conflicts),
                 reload_successful=self.reload_successful and self._web_config_good,
                 # Those that are sent begin at 0, so that a rate sees their first one.
-                commands=dict.fromkeys(queries.COMMANDS, 0) | self._tally.commands,
+                commands=dict.fromkeys(queries.READ_COMMANDS, 0) | self._tally.commands,
                 errors=self._tally.errors,
                 actions=self.actions,
             )

@@ -14,7 +14,7 @@ import yaml
 from exporter.families import join
 from exporter.metrics import METRICS
 from exporter.model import Exporter
-from exporter.queries import COMMANDS
+from exporter.queries import READ_COMMANDS
 from exporter.render import render_exporter
 from tests.conftest import samples
 from tests.dashboards import queries
@@ -76,7 +76,7 @@ async def test_a_counter_has_a_sample_before_its_first_event(sockets: Path) -> N
     first = await _names(sockets)
     nothing = Exporter(
         version="", python_version="", targets=0, targets_up=0, target_conflicts=0,
-        reload_successful=True, commands=dict.fromkeys(COMMANDS, 0), errors={},
+        reload_successful=True, commands=dict.fromkeys(READ_COMMANDS, 0), errors={},
     )  # fmt: skip
     own = samples(join([render_exporter(nothing)], openmetrics=False).decode())
     first |= {re.split(r"[{ ]", sample)[0] for sample in own}

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import yaml
 
+from exporter.config import Config
 from exporter.families import join
 from exporter.metrics import METRICS
-from exporter.model import Exporter
-from exporter.queries import READ_COMMANDS
-from exporter.render import render_exporter
+from exporter.scrape import Fleet
+from exporter.sight import Sight
+from exporter.storage import Storage
 from tests.conftest import samples
 from tests.dashboards import queries
 from tests.promql import seen_from_the_first
@@ -74,11 +75,8 @@ def test_there_are_such_queries_in_each_place() -> None:
 async def test_a_counter_has_a_sample_before_its_first_event(sockets: Path) -> None:
     """Or the query sees the first one by itself."""
     first = await _names(sockets)
-    nothing = Exporter(
-        version="", python_version="", targets=0, targets_up=0, target_conflicts=0,
-        reload_successful=True, commands=dict.fromkeys(READ_COMMANDS, 0), errors={},
-    )  # fmt: skip
-    own = samples(join([render_exporter(nothing)], openmetrics=False).decode())
+    fleet = Fleet(Config(groups=()), Storage(lambda path: Sight(visible=True)))
+    own = samples(join([fleet.own(())], openmetrics=False).decode())
     first |= {re.split(r"[{ ]", sample)[0] for sample in own}
     blind = [
         (each.where, name)

@@ -463,7 +463,7 @@ def write_threshold(work: Work) -> None:
     work.vm.run("block-set-write-threshold", threshold)
     text = work.exporter.fresh()
     name = "qemu_block_write_thresholds_exceeded_total"
-    assert value(text, name, device="disk8") is None
+    assert value(text, name, device="disk8") == 0
     work.vm.hmp('qemu-io disk8 "write 2M 64k"')
     assert value(work.exporter.fresh(), name, device="disk8") == 1
 

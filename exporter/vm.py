@@ -257,7 +257,7 @@ class Vm:
             walk = chains.walk(entries)
         devices, counters = self._count(entries, walk)
         if self._watch.events.find():
-            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline) if entries else None
+            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
             self._watch.events.give_up(of_graph(graph, entries) if graph else Owners())
         nodes = None
         if self._ask_nodes or not entries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from exporter.grants import Permission
 from exporter.graph import Place
 from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
+from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.scrape import Fleet
 from exporter.turn import Turn, target, turn
@@ -61,7 +63,7 @@ class Commits:
             if entry is None:
                 raise
             return _replayed(entry, view.recorded(entry), wanted, dry_run=dry_run)
-        unseen: list[str] = []
+        unseen: Mapping[Member, str] = {}
         if entry is None and (others := neighbours.of(self._fleet, vm)):
             # Not while the neighbours are looked at: two commits would wait for each other.
             async with turn(member) as mine:
@@ -73,9 +75,10 @@ class Commits:
             if entry is not None:
                 raise Refused("already-asked", f"{job_id} was being refused: ask again")
             snapshot, qemu, found, layers = await _checked(mine, request, permission)
-            unseen += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
+            unsure = neighbours.unproven(unseen, mine, found, layers)
+            unsure += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
             allowed = _may_be_unseen(request, permission)
-            warnings = [*guards.storage(snapshot), *guards.seen(unseen, allowed=allowed)]
+            warnings = [*guards.storage(snapshot), *guards.seen(unsure, allowed=allowed)]
             job_id = _usable_id(snapshot, qemu, request, job_id)
             command = _command(qemu, found, layers, job_id, request)
             passed = done.checked(

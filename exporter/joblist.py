@@ -19,8 +19,6 @@ class JobList:
     def __init__(self, inquiry: Inquiry, watch: Watch) -> None:
         self._inquiry = inquiry
         self._watch = watch
-        #: As it was when jobs were last taken, None where it was not asked for.
-        self.graph: qapi.Graph | None = None
         self.connection_is_new()
 
     def connection_is_new(self) -> None:
@@ -54,10 +52,10 @@ class JobList:
         """
         watch, jobs = self._watch, self._watch.jobs
         began = jobs.round
-        graph = self.graph = None
+        graph = None
         new = watch.unplaced(told)
         if new or jobs.graph_wanted or queries.GRAPH in answers.queries:
-            graph = self.graph = await self._inquiry.later(answers, queries.GRAPH, deadline)
+            graph = await self._inquiry.later(answers, queries.GRAPH, deadline)
         watch.place([*new, *jobs.unlocated], graph, entries)
         others = await self._others(answers, {job.device for job in told}, deadline)
         found = parse.jobs(watch.placed(told), others or (), watch.places)

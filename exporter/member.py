@@ -111,6 +111,11 @@ class Member:
         """Which files its QEMU has open (`sight.Sight.identity`); None where that is not seen."""
         return self._vm.open_identities
 
+    @property
+    def process(self) -> int:
+        """Its QEMU, as far as it was connected to; 0 where that is not known."""
+        return self._vm.peer[1]
+
     def adopt(self, job_id: str, place: Place, chain: Sequence[str]) -> None:
         """Have a commit that this program started judged by the chain of then."""
         self._vm.jobs.adopted[job_id] = (place, chain)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exporter import guards, imagenames
+from exporter import guards, imagenames, openfiles
 from exporter.errors import Refused
 from exporter.filename import local_path
 from exporter.member import Collected, Member
-from exporter.model import Snapshot
+from exporter.model import Node, Snapshot
 from exporter.scrape import Fleet
 from exporter.turn import Turn
+
+#: The identity of a file: major and minor number of its file system, and its own. [`sight.Sight`]
+_OF_FILE = 3
 
 
 def of(fleet: Fleet, vm: str) -> list[Member]:
@@ -21,14 +24,30 @@ def of(fleet: Fleet, vm: str) -> list[Member]:
     return [member for member in fleet.members.values() if member.name != vm]
 
 
-async def see(others: Collection[Member]) -> list[str]:
-    """Look at other VMs; return which may share a layer and did not say."""
+async def see(others: Collection[Member]) -> dict[Member, str]:
+    """Look at other VMs; return those that did not say which layers they have, and why."""
     # Not by a sweep: one that is joined does not know what a VM got since it began.
     looking = {member.start(): member for member in others}
     # Each ends by its VM's own timeout: one that is only slow may have the same layers.
     await asyncio.wait(looking)
-    said = {member.name: _unsaid(member, look) for look, member in looking.items()}
-    return [f"{vm} {why}: it may share a layer" for vm, why in sorted(said.items()) if why]
+    said = {member: _unsaid(member, look) for look, member in looking.items()}
+    return {member: why for member, why in said.items() if why}
+
+
+def unproven(
+    unseen: Mapping[Member, str], mine: Turn, found: guards.Found, layers: guards.Range
+) -> list[str]:
+    """Return which of the VMs that did not say may share a layer of a commit, a sentence for each.
+
+    A QEMU that does not answer still shows in /proc which files it has open: one that has none of
+    the layers shares none.
+    """
+    inodes = _inodes(mine.member, found.layers[layers.top : layers.base + 1])
+    return [
+        f"{member.name} {why}: it may share a layer"
+        for member, why in sorted(unseen.items(), key=lambda each: each[0].name)
+        if inodes is None or openfiles.may_have(member.process, inodes)
+    ]
 
 
 async def compared(
@@ -65,6 +84,22 @@ async def compared(
         return [f"layers of other disks were compared by name alone: {error}"]
     guards.unshared(snapshot, found, layers, others, known | dict(identities), opened)
     return []
+
+
+def _inodes(member: Member, layers: Sequence[Node]) -> frozenset[int] | None:
+    """Return the numbers of the files of layers; None where these are not all that they are in."""
+    found = set()
+    for node in layers:
+        image = node.image
+        data = image.format_specific.data if image and image.format_specific else None
+        path = local_path(image.filename) if image else None
+        file = member.image_files.get(path) if path else None
+        has_data_file = data is not None and (data.data_file or data.data_file_raw is not None)
+        # A device, whose identity is shorter, may be open by a node of another number.
+        if file is None or file.identity is None or len(file.identity) != _OF_FILE or has_data_file:
+            return None
+        found.add(file.identity[-1])
+    return frozenset(found)
 
 
 def _unsaid(member: Member, look: asyncio.Task[Collected]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def read(process: int) -> OpenFiles | None:
         if link.startswith("/")
     )
     return OpenFiles(process, tuple(file for file in files if file), same, _folder(process))
+
+
+def may_have(process: int, inodes: AbstractSet[int]) -> bool:
+    """Whether a QEMU may have one of these files open; True as well where that cannot be seen.
+
+    The numbers are those of files on any file system: two files may have one number.
+    """
+    opened = read(process)
+    return opened is None or any(not f.inode or int(f.inode) in inodes for f in opened.files)
 
 
 def _folder(process: int) -> str:

@@ -161,3 +161,17 @@ def test_the_files_of_another_process_say_nothing() -> None:
     assert openfiles.read(os.getpid()) is None
     assert openfiles.read(0) is None
     assert openfiles.read(child.pid) is None
+
+
+async def test_a_qemu_that_has_not_opened_a_file_does_not_have_it(tmp_path: Path) -> None:
+    """Whatever it answers; of one whose files are not seen nobody knows."""
+    image, other = tmp_path / "a.qcow2", tmp_path / "b.qcow2"
+    other.touch()
+    with image.open("w+") as file:
+        async with running(tmp_path, b"qemu-system-x", file.fileno()) as qemu:
+            found = [
+                openfiles.may_have(qemu.pid, {path.stat().st_ino}) for path in (image, other)
+            ]
+
+    assert found == [True, False]
+    assert openfiles.may_have(0, {other.stat().st_ino})

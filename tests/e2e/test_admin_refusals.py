@@ -805,8 +805,11 @@ def test_a_granted_directory_that_hangs_is_in_the_way_of_no_other(lab: Lab) -> N
 
 
 def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> None:
-    """The first request after a start, and a VM that came since; one that does not answer is told."""
-    (top, base), own = lab.chain("disk", 2), lab.chain("own", 2)[0]
+    """The first request after a start, and a VM that came since.
+
+    One that does not answer may share a layer only if it has its file open.
+    """
+    (top, base), (own, own_base) = lab.chain("disk", 2), lab.chain("own", 2)
     vm = lab.qemu("vm", *drive("disk0", top), *drive("disk1", own))
     user = admin(lab)
     lab.qemu("other", *drive("disk0", lab.image("other", backing=base)))
@@ -818,10 +821,13 @@ def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> 
     assert state(vm) == before
     assert user.commit("vm", "disk1", dry_run=True).body["warnings"] == []
 
-    with lab.qemu("silent").stopped():
+    with lab.qemu("silent", *drive("disk0", lab.image("alone"))).stopped():
+        answer = user.commit("vm", "disk1", dry_run=True)
+    assert (answer.status, answer.body["warnings"]) == (200, [])
+    with lab.qemu("reader", *drive("disk0", lab.image("clone", backing=own_base))).stopped():
         answer = user.commit("vm", "disk1", dry_run=True)
         allowed = user.commit("vm", "disk1", dry_run=True, unseen_neighbours="allow")
-    told = "silent does not answer (stopped): it may share a layer"
+    told = "reader does not answer (stopped): it may share a layer"
     assert (answer.status, answer.problem, answer.body["detail"]) == (409, "unseen-neighbours", told)
     assert (allowed.status, allowed.body["warnings"]) == (200, [told])
 

@@ -298,12 +298,14 @@ class Vm:
         if self._session.replaced or self._session.generation != self._generation:
             return  # the next scrape asks it first what it is
         deadline = time.monotonic() + self.target.settings.timeout_seconds
-        self.jobs.ask()
+        self._watch.ask()
         answers = await self._inquiry.batch(self._job_list.of_look(), deadline)
         entries = self._refresh.entries(answers)
         known = self._devices
         if known is None or chains.walk(entries).names != known.names:
             known = parse.devices(entries, None, self.target.settings.expected_depth)
+        self._watch.know(entries, known.names)
+        self._watch.events.find()
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
         await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
 
@@ -317,7 +319,7 @@ class Vm:
             known = parse.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
             self._manager = parse.manager(self._session.package, entries)
-            self._watch.know(entries)
+        self._watch.know(entries, known.names)
         return known.found, parse.count(known, entries, walk, self._topology.files())
 
     async def _first_answers(self, deadline: float) -> Answers:

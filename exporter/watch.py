@@ -42,6 +42,8 @@ class Watch:
         self._session = session
         self._look = look
         self._process = Process()
+        #: `chain.Walk.names` of the answer that the events' devices are known from.
+        self._names: tuple[str, ...] = ()
         self._records: Mapping[Scope, Sequence[Any]] = {}
         #: Of the jobs that `_records` has counters of: device, id, type.
         self._jobs: list[tuple[str, str, str]] = []
@@ -56,17 +58,20 @@ class Watch:
             was, self._process = self._process, self._session.process
             if not (self._process.pid and self._process == was):
                 self.events.forget_nodes()
+                self._names = ()
             self.jobs.connected(generation, self._process, time.time())
 
     def ask(self) -> None:
-        """Take note that a scrape asks from here on."""
+        """Take note that what is asked from here on is asked after all events so far."""
         self.follow()
         self.jobs.ask()
         self.events.ask()
 
-    def know(self, entries: Sequence[qapi.BlockStats]) -> None:
-        """Take the devices and nodes of query-blockstats, where they are not as they were."""
-        self.events.know(owners(entries))
+    def know(self, entries: Sequence[qapi.BlockStats], names: tuple[str, ...]) -> None:
+        """Take the devices and nodes of query-blockstats; `names` are those of `chain.Walk`."""
+        if names is not self._names and names != self._names:
+            self.events.know(owners(entries))
+            self._names = names
 
     def take(self, name: str, data: bytes) -> str:
         """Take an event; return the status that JOB_STATUS_CHANGE tells.

@@ -1038,3 +1038,30 @@ async def test_a_flood_of_events_is_cut_off(
 
     assert (await collect(vm)).up
     assert fake.connections == 2
+
+
+async def test_a_look_finds_the_disk_of_an_event_while_the_filter_is_there(
+    fake: FakeQmp, make: Make
+) -> None:
+    """A backup that begins, meets an error of the guest and ends, all between two scrapes."""
+    vm = make()
+    qdev = "/machine/peripheral/vda/virtio-backend"
+    disk = Disk("", ("top", "base"), qdev)
+    plug(fake, disk)
+    await collect(vm)
+    below = disk.stats()
+    root = {"stats": {}, "qdev": qdev, "device": "", "node-name": "#block9"}
+    filtered = {**root, "parent": below, "backing": below}
+    fake.replies["query-blockstats"] = {"return": [filtered]}
+    fake.received.clear()
+    about = {"device": "", "node-name": "#block9", "operation": "write", "action": "stop"}
+    await fake.event("BLOCK_IO_ERROR", **about)
+    await fake.event("JOB_STATUS_CHANGE", id="b", status="created")
+    await fake.event("JOB_STATUS_CHANGE", id="b", status="running")
+    await until(lambda: "query-blockstats" in fake.commands[-3:] and vm._watch._looking is None)
+    plug(fake, disk)
+    found = series(text(await collect(vm)), "qemu_block_io_errors_total")
+
+    assert {sample for sample, count in found.items() if count != "0"} == {
+        'qemu_block_io_errors_total{vm="vm",device="vda",operation="write",action="stop"}'
+    }

@@ -46,6 +46,7 @@ class Speaker(threading.Thread):
         self.loop = asyncio.new_event_loop()
         self.fake = FakeQmp(path)
         plug(self.fake, Disk("disk0", ("top", "base")))
+        self.fake.replies["query-block-exports"] = {"return": []}
         start_job(self.fake, block_job("copy", "mirror"), graph("copy", "disk0", ("top", "base")))
         self.start()
         self.do(self.fake.__aenter__())

@@ -99,6 +99,12 @@ def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
 
 def storage(snapshot: Snapshot) -> list[str]:
     """The storage answers; return what could not be seen of it."""
+    if snapshot.would_crash:
+        raise Refused(
+            "wrong-vm-state",
+            f"an image of {snapshot.vm} below another node was found corrupt: QEMU would crash if it"
+            " was asked for its images",
+        )
     if snapshot.storage_responding is False:
         why = f": {snapshot.storage_error}" if snapshot.storage_error else ""
         raise Refused("storage-hangs", f"storage of {snapshot.vm} does not answer{why}")

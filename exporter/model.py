@@ -238,6 +238,8 @@ class Snapshot(Known, frozen=True, kw_only=True):
     storage_responding: bool | None = None
     #: Why it does not, or why QEMU was not asked for its images, empty where it was.
     storage_error: str = ""
+    #: Whether query-block would end this QEMU, and so was not asked.
+    would_crash: bool = False
     running: bool | None = None
     status: str | None = None
     name: str = ""

@@ -153,6 +153,11 @@ class TopologyCache:
         self._due_at = time.monotonic() + self._settings.topology_max_age_seconds
 
     @property
+    def is_refused(self) -> bool:
+        """Whether query-block must not be asked, whatever the storage does."""
+        return self._refused is not None
+
+    @property
     def is_old(self) -> bool:
         """Whether the last answer is older than max-age, or what of it this VM waits at first."""
         return time.monotonic() >= self._due_at

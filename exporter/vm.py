@@ -135,7 +135,12 @@ class Vm:
         if is_due and not error and snapshot.devices and (self._topology.timestamp or 0.0) < began:
             # Storage that had no time for us has none for QEMU either.
             responding = False
-        return msgspec.structs.replace(snapshot, storage_responding=responding, storage_error=error)
+        return msgspec.structs.replace(
+            snapshot,
+            storage_responding=responding,
+            storage_error=error,
+            would_crash=self._topology.is_refused,
+        )
 
     @property
     def image_files(self) -> Mapping[str, ImageFile]:

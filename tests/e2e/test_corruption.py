@@ -134,9 +134,12 @@ def test_a_vm_lives_on_when_the_image_below_another_node_is_closed(lab: Lab, abo
     for _ in range(3):
         text = user.exporter.fresh()
         assert value(text, "qemu_vm_up") == 1
-        assert value(text, "qemu_block_images_corrupted_total")
+        assert value(text, "qemu_block_images_corrupted_total", device="disk0")
     assert "query-block is not asked" in user.exporter.said()
     assert user.snapshot("vm", "disk0", lab.folder / "new.qcow2").status == 409
+    commit = user.commit("vm", "disk0")
+    assert (commit.status, commit.problem) == (409, "wrong-vm-state")
+    assert "corrupt" in commit.body["detail"]
     assert vm.exit_code is None
     assert not os.path.exists(lab.folder / "new.qcow2")
 

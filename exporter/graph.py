@@ -86,6 +86,11 @@ def place_job(
     }
     worked = {filtered.get(node, node) for node in _worked(touched, layers, below)}
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
+    if merge is not None:
+        names = {node.id: node.name for node in graph.nodes}
+        merged = (ids[name] for name in merge.nodes)
+        own = dict.fromkeys(names[filtered.get(node, node)] for node in merged)
+        merge = Merge(list(own), merge.used)
     if "base" in touched.values() and len(numbers) < 2:
         numbers = []  # it is ending: its other edges are gone already
     return Place(

@@ -185,6 +185,7 @@ CALLS = {
     ("snapshots", "durable.write"): "a file",
     ("overlay", "opened.write"): "a file",
     ("service", "sock.sendto"): "systemd",
+    ("sockdiag", "netlink.send"): "the kernel",
     ("serving", "sys.stdout.buffer.write"): "the terminal",
     ("shell.screen", "stream.write"): "the terminal",
     ("turn", "self._vm.execute"): "QEMU, by way of Session.execute",

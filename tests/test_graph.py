@@ -125,3 +125,18 @@ def test_a_mirror_to_another_image_merges_nothing() -> None:
 
     assert place is not None
     assert place.merge is None
+
+
+def test_a_commit_into_a_filter_merges_into_the_layer_below_it() -> None:
+    """Filters are not layers: the disk is on that layer when the commit is completed."""
+    found = graph(
+        "dev:disk0 root job_filter", "job_filter backing top", "top backing throttle",
+        "throttle file base", "job:j main_node job_filter", "job:j source top",
+        "job:j target throttle",
+    )  # fmt: skip
+    entry = disk("disk0", "top", "throttle", "base")
+    assert entry.backing is not None
+    entry.backing.parent = entry.backing.backing  # as a filter lists what is below it
+
+    place = place_job("j", found, [entry])
+    assert place == Place("disk0", "0", "1", Merge(["top", "base"], used=True))

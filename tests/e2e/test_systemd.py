@@ -312,13 +312,14 @@ def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_co
     with service.configured(arguments=flags):
         wait_until(lambda: 'qemu_vm_up{vm="home"} 1' in host.ask(f"{URL}/metrics", "ops:secret"), "it is up")
         niceness = host.run("ps", "-L", "-o", "ni=", "-p", service.pid).split()
-        commit = {"action": "commit", "device": "disk0", "job_id": "qbe-sandbox"}
+        # One of the other VMs may not be opened, so that nobody knows its layers.
+        commit = {"action": "commit", "device": "disk0", "job_id": "qbe-sandbox", "unseen_neighbours": "allow"}
         accepted = json.loads(host.ask(f"{admin}/home/block-jobs", "ops:secret", json.dumps(commit)))
         snapshot = json.dumps({"device": "disk0", "file": "/srv/overlays/plain.qcow2"})
         refused = json.loads(host.ask(f"{admin}/plain/snapshots", "ops:secret", snapshot))
 
         assert "10" in niceness, "the thread that checks passwords does not give way"
-        assert accepted["job_id"] == "qbe-sandbox", accepted
+        assert accepted.get("job_id") == "qbe-sandbox", accepted
         assert "qbe-sandbox" in host.run("find", f"/var/lib/{NAME}", "-user", NAME)
         assert "cannot be written to from here" in refused["detail"]
     with service.configured(_without_head("snapshots.conf"), flags):

@@ -86,18 +86,13 @@ def place_job(
     }
     worked = {filtered.get(node, node) for node in _worked(touched, layers, below)}
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
-    if merge is not None:
-        names = {node.id: node.name for node in graph.nodes}
-        merged = (ids[name] for name in merge.nodes)
-        own = dict.fromkeys(names[filtered.get(node, node)] for node in merged)
-        merge = Merge(list(own), merge.used)
     if "base" in touched.values() and len(numbers) < 2:
         numbers = []  # it is ending: its other edges are gone already
     return Place(
         device_names(entries)[nearest],
         numbers[0] if numbers else "",
         numbers[-1] if len(numbers) > 1 else "",
-        merge,
+        merge and _without_filters(merge, ids, filtered),
     )
 
 
@@ -153,6 +148,13 @@ def _merge(
         if edge.parent in kinds
     )
     return Merge([kinds[node].name for node in reversed(path)], used)
+
+
+def _without_filters(merge: Merge, ids: Mapping[str, int], filtered: Mapping[int, int]) -> Merge:
+    """Return a commit's layers: one that goes into a filter merges into the layer below it."""
+    names = {number: name for name, number in ids.items()}
+    layers = (names[filtered.get(ids[name], ids[name])] for name in merge.nodes)
+    return Merge(list(dict.fromkeys(layers)), merge.used)
 
 
 def _worked(

@@ -114,7 +114,8 @@ def _chains(text: str, disks: list[Disk], machine: Machine, record: Record) -> l
              if disk.label == e["device"] or f"/{disk.label}/" in f"/{e.get('qdev', '')}/"), {},
         )  # fmt: skip
         record.check("chains at quiet points")
-        if depths.get(disk.label) != len(names) - 1:
+        # A disk that has just been unplugged has no chain, and no depth.
+        if depths.get(disk.label) != (len(names) - 1 if names else None):
             found.append(f"depth of {disk.label} {depths.get(disk.label)}, in the graph {names}")
         shown = [file for _, file in sorted(layers.get(disk.label, {}).items())]
         right = files(entry)

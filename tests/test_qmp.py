@@ -791,7 +791,6 @@ async def test_a_server_that_speaks_no_qmp_and_keeps_its_end_is_that_each_time(
         for writer in kept:
             writer.close()
         await until(lambda: not session.open)
-    os.unlink(path)
     async with FakeQmp(path):
         assert await works(session)
 

@@ -67,7 +67,9 @@ class Commits:
         if entry is None and (others := neighbours.of(self._fleet, vm)):
             # Not while the neighbours are looked at: two commits would wait for each other.
             async with turn(member) as mine:
-                await _checked(mine, request, permission)
+                # The same request may have been carried out since: then it is answered below.
+                if self._ledger.get(vm, job_id) is None:
+                    await _checked(mine, request, permission)
             unseen = await neighbours.see(others)
         async with turn(member) as mine:
             if now := self._ledger.get(vm, job_id):

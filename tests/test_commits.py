@@ -18,7 +18,7 @@ from exporter.api import Commit
 from exporter.errors import Refused, Rejected
 from exporter.sight import Sight
 from tests.disks import Disk, plug
-from tests.fakeqmp import FakeQmp
+from tests.fakeqmp import FakeQmp, until
 from tests.reach import USER, Reach, begin, commit, end, files, grant, refused, run
 
 SECRET = "SECRETPW"
@@ -483,6 +483,28 @@ async def test_one_request_that_is_sent_many_times_at_once_is_done_once(
 
     assert sorted(each.replayed for each in results) == [False, True, True, True, True]
     assert len({each.job.job_id for each in results}) == 1
+    assert len(fake.changes) == 1
+
+
+async def test_a_request_that_waits_while_the_same_one_starts_its_job_is_told_of_it(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """Beside other VMs, which are looked at in between, as without."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        run(other, 7, 2, disk=Disk(nodes=("x", "y")))
+        other.answering.clear()
+        first = asyncio.create_task(reach.commit())
+        await until(lambda: other.received)
+        fake.answering.clear()
+        seen = len(fake.received)
+        other.answering.set()
+        await until(lambda: len(fake.received) > seen)  # it has the VM, and no record yet
+        second = asyncio.create_task(reach.commit())
+        await asyncio.sleep(0)
+        fake.answering.set()
+        results = await asyncio.gather(first, second)
+
+    assert [each.replayed for each in results] == [False, True]
     assert len(fake.changes) == 1
 
 

@@ -309,6 +309,9 @@ def test_a_layer_of_a_qemu_that_died_is_used_again_only_where_no_guest_wrote_to_
     content, inode = file.read_bytes(), file.stat().st_ino
     at.restart()
     again = snapshot(at, file)
+    if again.problem == "another-vm":
+        # By that request the exporter has learnt that another QEMU is there now.
+        again = snapshot(at, file)
     if not written:
         at.files.insert(0, str(file))
 

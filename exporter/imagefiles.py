@@ -233,6 +233,9 @@ class ImageFiles:
             file = own
             if own is None and len({each.mount.device for each in left.values()}) == 1:
                 file = next(iter(left.values()))
+            if file is None and names[path] in (FileName.REMOVED, FileName.OTHER):
+                # QEMU has closed it since it told of it: the layer was merged, and removed.
+                names[path] = FileName.UNSEEN
             sight = sights[file] if file else Sight(visible=False)
             identity = sight.identity if own or len(left) == 1 else None
             found[path] = _image_file(path, names[path], sight, identity)

@@ -971,6 +971,18 @@ async def test_an_image_without_a_name_is_logged_once(
     ]
 
 
+async def test_a_layer_that_was_merged_and_removed_meanwhile_is_not_an_image_without_a_name(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU told of it, and has closed it by the time its name leads nowhere."""
+    storage.sights["/images/top.qcow2"] = Sight(False, missing=True)
+    del qemu.files[0]
+    snapshot = await collect(make())
+
+    assert [file.name_valid for file in snapshot.counters.files if file] == [None, 1]
+    assert "image cannot be found by its name" not in caplog.messages
+
+
 # A QEMU whose open files cannot be seen.
 
 

@@ -130,6 +130,7 @@ class Outcomes:
             if self.is_newest(job_id, end.serial):
                 place = places.get((job_id, end.type), Place())
                 known = replace(end, device=place.device, type=end.type or types.get(job_id, ""))
+                self._place_change(end.serial, place.device, ())
             self.end(job_id, known)
 
     def unlocated(self, round: int) -> list[tuple[str, str]]:
@@ -151,6 +152,14 @@ class Outcomes:
             if key in unlocated and commit.round == round and (place := places.get(key)):
                 commit.device = place.device
                 commit.span, commit.bare = work(place, chains)
+                chain = commit.span.chain if commit.span and commit.span.whole else ()
+                self._place_change(commit.serial, place.device, chain)
+
+    def _place_change(self, serial: int, device: str, chain: Sequence[str]) -> None:
+        # On an unknown disk it would be a rival of every commit that ended before it.
+        for index, change in enumerate(self._changes):
+            if change.serial == serial:
+                self._changes[index] = replace(change, device=device, chain=chain)
 
     def wait(self, commit: Commit, now: float) -> None:
         """Count a commit when its chain is seen next."""

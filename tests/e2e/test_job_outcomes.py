@@ -41,10 +41,14 @@ class Relay:
         self._answers = bytearray()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    @property
-    def looks(self) -> int:
-        """How often QEMU has told which nodes its jobs work on."""
-        return self._answers.count(b'"edges":')
+    def looks_at(self, job: str) -> int:
+        """How often QEMU has told on which nodes a job works."""
+        lines = bytes(self._answers).split(b"\n")[:-1]
+        graphs = [json.loads(line)["return"] for line in lines if b'"edges":' in line]
+        return sum(
+            any(node["type"] == "block-job" and node["name"] == job for node in graph["nodes"])
+            for graph in graphs
+        )
 
     @property
     def lists(self) -> int:
@@ -296,11 +300,13 @@ def between_two_scrapes(work: Work, relay: Relay, disk: list[str]) -> None:
     # Layers that no scrape sees.
     work.snapshot(*disk[:4])
     for each in disk[:4]:
-        looks = relay.looks
+        looks = relay.looks_at(each)
         work.start("block-commit", each)
         work.ready(each)
         # Of one that is gone before the exporter has looked at it nobody can tell how it ended.
-        wait_until(lambda looks=looks: relay.looks > looks, f"the exporter looks at {each}")
+        wait_until(
+            lambda each=each, n=looks: relay.looks_at(each) > n, f"the exporter looks at {each}"
+        )
     work.end("complete", *disk[:3])
     work.end("cancel", disk[3])
     work.count("commit", "completed", 3)
@@ -355,16 +361,16 @@ def failed(work: Work, disk: list[str], relay: Relay) -> None:
         for command in ("blockdev-backup", "blockdev-mirror"):
             each = disk[number + (2 if command == "blockdev-mirror" else 0)]
             more = SLOW if command == "blockdev-backup" else {}
-            looks = relay.looks
+            looks = relay.looks_at(each)
             work.start(command, each, target=work.target(errno), sync="full", **more)
             if more:
-                wait_until(lambda n=looks: relay.looks > n, f"the exporter looks at {each}")
+                wait_until(lambda each=each, n=looks: relay.looks_at(each) > n, f"looked at {each}")
                 slow.append(each)
             work.count(command.partition("-")[2], "failed")
     for command, each in {"block-commit": "unwritable", "block-stream": "unreadable"}.items():
-        looks = relay.looks
+        looks = relay.looks_at(each)
         work.start(command, each, **SLOW)
-        wait_until(lambda n=looks: relay.looks > n, f"the exporter looks at {each}")
+        wait_until(lambda each=each, n=looks: relay.looks_at(each) > n, f"looked at {each}")
         slow.append(each)
         work.count(command.partition("-")[2], "failed")
     # On which disk a job works that is gone at once nobody can tell.

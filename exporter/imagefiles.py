@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from enum import Enum, auto
 
+from msgspec.structs import replace
+
 from exporter import mounts, openfiles, peer
 from exporter.model import FileName, ImageFile
 from exporter.mounts import Mount
@@ -28,6 +30,8 @@ _FDSETS = "/dev/fdset/"
 _UNREADABLE = "\ufffd"
 #: Most images without a name that are logged at once.
 _LOGGED_LIMIT = 10
+#: Most readings of what a QEMU has open until two are the same.
+_LOOKS_LIMIT = 3
 
 
 class Storages(Enum):
@@ -54,6 +58,10 @@ class ImageFiles:
         self.error = ""
         #: `sight.Sight.identity` of all that QEMU has open; None where that cannot be seen.
         self.identities: frozenset[tuple[int, ...]] | None = None
+        #: Images of which the next answer of query-block has to tell whether they have a name.
+        self.doubted: frozenset[str] = frozenset()
+        #: Images that no open file was found for, but for one that is of no other image.
+        self._by_elimination: set[str] = set()
         self._opened: OpenFiles | None = None
         #: By what `_opened` is known to be still so.
         self._opened_as: tuple[int, object, tuple[str, ...]] = (0, None, ())
@@ -69,7 +77,7 @@ class ImageFiles:
 
     def forget(self) -> None:
         """Another QEMU has taken the socket over: nothing is known of its files."""
-        self.known, self.identities = {}, None
+        self.known, self.identities, self.doubted = {}, None, frozenset()
         self.responding, self.error, self._opened = None, "", None
 
     async def ask(
@@ -134,13 +142,7 @@ class ImageFiles:
                 self._of_names |= await self._storage.see(missing, timeout_seconds)
                 found = {path: _unopened(path, self._of_names[path]) for path in paths}
             else:
-                found = await self._look(opened, paths, timeout_seconds, anew=anew)
-                if any(self._is_new(path, file) for path, file in found.items()):
-                    # Opened under a number that another file had: read anew, before it is told.
-                    self._opened_as = (0, None, ())
-                    if (opened := self._open_files(nodes, process)) is not None:
-                        self._of_open = {}
-                        found = await self._look(opened, paths, timeout_seconds, anew=anew)
+                found = await self._look_until_sure(opened, paths, timeout_seconds, anew=anew)
         except StorageHangs as error:
             self._hangs(str(error))
             return
@@ -198,12 +200,41 @@ class ImageFiles:
         asked = [here[device] for device in theirs if device in here]
         return await self._storage.hanging(asked, timeout_seconds), blind
 
+    async def _look_until_sure(
+        self, opened: OpenFiles, paths: Collection[str], timeout_seconds: float, *, anew: bool
+    ) -> dict[str, ImageFile]:
+        """Look again before an image is told to be removed or replaced for the first time.
+
+        QEMU opens and closes layers while what it has open is read file by file: two readings must
+        be the same. A layer may also have been closed since query-block told of it: where what else
+        is open is all that speaks for a name being wrong, the next answer has to say so again. What
+        is in doubt is not told, unless something is about to rest on it.
+        """
+        found = await self._look(opened, paths, timeout_seconds, anew=anew)
+        for _ in range(_LOOKS_LIMIT):
+            new = self._newly_unnamed(found)
+            if not new or (again := openfiles.read(opened.process)) is None:
+                break
+            before = opened
+            opened, self._opened, self._of_open = again, again, {}
+            found = await self._look(opened, paths, timeout_seconds, anew=True)
+            if opened == before and self._newly_unnamed(found) == new:
+                new &= self._by_elimination - self.doubted
+                break
+        else:
+            new = self._newly_unnamed(found)
+        if not anew:
+            self.doubted = frozenset(new)
+            for path in new:
+                found[path] = replace(found[path], name=FileName.UNSEEN, name_valid=None)
+        return found
+
     async def _look(
         self, opened: OpenFiles, paths: Collection[str], timeout_seconds: float, *, anew: bool
     ) -> dict[str, ImageFile]:
         """Find what each path leads to, and which of the open files it is of."""
         unseen = [file for file in opened.files if file not in self._of_open]
-        self._of_open |= await self._storage.see_open(unseen, timeout_seconds)
+        self._of_open |= await self._storage.see_open(unseen, timeout_seconds, anew=anew)
         sights = {file: self._of_open[file] for file in opened.files}
         self.identities = frozenset(s.identity for s in sights.values() if s.identity)
         by_identity = {sight.identity: file for file, sight in sights.items() if sight.identity}
@@ -229,10 +260,12 @@ class ImageFiles:
         taken = {file.key for file in files.values() if file}
         left = {file.key: file for file in opened.files if file.is_locked and file.key not in taken}
         found = {}
+        self._by_elimination = set()
         for path, own in files.items():
             file = own
             if own is None and len({each.mount.device for each in left.values()}) == 1:
                 file = next(iter(left.values()))
+                self._by_elimination.add(path)
             if file is None and names[path] in (FileName.REMOVED, FileName.OTHER):
                 # QEMU has closed it since it told of it: the layer was merged, and removed.
                 names[path] = FileName.UNSEEN
@@ -241,11 +274,15 @@ class ImageFiles:
             found[path] = _image_file(path, names[path], sight, identity)
         return found
 
-    def _is_new(self, path: str, file: ImageFile) -> bool:
-        before = self.known.get(path)
-        return file.name in (FileName.REMOVED, FileName.OTHER) and (
-            before is None or before.name is not file.name
-        )
+    def _newly_unnamed(self, found: Mapping[str, ImageFile]) -> set[str]:
+        before = {path: file.name for path, file in self.known.items()}
+        return {
+            path
+            for path, file in found.items()
+            if file.name in (FileName.REMOVED, FileName.OTHER)
+            and before.get(path) is not file.name
+            and path.startswith("/")  # else it misleads in any case
+        }
 
     def _answers(self, responding: bool | None) -> None:
         if self.responding is False and responding:

@@ -73,9 +73,11 @@ class Storage:
         return await self._see(self._by_mount(paths), timeout_seconds)
 
     async def see_open(
-        self, files: Collection[OpenFile], timeout_seconds: float
+        self, files: Collection[OpenFile], timeout_seconds: float, *, anew: bool = False
     ) -> dict[OpenFile, Sight]:
         """Ask for the attributes of files that a process has open, whatever their names.
+
+        `anew`: what others were told a moment ago will not do.
 
         Raises:
             StorageHangs: a file system did not answer in time, or still owes an earlier answer.
@@ -84,7 +86,7 @@ class Storage:
         by_thread: dict[_Thread, dict[str, str]] = {}
         for file in files:
             by_thread.setdefault(self._thread(file.mount), {})[file.key] = file.path
-        sights = await self._see(by_thread, timeout_seconds)
+        sights = await self._see(by_thread, timeout_seconds, anew=anew)
         return {file: sights[file.key] for file in files}
 
     async def see_names(

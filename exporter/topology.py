@@ -221,6 +221,7 @@ class TopologyCache:
         anew, self._anew = self._anew, False
         timeout = min(CANARY_SECONDS, timeout_seconds)
         await self._images.learn(self._paths, names, process, timeout, anew=anew)
+        self._outdated |= bool(self._images.doubted)
 
     def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""

@@ -85,7 +85,7 @@ class Seer(Storage):
         return self._found(paths)
 
     async def see_open(
-        self, files: Collection[OpenFile], timeout_seconds: float
+        self, files: Collection[OpenFile], timeout_seconds: float, *, anew: bool = False
     ) -> dict[OpenFile, Sight]:
         """Say whether the storage of what is open answers."""
         self.opened.append(frozenset(file.path for file in files))
@@ -981,6 +981,48 @@ async def test_a_layer_that_was_merged_and_removed_meanwhile_is_not_an_image_wit
 
     assert [file.name_valid for file in snapshot.counters.files if file] == [None, 1]
     assert "image cannot be found by its name" not in caplog.messages
+
+
+async def test_layers_that_are_opened_and_closed_all_the_while_are_not_images_without_a_name(
+    fake: FakeQmp,
+    make: Make,
+    storage: Seer,
+    qemu: Qemu,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A file is reopened under another number while it is looked at: no two readings are the same."""
+    base = qemu.files[1]
+    busy = iter(range(100, 200))
+
+    def read(process: int) -> OpenFiles:
+        # What was the base is another file by now.
+        torn = opened(next(busy), base.name)
+        storage.sights[torn.path] = Sight(True, 1000, 100, (8, int(torn.inode)))
+        return OpenFiles(process, (qemu.files[0], torn))
+
+    monkeypatch.setattr("exporter.openfiles.read", read)
+    snapshot = await collect(make())
+
+    assert [file.name_valid for file in snapshot.counters.files if file] == [1, None]
+    assert "image cannot be found by its name" not in caplog.messages
+
+
+async def test_a_layer_that_was_merged_while_another_was_opened_is_not_taken_for_that_one(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where only what else is open speaks against a name, the next query-block has to say so too."""
+    vm = make()
+    newer = opened(12, "/images/newer.qcow2")
+    seen_as(storage, newer)
+    qemu.files[0] = newer
+    first = await collect(vm)
+    second = await collect(vm)
+
+    assert asked(fake) == 2
+    valid = [[file.name_valid for file in each.counters.files if file] for each in (first, second)]
+    assert valid == [[None, 1], [0, 1]]
+    assert caplog.messages.count("image cannot be found by its name") == 1
 
 
 # A QEMU whose open files cannot be seen.

@@ -30,6 +30,8 @@ DURATIONS = frozenset({
 })  # fmt: skip
 EVERY_SECOND = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+#: A rate over fewer scrapes has gaps wherever one of them is late.
+_SHORTEST_RANGE_MS = 5000
 
 
 def shortened(rule: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -37,13 +39,16 @@ def shortened(rule: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
     These are `for` and `keep_firing_for`; what stands in [brackets] or after `offset` in its
     expression; and the number that it records, if it is one of the thresholds in DURATIONS.
+    What stands in brackets stays as long as five scrapes.
     """
     short = dict(rule)
     for key in ("for", "keep_firing_for"):
         if key in rule:
             short[key] = _divided(rule[key], factor)
     short["expr"] = re.sub(
-        r"\[[^\]]*\]|\boffset \w+", lambda each: _divided(each[0], factor), rule["expr"]
+        r"\[[^\]]*\]|\boffset \w+",
+        lambda each: _divided(each[0], factor, _SHORTEST_RANGE_MS if each[0][0] == "[" else 0),
+        rule["expr"],
     )
     if rule.get("record", "").removeprefix("qemu_block_threshold:") in DURATIONS:
         seconds = re.fullmatch(r"vector\((\d+)\)", rule["expr"])
@@ -52,13 +57,14 @@ def shortened(rule: Mapping[str, Any], factor: float) -> dict[str, Any]:
     return short
 
 
-def _divided(text: str, factor: float) -> str:
-    """Return a text with the durations in it divided."""
+def _divided(text: str, factor: float, least_ms: float = 0) -> str:
+    """Return a text with the durations in it divided, each at least `least_ms`; not a step."""
 
     def milliseconds(match: re.Match[str]) -> str:
-        return f"{int(match[1]) * _UNITS[match[2]] * 1000 / factor:.0f}ms"
+        divided = int(match[2]) * _UNITS[match[3]] * 1000 / factor
+        return f"{match[1]}{divided if match[1] else max(divided, least_ms):.0f}ms"
 
-    return re.sub(r"\b(\d+)([smhd])\b", milliseconds, text)
+    return re.sub(r"(:?)\b(\d+)([smhd])\b", milliseconds, text)
 
 
 def shipped(name: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from tests.e2e.reading import assert_never_lower, info, labels_of, value
 #: What is seen while the chains change is the more, the longer that is.
 SECONDS = 5.0
 DISKS = ("disk0", "virtio-disk1")
+#: Expositions that have a job, at least. On a busy machine there are fewer of them than jobs.
+JOBS = 10
 
 
 class Operator:
@@ -94,8 +96,8 @@ def operator(shared_lab: Lab, exporter: Exporter) -> Operator:
 
 
 def is_all_seen(operator: Operator, exporter: Exporter) -> bool:
-    """Whether each disk was seen with and without an overlay, and jobs in every round."""
-    seen = len(depths(exporter)) == 2 * len(DISKS) and jobs(exporter) > operator.rounds + 1
+    """Whether each disk was seen with and without an overlay, and jobs many times."""
+    seen = len(depths(exporter)) == 2 * len(DISKS) and jobs(exporter) >= JOBS
     return operator.rounds >= 3 and seen
 
 
@@ -117,7 +119,7 @@ def test_there_was_something_to_see(operator: Operator, exporter: Exporter) -> N
     """Disks with and without an overlay, and jobs, many times."""
     assert operator.rounds >= 3
     assert depths(exporter) == {(device, depth) for device in DISKS for depth in (0, 1)}
-    assert jobs(exporter) > operator.rounds
+    assert jobs(exporter) >= JOBS
 
 
 def test_the_vm_is_up_and_complete_throughout(operator: Operator, exporter: Exporter) -> None:

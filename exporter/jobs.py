@@ -26,9 +26,10 @@ from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
 from exporter.graph import Place
 from exporter.known import LIVE, READY, Known, Lister, Sight, Step
-from exporter.model import Device, Job, Process
+from exporter.model import Device, Job
 from exporter.outcomes import End, Outcomes
 from exporter.parse import BLOCK_JOB_TYPES
+from exporter.peer import Process
 from exporter.verdict import Seen, State, of_error, verdict
 
 #: Most jobs of one VM that are followed at once.

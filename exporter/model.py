@@ -258,17 +258,6 @@ class Snapshot(Known, frozen=True, kw_only=True):
     remembered: Mapping[Scope, Sequence[Known]] | None = None
 
 
-class Process(Known, frozen=True):
-    """Who is at the other end of a monitor socket."""
-
-    #: 0 where that cannot be seen.
-    pid: int = 0
-    version: tuple[int, ...] = ()
-    package: str = ""
-    #: Numbers of the socket's file.
-    socket: tuple[int, int] | None = None
-
-
 class Exporter(Known, frozen=True, kw_only=True):
     """The program at one instant."""
 

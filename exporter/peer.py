@@ -7,6 +7,19 @@ import socket
 import struct
 from pathlib import Path
 
+from msgspec import Struct
+
+
+class Process(Struct, frozen=True, gc=False):
+    """Who is at the other end of a monitor socket."""
+
+    #: 0 where that cannot be seen.
+    pid: int = 0
+    version: tuple[int, ...] = ()
+    package: str = ""
+    #: Numbers of the socket's file.
+    socket: tuple[int, int] | None = None
+
 
 def pid(sock: socket.socket) -> int:
     """Return the process that listens at the other end, 0 where it is in another namespace."""

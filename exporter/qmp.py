@@ -32,8 +32,8 @@ from exporter.errors import (
     TargetTimeout,
     Unreachable,
 )
-from exporter.model import Process
 from exporter.pace import Pace
+from exporter.peer import Process
 from exporter.queries import Query
 from exporter.socketfile import SocketFile
 

@@ -20,8 +20,9 @@ from exporter.events import Events
 from exporter.family import Scope
 from exporter.graph import Place, place_job
 from exporter.jobs import Jobs
-from exporter.model import Job, Process
+from exporter.model import Job
 from exporter.owners import owners
+from exporter.peer import Process
 from exporter.qmp import Session
 
 #: Most looks between two scrapes.

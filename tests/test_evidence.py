@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from exporter import parse, qapi
 from exporter.evidence import Span, compare
 from exporter.graph import Merge, users
-from exporter.model import Process
+from exporter.peer import Process
 from exporter.verdict import RESULTS, TABLE, Seen, State
 from exporter.watch import Watch
 from tests.disks import block_job

@@ -18,8 +18,9 @@ from exporter.family import Scope
 from exporter.graph import Place
 from exporter.jobs import Jobs
 from exporter.known import LIVE, Known, Sight
-from exporter.model import Device, Job, Node, Process
+from exporter.model import Device, Job, Node
 from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
+from exporter.peer import Process
 from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.replay import RECORDINGS

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from exporter import api, commands, done, effects, grants, guards, imagenames, overlay, verbs, view
-from exporter.apart import apart
 from exporter.commits import Commits
+from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.grants import Permission
 from exporter.ledger import Ledger
@@ -120,24 +120,26 @@ class Actions:
             name = self._snapshots.node_name(vm, request)
             command = commands.snapshot(found.top_disk, request.file, request.format, name)
             passed = done.checked(mine, snapshot, "snapshot", command, request.device, None, [])
-            if await apart(self._snapshots.was_taken, vm, request, found):
+            if await run_blocking(self._snapshots.was_taken, vm, request, found):
                 again: dict[str, Any] = {"replayed": True, "command": None, "arguments": {}}
                 return msgspec.structs.replace(passed, dry_run=dry_run, **again)
             guards.idle(snapshot, request.device)
             guards.writable(found)
             imagenames.may_be_backing(snapshot, found)
             passed.warnings.extend(guards.storage(snapshot))
-            await apart(self._snapshots.check, vm, request, where, found)
+            await run_blocking(self._snapshots.check, vm, request, where, found)
             if dry_run:
                 return passed
-            prepared = await apart(self._snapshots.prepare, vm, request, user, name, where, found)
+            prepared = await run_blocking(
+                self._snapshots.prepare, vm, request, user, name, where, found
+            )
             try:
                 await mine.send(command, effects.has_layer(request.device, request.file))
             except (Refused, Rejected):
-                await apart(self._snapshots.undo, prepared)
+                await run_blocking(self._snapshots.undo, prepared)
                 raise
-            await apart(self._snapshots.note_taken, vm, request)
-            if not await apart(self._snapshots.is_there, vm, request):
+            await run_blocking(self._snapshots.note_taken, vm, request)
+            if not await run_blocking(self._snapshots.is_there, vm, request):
                 # So QEMU does with a layer on top of `snapshot=on`, where that was not seen before.
                 raise LayerLost(f"{request.file} is the active layer, and has no name any more")
             return await done.after(mine, passed)
@@ -151,4 +153,4 @@ class Actions:
             return
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
-        await apart(self._ledger.put, entry.with_end(end))
+        await run_blocking(self._ledger.put, entry.with_end(end))

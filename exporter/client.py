@@ -21,9 +21,9 @@ import msgspec
 from qemu.qmp import Message, QMPClient, Runstate
 
 from exporter import queries
+from exporter.concurrency import LoopPacer
 from exporter.errors import CommandRefused, ProtocolError, TargetError
 from exporter.lines import LINE_LIMIT_BYTES, Lines
-from exporter.pace import Pace
 from exporter.queries import CommandError, Request
 
 T = TypeVar("T")
@@ -135,7 +135,9 @@ class Answers:
 class Client(QMPClient):
     """qemu.qmp for greeting, negotiation and end; between them lines come past its streams."""
 
-    def __init__(self, tally: Tally, on_event: Callable[[str, bytes], None], pace: Pace) -> None:
+    def __init__(
+        self, tally: Tally, on_event: Callable[[str, bytes], None], pace: LoopPacer
+    ) -> None:
         super().__init__(readbuflen=LINE_LIMIT_BYTES)
         self.awaited: deque[tuple[Request[Any], Answers]] = deque()
         #: Whether to hang up when the last answer is there.

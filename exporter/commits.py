@@ -12,8 +12,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from exporter import api, commands, done, effects, guards, imagenames, neighbours, view
-from exporter.apart import apart
 from exporter.commands import Command, Qemu
+from exporter.concurrency import run_blocking
 from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
 from exporter.grants import Permission
@@ -115,7 +115,7 @@ class Commits:
         self, mine: Turn, command: Command, effect: Effect, entry: Entry
     ) -> None:
         """Send a command; what may have left this process is on record before and afterwards."""
-        await apart(self._ledger.put, entry)
+        await run_blocking(self._ledger.put, entry)
         mine.member.adopt(
             entry.job_id, Place(entry.device, str(entry.top), str(entry.base)), entry.chain
         )
@@ -123,10 +123,10 @@ class Commits:
             await mine.send(command, effect)
         except (Refused, Rejected):
             mine.member.disown(entry.job_id)
-            await apart(self._ledger.remove, entry)
+            await run_blocking(self._ledger.remove, entry)
             raise
         try:
-            await apart(self._ledger.put, msgspec.structs.replace(entry, started=True))
+            await run_blocking(self._ledger.put, msgspec.structs.replace(entry, started=True))
         except Refused as error:
             # It runs, and is on record as asked for: the keeper will see that it was started.
             log.warning(

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from exporter import audit, commands
-from exporter.apart import apart
 from exporter.audit import Audit
 from exporter.commands import Command
+from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
 from exporter.graph import Place
@@ -115,7 +115,7 @@ class Keeper(Observer):
         job = next((job for job in snapshot.jobs if job.job_id == entry.job_id), None)
         changed = self._seen(member, now, job)
         if changed != now:
-            await apart(self._ledger.put, changed)
+            await run_blocking(self._ledger.put, changed)
         status = getattr(job.job, "status", None) if job else None
         if changed.outcome and changed.kept_by_qemu and status == "concluded":
             await self._dismiss(member, changed)
@@ -156,7 +156,7 @@ class Keeper(Observer):
             about = {"vm": entry.vm, "job_id": entry.job_id, "outcome": entry.outcome}
             if not await self._send(mine, "auto_dismiss", command, about):
                 return  # it is still there at the next look
-        await apart(self._ledger.put, dismissed)
+        await run_blocking(self._ledger.put, dismissed)
 
     async def _set_histograms(
         self, member: Member, device: str, qom: str, wanted: LatencyHistograms

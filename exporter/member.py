@@ -12,12 +12,12 @@ from functools import cache
 
 from exporter import socketfile
 from exporter.client import Tally
+from exporter.concurrency import LoopPacer
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
 from exporter.graph import Place
 from exporter.model import Device, ImageFile, Snapshot
 from exporter.outcomes import End
-from exporter.pace import Pace
 from exporter.render import Blobs, Kept, Plan
 from exporter.socketfile import SocketFile
 from exporter.storage import Storage
@@ -50,7 +50,7 @@ class Member:
     """A target with its collector and the plan that it is rendered by."""
 
     def __init__(
-        self, target: Target, tally: Tally, storage: Storage, pace: Pace, observer: Observer
+        self, target: Target, tally: Tally, storage: Storage, pace: LoopPacer, observer: Observer
     ) -> None:
         self.target = target
         self._observer = observer

@@ -22,6 +22,7 @@ from qemu.qmp import ConnectError, QMPError, Runstate
 from exporter import connections, peer, socketfile
 from exporter.client import Answers, Client, Tally
 from exporter.commands import WRITE_COMMANDS, Command
+from exporter.concurrency import LoopPacer
 from exporter.errors import (
     ExporterError,
     OutcomeUnknown,
@@ -32,7 +33,6 @@ from exporter.errors import (
     TargetTimeout,
     Unreachable,
 )
-from exporter.pace import Pace
 from exporter.peer import Process
 from exporter.queries import Query
 from exporter.socketfile import SocketFile
@@ -54,7 +54,7 @@ class Session:
         path: str,
         tally: Tally,
         on_event: Callable[[str, bytes], None],
-        pace: Pace | None = None,
+        pace: LoopPacer | None = None,
     ) -> None:
         """Connect to nothing yet. `on_event` gets each event's name and its data as JSON."""
         self.path = path
@@ -63,7 +63,7 @@ class Session:
         self.package = ""
         self._tally = tally
         self._on_event = on_event
-        self._pace = pace or Pace()
+        self._pace = pace or LoopPacer()
         self._client: Client | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._was_silent = False

@@ -11,11 +11,11 @@ from operator import attrgetter
 
 from exporter import __version__, queries
 from exporter.client import Tally
+from exporter.concurrency import LoopPacer
 from exporter.config import Config
 from exporter.discovery import Discovery, printable
 from exporter.member import Collected, Member, Observer
 from exporter.model import Exporter
-from exporter.pace import Pace
 from exporter.render import Blobs, render_exporter
 from exporter.storage import Storage
 
@@ -108,7 +108,7 @@ class Fleet:
         self._discovered_at = float("-inf")
         self.members: dict[str, Member] = {}
         self._tally = Tally()
-        self._pace = Pace()
+        self._pace = LoopPacer()
         self._storage = storage or Storage(pace=self._pace)
         self._swept = swept
         self._observer = observer or Observer()

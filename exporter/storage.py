@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from exporter import mounts
+from exporter.concurrency import LoopPacer
 from exporter.errors import ExporterError
 from exporter.mounts import Mount
 from exporter.openfiles import OpenFile
-from exporter.pace import Pace
 from exporter.relays import Host
 from exporter.sight import Sight, look_at
 
@@ -46,10 +46,10 @@ class Storage:
     """All file systems of this host that image files are on."""
 
     def __init__(
-        self, look: Callable[[str], Sight] | None = None, pace: Pace | None = None
+        self, look: Callable[[str], Sight] | None = None, pace: LoopPacer | None = None
     ) -> None:
         """`look` replaces the system calls, in tests."""
-        self._pace = pace or Pace()
+        self._pace = pace or LoopPacer()
         self._look = look or look_at
         #: By the device of a file system.
         self._files: dict[str, _Thread] = {}

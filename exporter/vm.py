@@ -13,6 +13,7 @@ from exporter import chain as chains
 from exporter import parse, qapi, queries
 from exporter.client import Answers, Tally
 from exporter.commands import Command, Qemu
+from exporter.concurrency import LoopPacer
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
@@ -20,7 +21,6 @@ from exporter.inquiry import Inquiry, left
 from exporter.joblist import JobList
 from exporter.model import Counters, Device, ImageFile, Node, Snapshot
 from exporter.owners import Owners, of_graph
-from exporter.pace import Pace
 from exporter.qmp import Session
 from exporter.queries import Query
 from exporter.refresh import Refresh
@@ -41,10 +41,10 @@ class Vm:
     """The collector of one target. `collect` is called by one task at a time."""
 
     def __init__(
-        self, target: Target, tally: Tally, storage: Storage, pace: Pace | None = None
+        self, target: Target, tally: Tally, storage: Storage, pace: LoopPacer | None = None
     ) -> None:
         self.target = target
-        self._pace = pace or Pace()
+        self._pace = pace or LoopPacer()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
         self._watch = Watch(self._session, self._look)
         #: What is remembered of the jobs.

@@ -12,12 +12,12 @@ import pytest
 from exporter import turn as turns
 from exporter.client import Tally
 from exporter.commands import set_speed
+from exporter.concurrency import LoopPacer
 from exporter.config import Config, Group, Settings
 from exporter.discovery import Target
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.member import Member, Observer
 from exporter.model import Snapshot
-from exporter.pace import Pace
 from exporter.scrape import Fleet
 from exporter.sight import Sight
 from exporter.storage import Storage
@@ -55,7 +55,7 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
             settings=Settings(**settings),  # type: ignore[arg-type]
         )
         storage = Storage(lambda path: Sight(visible=True))
-        made.append(Member(target, Tally(), storage, Pace(), Observer()))
+        made.append(Member(target, Tally(), storage, LoopPacer(), Observer()))
         return made[-1]
 
     yield member

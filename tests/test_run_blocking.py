@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from exporter.apart import apart
+from exporter.concurrency import run_blocking
 from tests.fakeqmp import until
 
 #: More than either pool has threads.
@@ -39,18 +39,18 @@ def disk() -> Iterator[Disk]:
 
 async def test_what_a_function_returns_is_returned() -> None:
     """With all that it was called with."""
-    assert await apart(dict, [("a", 1)], b=2) == {"a": 1, "b": 2}
+    assert await run_blocking(dict, [("a", 1)], b=2) == {"a": 1, "b": 2}
 
 
 async def test_what_a_function_raises_is_raised() -> None:
     """As if it had been called here."""
     with pytest.raises(FileNotFoundError):
-        await apart(open, "/gone")
+        await run_blocking(open, "/gone")
 
 
 async def test_what_hangs_keeps_nobody_else_waiting(disk: Disk) -> None:
     """However much of it there is, scrapes and passwords have threads that it does not take."""
-    hanging = [asyncio.create_task(apart(disk.write)) for _ in range(MANY)]
+    hanging = [asyncio.create_task(run_blocking(disk.write)) for _ in range(MANY)]
     await until(lambda: disk.waiting)
     async with asyncio.timeout(20):
         done = await asyncio.gather(*(asyncio.to_thread(str, n) for n in range(MANY)))
@@ -65,7 +65,7 @@ async def test_what_hangs_keeps_nobody_else_waiting(disk: Disk) -> None:
 async def test_what_hangs_takes_few_threads(disk: Disk) -> None:
     """The others wait for one."""
     before = threading.active_count()
-    hanging = [asyncio.create_task(apart(disk.write)) for _ in range(MANY)]
+    hanging = [asyncio.create_task(run_blocking(disk.write)) for _ in range(MANY)]
     await until(lambda: disk.waiting)
     taken = threading.active_count() - before
     disk.free.set()

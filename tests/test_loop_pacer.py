@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from exporter import pace
-from exporter.pace import Pace
+from exporter.concurrency import LoopPacer
 
 
 async def test_a_few_go_on_in_each_turn_and_others_are_served_between_them() -> None:
     """A thousand VMs that answer at once leave room for a request."""
-    loop, slow = asyncio.get_running_loop(), Pace()
+    loop, slow = asyncio.get_running_loop(), LoopPacer()
     order: list[str] = []
 
     async def work() -> None:
@@ -33,7 +33,7 @@ async def test_a_few_go_on_in_each_turn_and_others_are_served_between_them() -> 
 
 async def test_who_waits_longest_goes_first() -> None:
     """Nobody starves."""
-    slow = Pace()
+    slow = LoopPacer()
     order: list[int] = []
 
     async def work(number: int) -> None:
@@ -47,7 +47,7 @@ async def test_who_waits_longest_goes_first() -> None:
 
 async def test_who_gave_up_costs_the_others_nothing() -> None:
     """A scrape that was cancelled leaves its place in the line."""
-    slow = Pace()
+    slow = LoopPacer()
     gone = [asyncio.create_task(slow.turn()) for _ in range(10)]
     await asyncio.sleep(0)
     for task in gone:

@@ -8,8 +8,8 @@ import msgspec
 
 from exporter import api
 from exporter.commands import Command
-from exporter.filename import public
 from exporter.model import Snapshot
+from exporter.redact import public
 from exporter.turn import Turn
 
 

@@ -15,9 +15,9 @@ from msgspec import UnsetType
 from exporter import api, chain, verbs, view
 from exporter.commands import Disk, Image, Qemu
 from exporter.errors import Refused
-from exporter.filename import local_path, public
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.parse import BLOCK_JOB_TYPES
+from exporter.redact import local_path, public
 
 #: RunState in which the disks belong to another QEMU, or must stay as they are.
 _UNTOUCHABLE = frozenset(

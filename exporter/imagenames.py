@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.errors import Refused
-from exporter.filename import local_path
 from exporter.guards import Found, Range
 from exporter.model import FileName, ImageFile, Node, Snapshot
+from exporter.redact import local_path
 
 #: Names by which nobody, or nobody but QEMU, finds the image.
 _MISLEADING = frozenset({FileName.FDSET, FileName.REMOVED, FileName.OTHER})

@@ -8,9 +8,9 @@ from typing import Any
 
 from exporter import guards, imagenames, openfiles
 from exporter.errors import Refused
-from exporter.filename import local_path
 from exporter.member import Collected, Member
 from exporter.model import Node, Snapshot
+from exporter.redact import local_path
 from exporter.scrape import Fleet
 from exporter.turn import Turn
 

@@ -10,8 +10,8 @@ import msgspec
 from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain
-from exporter.filename import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
 from exporter.model import Node
+from exporter.redact import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
 
 #: Formats of one file each, but for the data file that a qcow2 may have.
 _ONE_FILE_FORMATS = frozenset(

@@ -13,9 +13,9 @@ from typing import Any
 from exporter import qapi, verdict
 from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
 from exporter.family import Scope
-from exporter.filename import public_text
 from exporter.graph import Place
 from exporter.model import Finished, JobOutcomes, LastError
+from exporter.redact import public_text
 from exporter.verdict import FAILED, RESULTS, Seen, State
 
 #: Most commits of one VM that wait for the chain.

@@ -17,8 +17,8 @@ from urllib.parse import quote
 from exporter import openfiles, peer, qcow2
 from exporter.config import Grant
 from exporter.errors import Refused
-from exporter.filename import local_path
 from exporter.qapi import Image
+from exporter.redact import local_path
 
 #: Most links that a path may lead over. [path_resolution(7)]
 _LINKS = 40

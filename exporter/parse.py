@@ -13,11 +13,11 @@ from exporter import chain as chains
 from exporter import qapi
 from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
-from exporter.filename import public, public_text, throttle_group
 from exporter.graph import Place
 from exporter.identity import device_names, key
 from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 from exporter.nodes import of_chain, word
+from exporter.redact import public, public_text, throttle_group
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = qapi.Limits.__struct_fields__

@@ -21,11 +21,11 @@ from msgspec import Struct
 
 from exporter import api, durable, overlay
 from exporter.errors import ConfigError, LayerLost, Refused
-from exporter.filename import public
 from exporter.guards import Found
 from exporter.ledger import ENTRIES_LIMIT, KEPT_SECONDS, short
 from exporter.overlay import Granted, Made
 from exporter.qapi import Image
+from exporter.redact import public
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from exporter import api, guards, view
 from exporter.commands import Command, Qemu
 from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
-from exporter.filename import public_text
 from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.outcomes import End
+from exporter.redact import public_text
 from exporter.scrape import Fleet
 from exporter.socketfile import SocketFile
 from exporter.storage import StorageBusy, StorageHangs

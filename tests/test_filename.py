@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.filename import (
-    data_file,
-    is_on_device,
-    local_path,
-    public,
-    public_text,
-    throttle_group,
-)
+from exporter.redact import data_file, is_on_device, local_path, public, public_text, throttle_group
 from tests.conftest import series
 from tests.disks import block_job
 from tests.fakeqmp import FakeQmp

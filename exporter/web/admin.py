@@ -17,7 +17,7 @@ from exporter import api, audit
 from exporter.actions import Actions
 from exporter.audit import Audit
 from exporter.errors import Refused
-from exporter.filename import public
+from exporter.redact import public
 from exporter.web.answers import AUDIT, answer, ask_for_body
 from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
 

@@ -11,8 +11,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from exporter import api, audit
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
-from exporter.filename import public
 from exporter.problems import PATH, PROBLEMS
+from exporter.redact import public
 
 #: Where the audit line of a request is gathered.
 AUDIT = web.RequestKey("audit", dict[str, object])

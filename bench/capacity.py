@@ -28,7 +28,7 @@ from bench.monitor import Monitor
 from bench.report import machine
 from bench.servers import Server
 from bench.subjects import Exporter
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "deploy" / "prometheus"

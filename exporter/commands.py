@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from exporter import queries
-from exporter.family import NS
+from exporter.metrics import NS
 from exporter.queries import Request
 
 #: Command -> why it may leave this process.

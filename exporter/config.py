@@ -17,8 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 from exporter import yamlfile
 from exporter.api import UnseenNeighbours, Verb
 from exporter.errors import ConfigError
-from exporter.family import NS
-from exporter.metrics import COLLECTORS
+from exporter.metrics import COLLECTORS, NS
 
 DEFAULT_SOCKETS = "/run/qemu-block-exporter/*.sock"
 DEFAULT_PORT = 9709

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from exporter.family import Scope
 from exporter.joberrors import NO_ERRORS, OTHER, JobErrors, words
+from exporter.metrics import Scope
 from exporter.model import DeviceEvents, IoErrors, Job, VmEvents
 from exporter.owners import Owners, Subject
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from exporter.family import Metric
-from exporter.metrics import METRICS
+from exporter.metrics import METRICS, Metric
 from exporter.render import Blobs
 
 

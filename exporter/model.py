@@ -12,7 +12,7 @@ from enum import Enum
 from msgspec import Struct
 
 from exporter import qapi
-from exporter.family import Scope
+from exporter.metrics import Scope
 
 
 class Known(Struct, frozen=True, gc=False):

@@ -12,8 +12,8 @@ from typing import Any
 
 from exporter import qapi, verdict
 from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
-from exporter.family import Scope
 from exporter.graph import Place
+from exporter.metrics import Scope
 from exporter.model import Finished, JobOutcomes, LastError
 from exporter.redact import public_text
 from exporter.verdict import FAILED, RESULTS, Seen, State

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from exporter import metrics
-from exporter.family import Metric
+from exporter.metrics import Metric
 
 S = TypeVar("S", bound=Struct)
 

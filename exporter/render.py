@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from exporter.family import Metric, Scope, Zero
-from exporter.metrics import METRICS
+from exporter.metrics import METRICS, Metric, Scope, Zero
 from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle
 from exporter.parse import intervals
 from exporter.samples import escape, info_line, labels, lines_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter import qapi
 from exporter.errors import ProtocolError
-from exporter.family import Metric, Zero
+from exporter.metrics import Metric, Zero
 from exporter.template import number
 
 #: No name of QEMU's is longer; a label of a liar's stands in every line of its device.

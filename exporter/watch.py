@@ -17,9 +17,9 @@ from typing import Any
 from exporter import qapi
 from exporter.errors import TargetError
 from exporter.events import Events
-from exporter.family import Scope
 from exporter.graph import Place, place_job
 from exporter.jobs import Jobs
+from exporter.metrics import Scope
 from exporter.model import Job
 from exporter.owners import owners
 from exporter.peer import Process

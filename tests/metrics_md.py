@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from exporter.errors import REASONS
-from exporter.family import Metric, Scope, Zero
-from exporter.metrics import COLLECTORS, METRICS
+from exporter.metrics.table import COLLECTORS, METRICS
+from exporter.metrics.types import Metric, Scope, Zero
 
 _INTRO = """\
 # Metrics

@@ -23,7 +23,7 @@ from exporter.config import (
     load,
 )
 from exporter.errors import ConfigError
-from exporter.metrics import COLLECTORS
+from exporter.metrics.table import COLLECTORS
 
 DATA = Path(__file__).parent / "data/config"
 WRONG = sorted((DATA / "wrong").iterdir())

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from grafana_foundation_sdk.models import units
 
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 from tests.dashboards import (
     FILES,
     GRAFANA,

@@ -13,7 +13,7 @@ from exporter import options
 from exporter.config import Settings, load
 from exporter.discovery import _target
 from exporter.errors import REASONS
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
 from exporter.shell.options import parser
 from exporter.web.config import Tls, read

@@ -11,7 +11,7 @@ import pytest
 
 from exporter import qapi
 from exporter.events import NAMES, Events
-from exporter.family import Scope
+from exporter.metrics.types import Scope
 from exporter.model import DeviceEvents, IoErrors, Job, JobError, VmEvents
 from exporter.owners import Owners, of_graph, owners
 from tests.disks import Disk

@@ -13,7 +13,7 @@ import yaml
 
 from exporter.config import Config
 from exporter.families import join
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 from exporter.scrape import Fleet
 from exporter.sight import Sight
 from exporter.storage import Storage

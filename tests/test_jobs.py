@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from exporter import jobs as module
 from exporter import qapi
-from exporter.family import Scope
 from exporter.graph import Place
 from exporter.jobs import Jobs
 from exporter.known import LIVE, Known, Sight
+from exporter.metrics.types import Scope
 from exporter.model import Device, Job, Node
 from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
 from exporter.peer import Process

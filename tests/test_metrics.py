@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.family import Metric, Scope
-from exporter.metrics import COLLECTORS, METRICS
+from exporter.metrics.table import COLLECTORS, METRICS
+from exporter.metrics.types import Metric, Scope
 from tests.metrics_md import markdown
 
 METRICS_MD = Path(__file__).parent.parent / "METRICS.md"

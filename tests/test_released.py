@@ -14,9 +14,9 @@ import pytest
 
 from exporter import __version__
 from exporter.api import Snapshot
-from exporter.family import Metric
 from exporter.ledger import Ledger
-from exporter.metrics import COLLECTORS, METRICS
+from exporter.metrics.table import COLLECTORS, METRICS
+from exporter.metrics.types import Metric
 from exporter.snapshots import Snapshots
 from tests.interface import interface
 

@@ -17,8 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as text_form
 from exporter import qapi
 from exporter.exposition import body
 from exporter.families import join
-from exporter.family import Scope
-from exporter.metrics import COLLECTORS
+from exporter.metrics.table import COLLECTORS
+from exporter.metrics.types import Scope
 from exporter.model import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
 from exporter.render import Plan, render_exporter
 from exporter.samples import escape

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy" / "prometheus"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 from tests.dashboards import queries
 from tests.promql import uses
 

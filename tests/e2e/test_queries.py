@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from exporter.metrics import METRICS
+from exporter.metrics.table import METRICS
 from tests.dashboards import FILES, Query, filled, load, queries
 from tests.e2e.faults import ONCE, by_blockdev, file_node
 from tests.e2e.lab import (

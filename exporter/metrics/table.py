@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from exporter.family import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, Zero
+from exporter.metrics.types import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, Zero
 
 
 # fmt: off

@@ -1,0 +1,32 @@
+"""THE TABLE of metrics, and what a line of it is. Pure."""
+
+from __future__ import annotations
+
+from exporter.metrics.table import (
+    BITMAPS,
+    COLLECTORS,
+    INTERVALS,
+    IO,
+    JOBS,
+    METRICS,
+    NODES,
+    STATE,
+    THROTTLE,
+)
+from exporter.metrics.types import NS, Metric, Scope, Zero
+
+__all__ = [
+    "BITMAPS",
+    "COLLECTORS",
+    "INTERVALS",
+    "IO",
+    "JOBS",
+    "METRICS",
+    "Metric",
+    "NODES",
+    "NS",
+    "STATE",
+    "Scope",
+    "THROTTLE",
+    "Zero",
+]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import get_args
 
 from exporter import __version__
+from exporter.api import ROOT
 from exporter.config import (
     DEFAULT_PORT,
     DEFAULT_SOCKETS,
@@ -25,7 +26,6 @@ from exporter.metrics import COLLECTORS
 from exporter.shell.commands import OPERATING
 from exporter.web.app import OTHER_PATHS, Options
 from exporter.web.reading import GRACE_SECONDS
-from exporter.web.routes import ROOT
 
 #: systemd says where it is, where it made it. [systemd.exec(5), StateDirectory=]
 DEFAULT_STATE = "/var/lib/qemu-block-exporter"

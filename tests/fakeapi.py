@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
-from exporter.api import Device, Done, Job, JobList, Layer, Problem, Vm, VmList, VmSummary
+from exporter.api.types import Device, Done, Job, JobList, Layer, Problem, Vm, VmList, VmSummary
 
 GIB = 1024**3
 

@@ -12,11 +12,11 @@ import msgspec
 import yaml
 
 from exporter import config
-from exporter.problems import PROBLEMS
+from exporter.api.openapi import description
+from exporter.api.problems import PROBLEMS
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
 from exporter.web import config as web_config
 from exporter.web.app import OTHER_PATHS, Options
-from exporter.web.openapi import description
 from tests.parsers import OPERATORS, serving_commands, serving_parser
 
 _RULES = Path(__file__).parent.parent / "deploy" / "prometheus"

@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from exporter.actions import Actions
-from exporter.api import VERBS, Commit
+from exporter.api.types import VERBS, Commit
 from exporter.config import Admin, Config, Grant, Group, LatencyHistograms, Settings, Target
 from exporter.errors import Refused
 from exporter.hand import Hand

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from exporter import qapi
+from exporter.api.problems import PROBLEMS
 from exporter.errors import Refused
 from exporter.model import Counters, Device, Job, Node, Snapshot
-from exporter.problems import PROBLEMS
 from tests.disks import block_job
 
 CHAIN = ("top", "mid", "base")

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from exporter import api
-from exporter.api import Commit
+from exporter.api.types import Commit
 from exporter.errors import Refused, Rejected
 from exporter.sight import Sight
 from tests.disks import Disk, plug

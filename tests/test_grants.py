@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter import api
-from exporter.api import Commit
+from exporter.api.types import Commit
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp
 from tests.reach import USER, Reach, commit, grant, refused

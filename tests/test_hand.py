@@ -9,7 +9,7 @@ import pytest
 
 from exporter import hand
 from exporter.actions import Actions
-from exporter.api import VERBS
+from exporter.api.types import VERBS
 from exporter.audit import OWN
 from exporter.config import Admin, Config
 from exporter.errors import ConfigError

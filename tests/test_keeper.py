@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from exporter import keeper as module
-from exporter.api import SetSpeed
+from exporter.api.types import SetSpeed
 from exporter.errors import OutcomeUnknown
 from exporter.ledger import Ledger
 from tests.disks import Disk, block_job, plug, start

@@ -12,15 +12,15 @@ import pytest
 import schemathesis
 from aiohttp import web
 
-from exporter.api import VERBS
+from exporter.api import openapi
+from exporter.api.problems import PROBLEMS
+from exporter.api.routes import ROOT, ROUTES, Route
+from exporter.api.types import VERBS
 from exporter.audit import Audit
 from exporter.config import Config
-from exporter.problems import PROBLEMS
 from exporter.scrape import Fleet
-from exporter.web import openapi
 from exporter.web.app import Endpoints, Options
 from exporter.web.reading import Reading
-from exporter.web.routes import ROOT, ROUTES, Route
 
 DESCRIPTION = openapi.description("")
 SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]

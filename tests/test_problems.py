@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.problems import PATH, PROBLEMS
-from exporter.web.routes import ROUTES
+from exporter.api.problems import PATH, PROBLEMS
+from exporter.api.routes import ROUTES
 
 ROOT = Path(__file__).parent.parent / "exporter"
 #: Answered by what stands around the API, as text: the users' gate, and the limit of scrapes.

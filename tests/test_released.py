@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from exporter import __version__
-from exporter.api import Snapshot
+from exporter.api.types import Snapshot
 from exporter.ledger import Ledger
 from exporter.metrics.table import COLLECTORS, METRICS
 from exporter.metrics.types import Metric

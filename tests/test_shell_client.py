@@ -12,7 +12,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.api import Commit, Pause
+from exporter.api.types import Commit, Pause
 from exporter.shell import client as client_module
 from exporter.shell.client import Client, NoAnswer, NotSent, Refused
 from exporter.shell.credentials import Credentials, load

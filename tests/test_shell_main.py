@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exporter.api import JobList
+from exporter.api.types import JobList
 from exporter.shell.commands import OPERATING
 from exporter.shell.main import _overheard
 from tests.fakeapi import FakeApi, ended, job, problem, ready, vm

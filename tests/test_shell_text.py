@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.api import Job
+from exporter.api.types import Job
 from exporter.shell import text, words
 from exporter.shell.text import clean, duration, is_ready, percent, size, state
 from tests.fakeapi import ended, job, ready

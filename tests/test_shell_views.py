@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from exporter.api import JobList, Vm, VmList
+from exporter.api.types import JobList, Vm, VmList
 from tests.fakeapi import FakeApi, device, ended, job, problem, ready, vm
 from tests.shell import FAST, Shell
 

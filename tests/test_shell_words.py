@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from exporter.api import Done, Outcome, Problem
+from exporter.api.types import Done, Outcome, Problem
 from exporter.shell import words
 from exporter.shell.words import Prompt, about, done, exit_code, name, next_step, refusal
 from tests.fakeapi import ended, job, problem, ready

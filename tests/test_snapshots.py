@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from exporter import durable, snapshots
-from exporter.api import Snapshot
+from exporter.api.types import Snapshot
 from exporter.commands import Disk
 from exporter.config import Grant
 from exporter.errors import ConfigError, LayerLost, Refused

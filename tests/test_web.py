@@ -22,6 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter import exposition
+from exporter.api.routes import ROUTES
 from exporter.config import Config, Group, Settings
 from exporter.errors import ConfigError
 from exporter.scrape import Fleet
@@ -29,7 +30,6 @@ from exporter.sight import Sight
 from exporter.storage import Storage
 from exporter.web import server
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
-from exporter.web.routes import ROUTES
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until

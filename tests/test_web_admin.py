@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 from exporter import api
-from exporter.api import VERBS
+from exporter.api.routes import ROUTES, Route
+from exporter.api.types import VERBS
 from exporter.audit import OWN, RESULTS
 from exporter.commands import Command
 from exporter.service import Formatter
 from exporter.vm import Vm
 from exporter.web import admin as module
-from exporter.web.routes import ROUTES, Route
 from tests.conftest import series
 from tests.disks import Disk, block_job, plug, start
 from tests.fakeqmp import FakeQmp, dying, until

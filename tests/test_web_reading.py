@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from exporter import api, view
-from exporter.problems import PROBLEMS
-from exporter.web.routes import ROUTES
+from exporter.api.problems import PROBLEMS
+from exporter.api.routes import ROUTES
 from tests.disks import Disk, block_job, plug, start
 from tests.fakeqmp import FakeQmp, until
 from tests.reach import Reach, Site, begin, end, gone, run, serving

@@ -15,11 +15,11 @@ from aiohttp.typedefs import Handler
 
 from exporter import api, audit
 from exporter.actions import Actions
+from exporter.api import ADMIN, ROOT, ROUTES, Route
 from exporter.audit import Audit
 from exporter.errors import Refused
 from exporter.redact import public
 from exporter.web.answers import AUDIT, answer, ask_for_body
-from exporter.web.routes import ADMIN, ROOT, ROUTES, Route
 
 #: Largest body, and longest that it may take.
 BODY_LIMIT_BYTES = 16 * 1024

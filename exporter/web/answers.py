@@ -10,8 +10,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from exporter import api, audit
+from exporter.api import PATH, PROBLEMS
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
-from exporter.problems import PATH, PROBLEMS
 from exporter.redact import public
 
 #: Where the audit line of a request is gathered.

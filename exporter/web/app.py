@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from msgspec import Struct
 
 from exporter import __version__, audit, exposition
+from exporter.api import ROOT, ROUTES
 from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
@@ -26,7 +27,6 @@ from exporter.web.admin import Changing
 from exporter.web.answers import expect, problems
 from exporter.web.auth import Gate
 from exporter.web.reading import GRACE_SECONDS, Reading
-from exporter.web.routes import ROOT, ROUTES
 
 log = logging.getLogger(__name__)
 

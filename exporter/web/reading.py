@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from exporter import api, view
+from exporter.api import PROBLEMS, openapi
 from exporter.errors import Refused
 from exporter.ledger import Ledger
 from exporter.member import Collected
 from exporter.outcomes import End
-from exporter.problems import PROBLEMS
 from exporter.scrape import Fleet
-from exporter.web import openapi
 from exporter.web.answers import answer
 
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.

@@ -20,7 +20,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi import checks
 
 from exporter import commands
-from exporter.web.routes import ROUTES
+from exporter.api.routes import ROUTES
 from tests.e2e.api import ALL, Admin, admin, grant
 from tests.e2e.lab import MIB, Lab, Qemu, blockdev, drive, plug, wait_until
 from tests.e2e.proxy import Recorder, recorded

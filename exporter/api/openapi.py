@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from exporter import __version__, api
-from exporter.problems import PATH, PROBLEMS
-from exporter.web.routes import ROUTES, Route
+from exporter import __version__
+from exporter.api import types
+from exporter.api.problems import PATH, PROBLEMS
+from exporter.api.routes import ROUTES, Route
 
 _PARAMETERS: Mapping[str, dict[str, Any]] = {
     "vm": {
@@ -42,18 +43,18 @@ _JSON, _PROBLEM, _TEXT = "application/json", "application/problem+json", "text/p
 #: The end of the path of a problem's text.
 _NOT_READY = "not-ready"
 
-_DEVICE = api.Device(
+_DEVICE = types.Device(
     device="virtio-disk0", inserted=True, read_only=False, io_status="ok", backing_depth=1,
     expected_backing_depth=0,
     layers=[
-        api.Layer(
+        types.Layer(
             layer=number, node_name=f"disk0-{number}", driver="qcow2", file=f"/images/{file}.qcow2",
             virtual_size_bytes=10 << 30, allocated_bytes=allocated,
         )
         for number, (file, allocated) in enumerate([("monday", 3 << 20), ("base", 4 << 30)])
     ],
 )  # fmt: skip
-_JOB = api.Job(
+_JOB = types.Job(
     vm="web1", job_id="qbe-nightly", job_type="commit", device="virtio-disk0", status="running",
     ready=False, paused=False, busy=True, offset_bytes=1 << 20, length_bytes=3 << 20,
     speed_limit_bytes_per_second=0, io_status="ok", auto_finalize=True, auto_dismiss=False, top=0,
@@ -69,25 +70,25 @@ _SUMMARY: dict[str, Any] = {
 EXAMPLES: Mapping[type, msgspec.Struct] = {
     type(each): each
     for each in (
-        api.Commit(action="commit", device="virtio-disk0", job_id="qbe-nightly"),
-        api.Complete(),
-        api.Cancel(force=False),
-        api.Pause(),
-        api.Resume(),
-        api.Finalize(),
-        api.Dismiss(),
-        api.SetSpeed(speed_bytes_per_second=100 << 20),
-        api.Snapshot(device="virtio-disk0", file="/images/tuesday.qcow2"),
-        api.VmList([api.VmSummary(**_SUMMARY)]),
-        api.Vm(**_SUMMARY, devices=[_DEVICE], jobs=[_JOB]),
-        api.JobList([_JOB]),
+        types.Commit(action="commit", device="virtio-disk0", job_id="qbe-nightly"),
+        types.Complete(),
+        types.Cancel(force=False),
+        types.Pause(),
+        types.Resume(),
+        types.Finalize(),
+        types.Dismiss(),
+        types.SetSpeed(speed_bytes_per_second=100 << 20),
+        types.Snapshot(device="virtio-disk0", file="/images/tuesday.qcow2"),
+        types.VmList([types.VmSummary(**_SUMMARY)]),
+        types.Vm(**_SUMMARY, devices=[_DEVICE], jobs=[_JOB]),
+        types.JobList([_JOB]),
         _JOB,
-        api.Done(
+        types.Done(
             vm="web1", action="commit", device="virtio-disk0", job_id="qbe-nightly", dry_run=False,
             replayed=False, command="block-commit",
             arguments={"device": "disk0-0", "job-id": "qbe-nightly"}, warnings=[], job=_JOB,
         ),
-        api.Problem(
+        types.Problem(
             type=PATH + _NOT_READY, title=PROBLEMS[_NOT_READY].title,
             status=PROBLEMS[_NOT_READY].status, detail="commit qbe-nightly is not ready: it is running",
             instance="/api/v1/admin/vms/web1/block-jobs/qbe-nightly/complete", vm="web1", job=_JOB,
@@ -204,8 +205,8 @@ def _successes(route: Route) -> dict[str, Any]:
         content = _content(route.answer) if route.answer else _plain(route)
         return {"200": {"description": "As asked.", "content": content}}
     text = "Nothing was sent: a dry run, or accepted before."
-    nothing = {"description": text, "content": _content(api.Done)}
-    sent: dict[str, Any] = {"description": "Sent.", "content": _content(api.Done)}
+    nothing = {"description": text, "content": _content(types.Done)}
+    sent: dict[str, Any] = {"description": "Sent.", "content": _content(types.Done)}
     if route.status == 202:
         sent["headers"] = _LOCATION
     return {"200": nothing, str(route.status): sent}
@@ -218,17 +219,17 @@ def _refusals(route: Route) -> dict[str, Any]:
     return {
         str(status): {
             "description": "; ".join(f"{PROBLEMS[name].title} ({name})" for name in each),
-            "content": _content(api.Problem, _PROBLEM, _problem(each[0], route)),
+            "content": _content(types.Problem, _PROBLEM, _problem(each[0], route)),
         }
         for status, each in by_status.items()
     }
 
 
-def _problem(name: str, route: Route) -> api.Problem:
+def _problem(name: str, route: Route) -> types.Problem:
     """Return an example of what a route is refused with."""
     kind, path = PROBLEMS[name], route.path
     values = {each: _PARAMETERS[each]["example"] for each in re.findall(r"{(\w+)}", path)}
-    return api.Problem(
+    return types.Problem(
         type=PATH + name, title=kind.title, status=kind.status, detail=kind.text,
         instance=path.format(**values), vm=values.get("vm", msgspec.UNSET),
         outcome="unknown" if kind.status in (502, 504) else msgspec.UNSET,

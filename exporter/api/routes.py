@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter import api
+from exporter.api import types
 
 ROOT = "/api/v1"
 ADMIN = f"{ROOT}/admin"
@@ -33,7 +33,7 @@ class Route:
     answer: type | None
     status: int = 200
     #: What is asked for, in the body.
-    body: type[api.Request] | None = None
+    body: type[types.Request] | None = None
     #: Of `problems.PROBLEMS`.
     problems: tuple[str, ...] = ()
 
@@ -51,10 +51,10 @@ def _get(path: str, name: str, text: str, answer: type | None, *problems: str) -
 
 
 def _post(
-    path: str, name: str, text: str, body: type[api.Request], *problems: str, status: int = 202
+    path: str, name: str, text: str, body: type[types.Request], *problems: str, status: int = 202
 ) -> Route:
     return Route(
-        method="POST", path=ADMIN + path, name=name, text=text, answer=api.Done, status=status,
+        method="POST", path=ADMIN + path, name=name, text=text, answer=types.Done, status=status,
         body=body, problems=(*_ANY, *problems),
     )  # fmt: skip
 
@@ -64,19 +64,19 @@ _OF_JOB = "/vms/{vm}/block-jobs/{job_id}"
 ROUTES = (
     _get("/openapi.json", "openapi", "This description.", None),
     _get("/problems/{name}", "problem", "What a problem means, and what to do.", None, "not-found"),
-    _get("/vms", "vms", "Every virtual machine.", api.VmList, "too-many"),
-    _get("/vms/{vm}", "vm", "A virtual machine with its disks, their layers, and its block jobs.", api.Vm, "unknown-vm"),
-    _get("/block-jobs", "all_jobs", "The block jobs of all virtual machines.", api.JobList, "too-many"),
-    _get("/vms/{vm}/block-jobs", "jobs", "The block jobs of a virtual machine.", api.JobList, "unknown-vm", "vm-down"),
-    _get(_OF_JOB, "job", "A block job, or how it ended.", api.Job, "unknown-vm", "unknown-job", "vm-down"),
-    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", api.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unnamed-image", "unseen-neighbours", "already-asked", "job-id-taken"),
-    _post(f"{_OF_JOB}/complete", "complete", "Let a job that is ready pivot to its target.", api.Complete, *_JOB, "not-ready"),
-    _post(f"{_OF_JOB}/cancel", "cancel", "End a job before its time.", api.Cancel, *_JOB, "force-required"),
-    _post(f"{_OF_JOB}/pause", "pause", "Let a job rest.", api.Pause, *_JOB),
-    _post(f"{_OF_JOB}/resume", "resume", "Let a paused job go on.", api.Resume, *_JOB),
-    _post(f"{_OF_JOB}/finalize", "finalize", "Let a pending job make its changes.", api.Finalize, *_JOB),
-    _post(f"{_OF_JOB}/dismiss", "dismiss", "Let go of a job that has ended.", api.Dismiss, *_JOB),
-    _post(f"{_OF_JOB}/speed", "speed", "Limit the speed of a job.", api.SetSpeed, *_JOB),
-    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", api.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
+    _get("/vms", "vms", "Every virtual machine.", types.VmList, "too-many"),
+    _get("/vms/{vm}", "vm", "A virtual machine with its disks, their layers, and its block jobs.", types.Vm, "unknown-vm"),
+    _get("/block-jobs", "all_jobs", "The block jobs of all virtual machines.", types.JobList, "too-many"),
+    _get("/vms/{vm}/block-jobs", "jobs", "The block jobs of a virtual machine.", types.JobList, "unknown-vm", "vm-down"),
+    _get(_OF_JOB, "job", "A block job, or how it ended.", types.Job, "unknown-vm", "unknown-job", "vm-down"),
+    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", types.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unnamed-image", "unseen-neighbours", "already-asked", "job-id-taken"),
+    _post(f"{_OF_JOB}/complete", "complete", "Let a job that is ready pivot to its target.", types.Complete, *_JOB, "not-ready"),
+    _post(f"{_OF_JOB}/cancel", "cancel", "End a job before its time.", types.Cancel, *_JOB, "force-required"),
+    _post(f"{_OF_JOB}/pause", "pause", "Let a job rest.", types.Pause, *_JOB),
+    _post(f"{_OF_JOB}/resume", "resume", "Let a paused job go on.", types.Resume, *_JOB),
+    _post(f"{_OF_JOB}/finalize", "finalize", "Let a pending job make its changes.", types.Finalize, *_JOB),
+    _post(f"{_OF_JOB}/dismiss", "dismiss", "Let go of a job that has ended.", types.Dismiss, *_JOB),
+    _post(f"{_OF_JOB}/speed", "speed", "Limit the speed of a job.", types.SetSpeed, *_JOB),
+    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", types.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
 )
 # fmt: on

@@ -21,8 +21,8 @@ from exporter.config import (
     check_glob,
 )
 from exporter.errors import ConfigError
-from exporter.flags import Parser, seconds
 from exporter.metrics import COLLECTORS
+from exporter.process import Parser, seconds
 from exporter.shell.commands import OPERATING
 from exporter.web.app import OTHER_PATHS, Options
 from exporter.web.reading import GRACE_SECONDS

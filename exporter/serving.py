@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exporter import exposition, garbage, hand, options, service
+from exporter import exposition, hand, options
 from exporter.config import Config, Settings, load
 from exporter.discovery import printable
 from exporter.errors import ConfigError
+from exporter.process import gc_tuning, logs
 from exporter.scrape import Fleet
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         ConfigError: a flag or a file is wrong.
     """
     flags = options.parser().parse_args(arguments)
-    service.set_up_logging(flags.log_level, flags.log_format)
+    logs.set_up_logging(flags.log_level, flags.log_format)
     return _run(flags)
 
 
@@ -60,7 +61,7 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 async def _once(config: Config, flags: argparse.Namespace) -> int:
-    service.raise_file_limit()
+    logs.raise_file_limit()
     fleet = Fleet(config)
     try:
         collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS)
@@ -95,14 +96,14 @@ async def _serve(
     web: Options,
     live: Live | None,
 ) -> int:
-    service.raise_file_limit()
+    logs.raise_file_limit()
     gate = Gate(live) if live else None
     enabled = flags.web_enable_admin_api
     reaching = hand.Hand(flags.admin_state_directory if enabled else None)
-    fleet = Fleet(config, swept=garbage.Keeper().settle, observer=reaching.keeper)
+    fleet = Fleet(config, swept=gc_tuning.Keeper().settle, observer=reaching.keeper)
 
     def reload() -> None:
-        service.notify_reloading()
+        logs.notify_reloading()
         try:
             if live:
                 live.reload()
@@ -115,7 +116,7 @@ async def _serve(
             log.error("configuration not reloaded", extra={"err": str(error)})
             raise
         finally:
-            service.notify("READY=1")
+            logs.notify("READY=1")
 
     def look_ahead() -> None:
         try:
@@ -124,7 +125,7 @@ async def _serve(
             log.warning("the next start will be refused", extra={"err": str(error)})
 
     listening = (
-        service.systemd_sockets()
+        logs.systemd_sockets()
         if flags.web_systemd_socket
         else [sock for address in flags.web_listen_address for sock in listen(address)]
     )

@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from exporter.audit import DONE, OWN, REFUSED, RESULTS, Audit
-from exporter.service import Formatter, set_up_logging
+from exporter.process.logs import Formatter, set_up_logging
 
 
 def test_each_action_and_result_is_there_from_the_start() -> None:

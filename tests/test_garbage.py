@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from exporter import garbage
-from exporter.garbage import Keeper
+from exporter.process import gc_tuning
+from exporter.process.gc_tuning import Keeper
 
 
 class Cycle:
@@ -41,7 +41,7 @@ def test_what_a_sweep_left_is_collected() -> None:
 @pytest.mark.parametrize("batches", [1, 100])
 def test_what_stays_is_out_of_sight(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To look at a thousand VMs stops the event loop for longer than anybody should wait."""
-    monkeypatch.setattr(garbage, "_LITTLE", 2000)
+    monkeypatch.setattr(gc_tuning, "_LITTLE", 2000)
     keeper = Keeper()
     stays = []
     for _ in range(batches):
@@ -66,8 +66,8 @@ def test_what_is_alive_after_one_sweep_is_collected_after_another() -> None:
 
 def test_what_left_with_its_vm_is_found_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """VMs that come and go do not fill the memory."""
-    monkeypatch.setattr(garbage, "_GONE_LIMIT", 10)
-    monkeypatch.setattr(garbage, "_LITTLE", 0)
+    monkeypatch.setattr(gc_tuning, "_GONE_LIMIT", 10)
+    monkeypatch.setattr(gc_tuning, "_LITTLE", 0)
     keeper = Keeper()
     vm = Cycle()
     left = weakref.ref(vm)

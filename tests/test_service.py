@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter import service
 from exporter.errors import ConfigError
-from exporter.service import Formatter
+from exporter.process import logs
+from exporter.process.logs import Formatter
 
 
 def record(message: str = "hello", **extra: object) -> logging.LogRecord:
@@ -121,7 +121,7 @@ def test_lines_below_the_level_are_not_written(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str], level: str, written: list[str]
 ) -> None:
     """To stderr, and nothing to stdout: `once` prints metrics there."""
-    service.set_up_logging(level, "json")
+    logs.set_up_logging(level, "json")
     for name in ("debug", "info", "warning", "error"):
         getattr(logging.getLogger("exporter.test"), name)(name[0])
     captured = capsys.readouterr()
@@ -145,14 +145,14 @@ def manager(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
 
 def test_states_are_told_in_one_message(manager: socket.socket) -> None:
     """As sd_notify does."""
-    service.notify("READY=1", "STATUS=version 1")
+    logs.notify("READY=1", "STATUS=version 1")
 
     assert manager.recv(1000) == b"READY=1\nSTATUS=version 1"
 
 
 def test_a_reload_says_when_it_began(manager: socket.socket) -> None:
     """Type=notify-reload wants it."""
-    service.notify_reloading()
+    logs.notify_reloading()
     states = dict(line.split("=") for line in manager.recv(1000).decode().splitlines())
 
     assert states["RELOADING"] == "1"
@@ -165,7 +165,7 @@ def test_an_abstract_socket_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None
         sock.bind(f"\0qbe-test-{os.getpid()}")
         sock.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@qbe-test-{os.getpid()}")
-        service.notify("READY=1")
+        logs.notify("READY=1")
 
         assert sock.recv(1000) == b"READY=1"
 
@@ -175,7 +175,7 @@ def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was opened"))
 
-    service.notify("READY=1")
+    logs.notify("READY=1")
 
 
 def test_a_systemd_that_does_not_listen_is_a_warning(
@@ -183,7 +183,7 @@ def test_a_systemd_that_does_not_listen_is_a_warning(
 ) -> None:
     """It must not end the process."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(sockets / "gone"))
-    service.notify("READY=1")
+    logs.notify("READY=1")
 
     assert [record.message for record in caplog.records] == ["systemd not told"]
 
@@ -209,7 +209,7 @@ def test_the_watchdog_is_fed_twice_as_often_as_systemd_wants(
         if value is not None:
             monkeypatch.setenv(name, str(os.getpid()) if value == "self" else value)
 
-    assert service.watchdog_seconds() == seconds
+    assert logs.watchdog_seconds() == seconds
 
 
 # What systemd hands over.
@@ -228,7 +228,7 @@ def test_sockets_that_were_not_handed_over_are_an_error(
             monkeypatch.setenv(name, str(os.getpid()) if value == "self" else value)
 
     with pytest.raises(ConfigError, match="^--web.systemd-socket: systemd handed no socket over$"):
-        service.systemd_sockets()
+        logs.systemd_sockets()
 
 
 def test_sockets_are_taken_over_from_descriptor_3_on() -> None:

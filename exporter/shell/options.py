@@ -11,7 +11,7 @@ import msgspec
 
 from exporter.api import JobId, Speed
 from exporter.config import DEFAULT_PORT
-from exporter.flags import Parser, seconds
+from exporter.process import Parser, seconds
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
 from exporter.shell.words import PROGRAM, Prompt
 

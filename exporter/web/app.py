@@ -20,9 +20,9 @@ from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
 from exporter.errors import ConfigError, Refused
+from exporter.process import Formatter
 from exporter.render import Blobs
 from exporter.scrape import Fleet
-from exporter.service import Formatter
 from exporter.web.admin import Changing
 from exporter.web.answers import expect, problems
 from exporter.web.auth import Gate

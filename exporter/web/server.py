@@ -14,8 +14,9 @@ from typing import Any
 
 from aiohttp import web
 
-from exporter import __version__, service
+from exporter import __version__
 from exporter.errors import ConfigError
+from exporter.process import logs
 
 log = logging.getLogger(__name__)
 
@@ -114,22 +115,22 @@ async def serve(
             )
         if os.geteuid() == 0:
             log.warning("running as root: a user that may open the sockets is enough")
-        service.notify("READY=1", f"STATUS=version {__version__}")
+        logs.notify("READY=1", f"STATUS=version {__version__}")
         ready()
         await _until(ended)
     finally:
-        service.notify("STOPPING=1")
+        logs.notify("STOPPING=1")
         await runner.cleanup()
 
 
 async def _until(ended: asyncio.Event) -> None:
-    interval = service.watchdog_seconds()
+    interval = logs.watchdog_seconds()
     while not ended.is_set():
         try:
             async with asyncio.timeout(interval):
                 await ended.wait()
         except TimeoutError:
-            service.notify("WATCHDOG=1")
+            logs.notify("WATCHDOG=1")
 
 
 def _reload(reload: Callable[[], None]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import yaml
 
-from exporter import config
 from exporter.api.openapi import description
 from exporter.api.problems import PROBLEMS
+from exporter.config import settings
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
 from exporter.web import config as web_config
 from exporter.web.app import OTHER_PATHS, Options
@@ -27,7 +27,7 @@ def interface() -> dict[str, list[str]]:
     api = description("")
     found = {
         "flags": flags(),
-        "configuration": keys(msgspec.json.schema(config._File)),
+        "configuration": keys(msgspec.json.schema(settings._File)),
         "web configuration": keys(msgspec.json.schema(web_config._File)),
         "pages": {*OTHER_PATHS, Options().telemetry_path},
         "operations": {f"{method.upper()} {path}" for path, methods in api["paths"].items() for method in methods},

@@ -18,7 +18,15 @@ from yarl import URL
 
 from exporter.actions import Actions
 from exporter.api.types import VERBS, Commit
-from exporter.config import Admin, Config, Grant, Group, LatencyHistograms, Settings, Target
+from exporter.config.settings import (
+    Admin,
+    Config,
+    Grant,
+    Group,
+    LatencyHistograms,
+    Settings,
+    Target,
+)
 from exporter.errors import Refused
 from exporter.hand import Hand
 from exporter.ledger import Entry

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.client import Tally
-from exporter.config import Settings
+from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.families import join
 from exporter.model import Snapshot

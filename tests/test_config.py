@@ -10,7 +10,7 @@ import pytest
 import yaml
 from msgspec.structs import asdict
 
-from exporter.config import (
+from exporter.config.settings import (
     DEFAULT_SOCKETS,
     Admin,
     ExpectedDepth,

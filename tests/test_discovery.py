@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.config import Config, Group, Settings, Target
+from exporter.config.settings import Config, Group, Settings, Target
 from exporter.discovery import Discovery, printable
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter import options
-from exporter.config import Settings, load
+from exporter.config.settings import Settings, load
 from exporter.discovery import _target
 from exporter.errors import REASONS
 from exporter.metrics.table import METRICS

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from exporter.config import Config
+from exporter.config.settings import Config
 from exporter.families import join
 from exporter.metrics.table import METRICS
 from exporter.scrape import Fleet

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from exporter import __version__
-from exporter.config import Settings, load
+from exporter.config.settings import Settings, load
 from exporter.options import parser
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter.config import Admin, Config, Group, Settings
+from exporter.config.settings import Admin, Config, Group, Settings
 from exporter.errors import Refused
 from exporter.sight import Sight
 from exporter.turn import Turn

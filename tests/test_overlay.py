@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from exporter import overlay, qapi
-from exporter.config import Grant
+from exporter.config.settings import Grant
 from exporter.errors import Refused
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from exporter import scrape
-from exporter.config import Config, Group, Settings, Target
+from exporter.config.settings import Config, Group, Settings, Target
 from exporter.families import join
 from exporter.member import Collected
 from exporter.scrape import Fleet

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from exporter import exposition, queries
-from exporter.config import Settings, load
+from exporter.config.settings import Settings, load
 from exporter.demo.scenarios import MIB, SCENARIOS, Scenario
 from exporter.demo.simulated_vm import SimulatedVm
 from exporter.demo.simulation import SimulatedMonitor, simulated_vms

@@ -14,7 +14,7 @@ import pytest
 from exporter import durable, snapshots
 from exporter.api.types import Snapshot
 from exporter.commands import Disk
-from exporter.config import Grant
+from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.guards import Found
 from exporter.ledger import KEPT_SECONDS, Ledger

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from exporter.client import Tally
-from exporter.config import Settings
+from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.model import FileName, Snapshot
 from exporter.mounts import Mount

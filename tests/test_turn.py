@@ -13,7 +13,7 @@ from exporter import turn as turns
 from exporter.client import Tally
 from exporter.commands import set_speed
 from exporter.concurrency import LoopPacer
-from exporter.config import Config, Group, Settings
+from exporter.config.settings import Config, Group, Settings
 from exporter.discovery import Target
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.member import Member, Observer

@@ -16,7 +16,7 @@ import pytest
 from exporter import parse, queries
 from exporter.chain import walk
 from exporter.client import Tally
-from exporter.config import Settings
+from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.errors import ProtocolError
 from exporter.families import join

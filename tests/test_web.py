@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from exporter import exposition
 from exporter.api.routes import ROUTES
-from exporter.config import Config, Group, Settings
+from exporter.config.settings import Config, Group, Settings
 from exporter.errors import ConfigError
 from exporter.scrape import Fleet
 from exporter.sight import Sight

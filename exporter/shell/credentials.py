@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from exporter import yamlfile
+from exporter.config import yaml_file
 from exporter.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ def load(path: str | None) -> Credentials:
     """
     if path is None:
         return Credentials(tls=ssl.create_default_context())
-    file = yamlfile.read(path, _File)
+    file = yaml_file.read(path, _File)
     folder = os.path.dirname(path)
     context = _context(file.tls_config, folder, f"{path}: tls_config")
     made = Credentials(tls=context, server_name=file.tls_config.server_name)

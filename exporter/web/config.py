@@ -14,7 +14,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
-from exporter import yamlfile
+from exporter.config import yaml_file
 from exporter.errors import ConfigError
 
 ClientAuth = Literal[
@@ -114,7 +114,7 @@ def read(path: str) -> WebConfig:
     Raises:
         ConfigError: names the file, the place in it and what is wrong there.
     """
-    file = yamlfile.read(path, _File)
+    file = yaml_file.read(path, _File)
     try:
         return WebConfig(
             tls=_tls(file.tls_server_config, os.path.dirname(path)),

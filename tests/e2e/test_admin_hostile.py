@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from exporter import commands
 from exporter.actions import Actions
 from exporter.audit import Audit
-from exporter.config import Config
+from exporter.config.settings import Config
 from exporter.ledger import Ledger
 from exporter.scrape import Fleet
 from exporter.snapshots import Snapshots

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from exporter import yamlfile
 from exporter.api import UnseenNeighbours, Verb
+from exporter.config import yaml_file
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS, NS
 
@@ -162,7 +162,7 @@ def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
     Raises:
         ConfigError: names the file, the place in it and what is wrong there.
     """
-    file = yamlfile.read(path, _File) if path else _File()
+    file = yaml_file.read(path, _File) if path else _File()
     where = path or "flags"
     common = _apply(file, flags, where)
     groups = [
@@ -214,7 +214,7 @@ def describe(config: Config) -> str:
     )
     for group in plain["groups"]:
         group["settings"]["without"] = sorted(group["settings"]["without"])
-    return yamlfile.text(plain)
+    return yaml_file.text(plain)
 
 
 def _apply(overrides: _Overrides, settings: Settings, where: str) -> Settings:

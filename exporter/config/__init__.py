@@ -1,0 +1,35 @@
+"""Settings: what the flags and the config file say."""
+
+from __future__ import annotations
+
+from exporter.config import yaml_file
+from exporter.config.settings import (
+    DEFAULT_PORT,
+    DEFAULT_SOCKETS,
+    Config,
+    Connection,
+    Grant,
+    Group,
+    LatencyHistograms,
+    Settings,
+    Topology,
+    check_glob,
+    describe,
+    load,
+)
+
+__all__ = [
+    "Config",
+    "Connection",
+    "DEFAULT_PORT",
+    "DEFAULT_SOCKETS",
+    "Grant",
+    "Group",
+    "LatencyHistograms",
+    "Settings",
+    "Topology",
+    "check_glob",
+    "describe",
+    "load",
+    "yaml_file",
+]

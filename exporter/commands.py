@@ -65,7 +65,7 @@ class Qemu:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskName:
     """How QEMU calls a disk: `-drive` ones by name, others by the node that they stand on."""
 
     device: str
@@ -78,7 +78,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class LayerName:
     """How QEMU calls a layer."""
 
     node_name: str
@@ -94,7 +94,14 @@ class Command(Request[Any]):
 
 
 def commit(
-    qemu: Qemu, disk: Disk, job_id: str, top: Image, base: Image, *, active: bool, speed: int | None
+    qemu: Qemu,
+    disk: DiskName,
+    job_id: str,
+    top: LayerName,
+    base: LayerName,
+    *,
+    active: bool,
+    speed: int | None,
 ) -> Command:
     """Merge `top` into `base`; `active` where `top` is the active layer."""
     arguments: dict[str, object] = {"device": disk.device_or_node}
@@ -132,7 +139,7 @@ def set_speed(job_id: str, bytes_per_second: int) -> Command:
     return _command("block-job-set-speed", {"device": job_id, "speed": bytes_per_second})
 
 
-def snapshot(disk: Disk, file: str, format: str, node_name: str) -> Command:
+def snapshot(disk: DiskName, file: str, format: str, node_name: str) -> Command:
     """Put the image in `file`, which exists, on top of a disk, as a node named `node_name`."""
     arguments: dict[str, object] = {"snapshot-file": file, "format": format, "mode": "existing"}
     if disk.device:

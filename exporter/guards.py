@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import UnsetType
 
 from exporter import api, chain, verbs, view
-from exporter.commands import Disk, Image, Qemu
+from exporter.commands import DiskName, LayerName, Qemu
 from exporter.errors import Refused
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.parse import BLOCK_JOB_TYPES
@@ -42,29 +42,29 @@ class Found:
     """A device of a snapshot, and what QEMU calls it."""
 
     device: Device
-    disk: Disk
+    disk: DiskName
     layers: tuple[Node, ...]
     filters: tuple[chain.Filter, ...] = ()
 
     @property
-    def top_disk(self) -> Disk:
+    def top_disk(self) -> DiskName:
         """What a new layer goes on top of: below a filter, which would else be below the layer."""
         active = self.layers[0].node_name
-        return self.disk if active in ("", self.disk.root_node) else Disk("", active)
+        return self.disk if active in ("", self.disk.root_node) else DiskName("", active)
 
-    def image(self, layer: int) -> Image:
+    def image(self, layer: int) -> LayerName:
         """Return how QEMU calls a layer."""
         node = self.layers[layer]
-        return Image(node.node_name, node.image.filename if node.image else "")
+        return LayerName(node.node_name, node.image.filename if node.image else "")
 
-    def base(self, layer: int) -> Image:
+    def base(self, layer: int) -> LayerName:
         """Return how QEMU calls a layer that another is merged into.
 
         A filter between the two stays: QEMU merges through it, and leaves out what is in between.
         """
         above = next((each.node.node_name for each in self.filters if each.depth == layer), "")
         image = self.image(layer)
-        return Image(above or image.node_name, image.filename)
+        return LayerName(above or image.node_name, image.filename)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def device(snapshot: Snapshot, name: str) -> Found:
     inserted = each.block.inserted if each.block else None
     found = chain.of_nodes(entry)
     root = (inserted.node_name if inserted else "") or found.root_name
-    return Found(each, Disk(entry.device, root), layers, found.filters)
+    return Found(each, DiskName(entry.device, root), layers, found.filters)
 
 
 def idle(snapshot: Snapshot, name: str) -> None:

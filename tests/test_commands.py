@@ -13,7 +13,7 @@ import pytest
 
 from exporter import commands, queries
 from exporter.client import Tally
-from exporter.commands import Command, Disk, Image, Qemu
+from exporter.commands import Command, DiskName, LayerName, Qemu
 from exporter.errors import CommandRefused
 from exporter.qmp import Session
 from exporter.queries import Query
@@ -241,10 +241,10 @@ QEMUS = {
     "7.2": Qemu((7, 2, 22), NEW_JOBS),
     "10.1": Qemu((10, 1, 0), NEW_JOBS),
 }
-DRIVE = Disk("disk0", "#block1")
-BLOCKDEV = Disk("", "n-0")
-TOP, MIDDLE, BASE = (Image(f"n-{layer}", f"/i/{layer}.qcow2") for layer in range(3))
-UNNAMED = [Image("", image.filename) for image in (TOP, MIDDLE, BASE)]
+DRIVE = DiskName("disk0", "#block1")
+BLOCKDEV = DiskName("", "n-0")
+TOP, MIDDLE, BASE = (LayerName(f"n-{layer}", f"/i/{layer}.qcow2") for layer in range(3))
+UNNAMED = [LayerName("", image.filename) for image in (TOP, MIDDLE, BASE)]
 
 
 def wire(command: Command | None) -> Mapping[str, Any]:
@@ -408,8 +408,8 @@ def test_boundaries_of_a_histogram_are_whole_nanoseconds() -> None:
 @pytest.mark.parametrize("text", ['"', "\\", "\n", "\0", "é", "\u2028", '"},{"execute":"quit"}'])
 def test_no_text_ends_a_command_and_begins_another(text: str) -> None:
     """Whatever a file or a job is called, it stays one string."""
-    qemu, image = QEMUS["2.0"], Image("", f"/i/{text}")
-    command = commands.commit(qemu, Disk(text, ""), "", image, image, active=True, speed=None)
+    qemu, image = QEMUS["2.0"], LayerName("", f"/i/{text}")
+    command = commands.commit(qemu, DiskName(text, ""), "", image, image, active=True, speed=None)
     sent = json.loads(command.wire)
 
     assert sent["arguments"] == {"device": text, "top": f"/i/{text}", "base": f"/i/{text}"}

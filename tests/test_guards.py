@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from exporter import api, guards, qapi
-from exporter.commands import Disk, Image, Qemu
+from exporter.commands import DiskName, LayerName, Qemu
 from exporter.errors import Refused
 from exporter.guards import Found, Range
 from exporter.model import Device, Node, Snapshot
@@ -123,7 +123,7 @@ def test_a_device_is_found_with_what_qemu_calls_it() -> None:
     each = disk(node(0, "top"), protocol, node(1, "base"))
 
     assert guards.device(vm(disk(name="cd0"), each), "disk0") == Found(
-        each, Disk("disk0", "top"), (each.nodes[0], each.nodes[2])
+        each, DiskName("disk0", "top"), (each.nodes[0], each.nodes[2])
     )
 
 
@@ -135,24 +135,24 @@ def test_a_device_without_a_name_is_known_by_the_node_it_stands_on() -> None:
     )
     told = guards.device(vm(disk(), entries=[entry]), "disk0")
 
-    assert (told.disk, told.disk.device_or_node) == (Disk("", "filter"), "filter")
+    assert (told.disk, told.disk.device_or_node) == (DiskName("", "filter"), "filter")
     assert [each.node_name for each in told.layers] == list(CHAIN)
 
 
 def test_a_new_layer_goes_below_the_filters_of_a_device() -> None:
     """A filter that was below the layer would no longer filter what the guest writes."""
-    filtered = Found(disk(), Disk("", "filter"), disk().nodes)
-    named = Found(disk(), Disk("disk0", "filter"), disk().nodes)
+    filtered = Found(disk(), DiskName("", "filter"), disk().nodes)
+    named = Found(disk(), DiskName("disk0", "filter"), disk().nodes)
 
-    assert (filtered.top_disk, named.top_disk) == (Disk("", "top"), Disk("", "top"))
+    assert (filtered.top_disk, named.top_disk) == (DiskName("", "top"), DiskName("", "top"))
 
 
 def test_a_new_layer_goes_on_a_device_whose_root_is_a_layer() -> None:
     """As QEMU names it: an old one has no names of nodes, or does not tell them."""
-    old = Found(disk(node(0, "", "/old")), Disk("disk0", ""), (node(0, "", "/old"),))
+    old = Found(disk(node(0, "", "/old")), DiskName("disk0", ""), (node(0, "", "/old"),))
 
-    assert found().top_disk == Disk("disk0", "top")
-    assert old.top_disk == Disk("disk0", "")
+    assert found().top_disk == DiskName("disk0", "top")
+    assert old.top_disk == DiskName("disk0", "")
 
 
 def test_query_block_says_which_node_a_device_stands_on() -> None:
@@ -165,7 +165,7 @@ def test_query_block_says_which_node_a_device_stands_on() -> None:
         qapi.BlockInfo,
     )  # fmt: skip
 
-    assert found(block=block).disk == Disk("disk0", "root")
+    assert found(block=block).disk == DiskName("disk0", "root")
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -198,7 +198,7 @@ def test_a_layer_is_named_as_qemu_names_it_with_its_credentials() -> None:
     blind = Node(layer="0", role="format", node_name="top")
     told = found(blind, secret)
 
-    assert (told.image(0), told.image(1)) == (Image("top", ""), Image("base", "http://u:PW@h/b"))
+    assert (told.image(0), told.image(1)) == (LayerName("top", ""), LayerName("base", "http://u:PW@h/b"))
 
 
 @pytest.mark.parametrize("status", STATUSES)

@@ -13,7 +13,7 @@ import pytest
 
 from exporter import durable, snapshots
 from exporter.api.types import Snapshot
-from exporter.commands import Disk
+from exporter.commands import DiskName
 from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.guards import Found
@@ -50,7 +50,7 @@ def found(*files: str) -> Found:
         for number, file in enumerate(files or ("/base",))
     )
     disk = Device(device="disk0", nodes=nodes, backing_depth=None, expected_backing_depth=None)
-    return Found(disk, Disk("disk0", ""), nodes)
+    return Found(disk, DiskName("disk0", ""), nodes)
 
 
 def prepare(account: Snapshots, request: Snapshot, vm: str = "vm") -> Asked | None:

@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.fleets import qemus, record
 from bench.report import Bar, Results, Table
-from exporter import chain, exposition, parse, queries
+from exporter import chain, exposition, parse
 from exporter.families import join
 from exporter.identity import key
 from exporter.model import Snapshot
 from exporter.parse import Topology
+from exporter.qmp import queries
 from exporter.render import Plan
 
 _SAMPLES = 100_000

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from exporter import api, commands, done, effects, grants, guards, imagenames, overlay, verbs, view
+from exporter import api, done, effects, grants, guards, imagenames, overlay, verbs, view
 from exporter.commits import Commits
 from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
@@ -21,6 +21,7 @@ from exporter.ledger import Ledger
 from exporter.member import Member
 from exporter.model import Job
 from exporter.pivots import Pivots
+from exporter.qmp import commands
 from exporter.scrape import Fleet
 from exporter.snapshots import Snapshots
 from exporter.turn import target, turn

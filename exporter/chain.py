@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-from exporter.qapi import BlockInfo, BlockNode, BlockStats, Image, NodeStats, Stats
+from exporter.qmp import BlockInfo, BlockNode, BlockStats, Image, NodeStats, Stats
 
 #: Drivers of filters that somebody put there to stay.
 LASTING_FILTERS = frozenset({"throttle", "copy-on-read", "preallocate", "compress", "replication"})

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from exporter import api, commands, done, effects, guards, imagenames, neighbours, view
-from exporter.commands import Command, Qemu
+from exporter import api, done, effects, guards, imagenames, neighbours, view
 from exporter.concurrency import run_blocking
 from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
@@ -22,6 +21,7 @@ from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
 from exporter.member import Member
 from exporter.model import Snapshot
+from exporter.qmp import Command, Qemu, commands
 from exporter.scrape import Fleet
 from exporter.turn import Turn, target, turn
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from exporter import qapi
+from exporter.qmp import schema
 
 #: More than any VM has disks.
 _LIMIT = 4096
@@ -49,14 +49,14 @@ class Corruption:
         """Another QEMU has nodes of its own."""
         self._nodes.clear()
 
-    def below_root(self, entries: Sequence[qapi.BlockStats]) -> frozenset[str]:
+    def below_root(self, entries: Sequence[schema.BlockStats]) -> frozenset[str]:
         """Return the nodes that are not at the root of a device, and may be below another node.
 
         query-blockstats does not list the children of a quorum: only the graph tells.
         """
         return frozenset(self._nodes - {entry.node_name for entry in entries})
 
-    def hidden(self, nodes: frozenset[str], graph: qapi.Graph | None) -> str:
+    def hidden(self, nodes: frozenset[str], graph: schema.Graph | None) -> str:
         """Return the first of `nodes` that is below another node, empty where none is.
 
         Without a graph each may be. One that the graph does not have is forgotten.

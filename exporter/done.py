@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from exporter import api
-from exporter.commands import Command
 from exporter.model import Snapshot
+from exporter.qmp import Command
 from exporter.redact import public
 from exporter.turn import Turn
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter import qapi
 from exporter.graph import Merge, Place, users
 from exporter.model import Device
+from exporter.qmp import schema
 from exporter.verdict import Seen, State
 
 #: Device -> its layers' node names, `0` the active one.
@@ -29,7 +29,7 @@ class Sighting:
     round: int
     chains: Chains
     #: Where it was asked for.
-    graph: qapi.Graph | None = None
+    graph: schema.Graph | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from exporter import queries
-from exporter.client import Answers
 from exporter.config import Settings
 from exporter.errors import ProtocolError
 from exporter.inquiry import Inquiry
 from exporter.model import Export
-from exporter.queries import Query
+from exporter.qmp import Answers, Query, queries
 
 
 class Exports:

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from exporter import chain as chains
-from exporter import qapi
 from exporter.identity import device_names
+from exporter.qmp import schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Place:
 
 
 def place_job(
-    job_id: str, graph: qapi.Graph | None, entries: Sequence[qapi.BlockStats]
+    job_id: str, graph: schema.Graph | None, entries: Sequence[schema.BlockStats]
 ) -> Place | None:
     """Find the device that a block job works on, by the graph or else by the job's id.
 
@@ -96,7 +96,7 @@ def place_job(
     )
 
 
-def users(graph: qapi.Graph, merge: Merge) -> tuple[bool, bool]:
+def users(graph: schema.Graph, merge: Merge) -> tuple[bool, bool]:
     """Return whether anything but a job stands on the top of a commit, and on its base.
 
     That the layers of the commit stand on its base does not count.
@@ -119,9 +119,9 @@ def users(graph: qapi.Graph, merge: Merge) -> tuple[bool, bool]:
 
 def _merge(
     touched: Mapping[int, str],
-    kinds: Mapping[int, qapi.GraphNode],
+    kinds: Mapping[int, schema.GraphNode],
     below: Mapping[int, Sequence[int]],
-    edges: Sequence[qapi.GraphEdge],
+    edges: Sequence[schema.GraphEdge],
 ) -> Merge | None:
     """Return what a job merges whose `source` stands on its `target`; that of a mirror does not.
 

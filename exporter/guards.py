@@ -13,10 +13,10 @@ from typing import Any
 from msgspec import UnsetType
 
 from exporter import api, chain, verbs, view
-from exporter.commands import DiskName, LayerName, Qemu
 from exporter.errors import Refused
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.parse import BLOCK_JOB_TYPES
+from exporter.qmp import DiskName, LayerName, Qemu
 from exporter.redact import local_path, public
 
 #: RunState in which the disks belong to another QEMU, or must stay as they are.

@@ -6,20 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from exporter import qapi
 from exporter.errors import ProtocolError
+from exporter.qmp import schema
 
 _IN_PERIPHERAL = re.compile(r"^/machine/peripheral/([^/]+)(?:/virtio-backend)?$")
 
 
-def key(entry: qapi.BlockStats | qapi.BlockInfo) -> str:
+def key(entry: schema.BlockStats | schema.BlockInfo) -> str:
     """Return what joins an entry of query-blockstats with one of query-block."""
     # A drive may have the id of another device. Before QEMU 3.0 query-block alone has the qdev
     # of a drive, so that it is no part of what joins those.
     return entry.device or f"qdev {entry.qdev}"
 
 
-def device_names(entries: Sequence[qapi.BlockStats]) -> list[str]:
+def device_names(entries: Sequence[schema.BlockStats]) -> list[str]:
     """Return the `device` label of each entry: a name that outlives every snapshot.
 
     Raises:

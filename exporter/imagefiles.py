@@ -16,10 +16,11 @@ from enum import Enum, auto
 
 from msgspec.structs import replace
 
-from exporter import mounts, openfiles, peer
+from exporter import mounts, openfiles
 from exporter.model import FileName, ImageFile
 from exporter.mounts import Mount
 from exporter.openfiles import OpenFile, OpenFiles
+from exporter.qmp import peer
 from exporter.sight import Sight
 from exporter.storage import Storage, StorageBusy, StorageHangs
 

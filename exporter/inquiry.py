@@ -7,11 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from exporter import queries
-from exporter.client import Answers
 from exporter.errors import ProtocolError, TargetError
-from exporter.qmp import Session
-from exporter.queries import Query, Request
+from exporter.qmp import Answers, Query, Request, Session, queries
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from exporter import parse, qapi, queries
-from exporter.client import Answers
+from exporter import parse
 from exporter.inquiry import Inquiry
 from exporter.model import Device, Job
-from exporter.queries import Query
+from exporter.qmp import Answers, Query, queries, schema
 from exporter.watch import Watch
 
 
@@ -38,8 +37,8 @@ class JobList:
     async def take(
         self,
         answers: Answers,
-        entries: list[qapi.BlockStats],
-        told: list[qapi.BlockJob],
+        entries: list[schema.BlockStats],
+        told: list[schema.BlockJob],
         devices: tuple[Device, ...],
         deadline: float,
     ) -> tuple[Job, ...]:
@@ -76,7 +75,7 @@ class JobList:
 
     async def _others(
         self, answers: Answers, ids: set[str], deadline: float
-    ) -> list[qapi.JobInfo] | None:
+    ) -> list[schema.JobInfo] | None:
         """Return the jobs that are not block jobs (`ids`), None where there is no reason to ask."""
         named = self._watch.jobs.named
         told = None

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from exporter import qapi
 from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
 from exporter.graph import Place
@@ -29,7 +28,7 @@ from exporter.known import LIVE, READY, Known, Lister, Sight, Step
 from exporter.model import Device, Job
 from exporter.outcomes import End, Outcomes
 from exporter.parse import BLOCK_JOB_TYPES
-from exporter.peer import Process
+from exporter.qmp import Process, schema
 from exporter.verdict import Seen, State, of_error, verdict
 
 #: Most jobs of one VM that are followed at once.
@@ -121,14 +120,14 @@ class Jobs:
 
     def poll(
         self,
-        block_jobs: Sequence[qapi.BlockJob],
-        others: Sequence[qapi.JobInfo] | None,
+        block_jobs: Sequence[schema.BlockJob],
+        others: Sequence[schema.JobInfo] | None,
         places: Mapping[tuple[str, str], Place],
         devices: tuple[Device, ...],
         now: float,
         *,
         readable: bool = True,
-        graph: qapi.Graph | None = None,
+        graph: schema.Graph | None = None,
     ) -> None:
         """Take the answers of a round, of which query-blockstats was the first.
 
@@ -258,7 +257,7 @@ class Jobs:
 
     # What queries tell.
 
-    def _see(self, told: qapi.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
+    def _see(self, told: schema.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
         """Take an entry of query-block-jobs."""
         status: str = told.status or ""  # type: ignore[attr-defined]  # leaves of the table
         progress: int = told.offset or 0  # type: ignore[attr-defined]
@@ -282,7 +281,7 @@ class Jobs:
             job.place = place
             job.span, job.bare = work(place, chains)
 
-    def _see_other(self, info: qapi.JobInfo, now: float) -> None:
+    def _see_other(self, info: schema.JobInfo, now: float) -> None:
         """Take an entry of query-jobs that is not a block job."""
         job = self._listed_job(info.id, info.type, info.status, info.current_progress, now)
         if job is None:

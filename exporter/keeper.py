@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from exporter import audit, commands
+from exporter import audit
 from exporter.audit import Audit
-from exporter.commands import Command
 from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
@@ -24,6 +23,7 @@ from exporter.graph import Place
 from exporter.ledger import Entry, Ledger
 from exporter.member import Member, Observer
 from exporter.model import Job, Snapshot
+from exporter.qmp import Command, commands
 from exporter.scrape import Fleet
 from exporter.turn import Turn, turn
 

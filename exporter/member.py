@@ -10,16 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from exporter import socketfile
-from exporter.client import Tally
 from exporter.concurrency import LoopPacer
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
 from exporter.graph import Place
 from exporter.model import Device, ImageFile, Snapshot
 from exporter.outcomes import End
+from exporter.qmp import SocketFile, Tally, socket_file
 from exporter.render import Blobs, Kept, Plan
-from exporter.socketfile import SocketFile
 from exporter.storage import Storage
 from exporter.vm import Vm
 
@@ -74,7 +72,7 @@ class Member:
 
     def is_elsewhere(self, socket: SocketFile | None) -> bool:
         """Whether the path leads to another socket than this one by now."""
-        return socketfile.leads_elsewhere(self.target.socket, socket)
+        return socket_file.leads_elsewhere(self.target.socket, socket)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[Vm]:

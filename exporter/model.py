@@ -11,8 +11,8 @@ from enum import Enum
 
 from msgspec import Struct
 
-from exporter import qapi
 from exporter.metrics import Scope
+from exporter.qmp import schema
 
 
 class Known(Struct, frozen=True, gc=False):
@@ -27,7 +27,7 @@ class Node(Known, frozen=True, kw_only=True):
     #: `format`, `protocol` or `filter`.
     role: str
     node_name: str
-    image: qapi.Image | None = None
+    image: schema.Image | None = None
     internal_snapshots: int | None = None
     #: Whether the labels below are known.
     has_info: bool | None = None
@@ -78,14 +78,14 @@ class Interval(Known, frozen=True):
     """Statistics of the last `interval_seconds`."""
 
     interval_seconds: str
-    timed: qapi.TimedStats
+    timed: schema.TimedStats
 
 
 class Throttle(Known, frozen=True):
     """The limits of a device, of its own or of a throttle filter above it."""
 
     throttle_group: str
-    limits: qapi.Limits
+    limits: schema.Limits
 
 
 class Bitmap(Known, frozen=True):
@@ -93,7 +93,7 @@ class Bitmap(Known, frozen=True):
 
     bitmap: str
     node_name: str
-    state: qapi.Bitmap
+    state: schema.Bitmap
 
 
 class Device(Known, frozen=True, kw_only=True):
@@ -104,7 +104,7 @@ class Device(Known, frozen=True, kw_only=True):
     backing_depth: int | None
     expected_backing_depth: int | None
     #: query-block's word; None where it is not known or too old, like all below.
-    block: qapi.BlockInfo | None = None
+    block: schema.BlockInfo | None = None
     inserted: bool | None = None
     throttle: Throttle | None = None
     bitmaps: tuple[Bitmap, ...] = ()
@@ -136,7 +136,7 @@ class Job(Known, frozen=True):
     device: str
     job_id: str
     job_type: str
-    job: qapi.BlockJob
+    job: schema.BlockJob
     #: Layers, `0` the active one.
     top: str = ""
     base: str = ""
@@ -217,13 +217,13 @@ class Counters(Known, frozen=True):
     """What each scrape brings anew: entries of query-blockstats, and what is seen of the files."""
 
     #: One of each device.
-    devices: Sequence[qapi.BlockStats] = ()
+    devices: Sequence[schema.BlockStats] = ()
     #: One of each format and protocol node of each device; filters count nothing.
-    nodes: Sequence[qapi.BlockNode] = ()
+    nodes: Sequence[schema.BlockNode] = ()
     #: Of each of `nodes`, None where it is not known.
     files: Sequence[ImageFile | None] = ()
     #: One of each node under no device.
-    free_nodes: Sequence[qapi.BlockNode] = ()
+    free_nodes: Sequence[schema.BlockNode] = ()
 
 
 class Snapshot(Known, frozen=True, kw_only=True):

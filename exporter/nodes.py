@@ -8,9 +8,9 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from exporter import chain as chains
-from exporter import qapi
 from exporter.chain import Chain
 from exporter.model import Node
+from exporter.qmp import schema
 from exporter.redact import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
 
 #: Formats of one file each, but for the data file that a qcow2 may have.
@@ -36,7 +36,7 @@ def word(value: bool | None) -> str:
     return "" if value is None else "true" if value else "false"
 
 
-def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+def image_files(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
     """Return the path of every image file; QEMU may stat others too to answer query-block."""
     return frozenset(
         path
@@ -47,7 +47,7 @@ def image_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     )
 
 
-def are_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
+def are_all_files(blocks: Mapping[str, schema.BlockInfo]) -> bool:
     """Whether `image_files` are all that QEMU has open for these devices, as far as formats tell.
 
     A quorum has children, a vmdk may have extents, and a qcow2 a data file, without names there.
@@ -61,7 +61,7 @@ def are_all_files(blocks: Mapping[str, qapi.BlockInfo]) -> bool:
     )
 
 
-def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+def header_data_files(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
     """Return the data files that headers name; QEMU may have been given others."""
     return frozenset(
         data.data_file
@@ -73,14 +73,14 @@ def header_data_files(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
 
 def of_chain(
     chain: Chain, data_files: AbstractSet[str]
-) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode], Sequence[tuple[str, str]]]:
+) -> tuple[tuple[Node, ...], Sequence[schema.BlockNode], Sequence[tuple[str, str]]]:
     """Return the nodes of a chain, the entries of those that count, and the files of these.
 
     That are the path of the image and that of the file with its bytes, which is another where it has
     a data file; empty where not known, and of nodes that have none of their own.
     """
     nodes: list[Node] = []
-    sources: list[qapi.BlockNode] = []
+    sources: list[schema.BlockNode] = []
     files: list[tuple[str, str]] = []
     for index, layer in enumerate(chain.layers):
         image = _measured(layer, chain.images[index]) if chain.images else None
@@ -110,7 +110,7 @@ def of_chain(
     return tuple(nodes), sources, files
 
 
-def _format_node(layer: str, entry: qapi.BlockNode, image: qapi.Image | None) -> Node:
+def _format_node(layer: str, entry: schema.BlockNode, image: schema.Image | None) -> Node:
     if image is None:
         return Node(layer=layer, role="format", node_name=entry.node_name)
     data = image.format_specific.data if image.format_specific else None
@@ -135,7 +135,7 @@ def _uncounted(layer: str, name: str) -> Node:
 
 
 def _protocol_node(
-    layer: str, entry: qapi.BlockNode, image: qapi.Image | None, data: str | None
+    layer: str, entry: schema.BlockNode, image: schema.Image | None, data: str | None
 ) -> Node:
     return Node(
         layer=layer,
@@ -147,11 +147,11 @@ def _protocol_node(
     )
 
 
-def _data(image: qapi.Image) -> qapi.FormatData | None:
+def _data(image: schema.Image) -> schema.FormatData | None:
     return image.format_specific.data if image.format_specific else None
 
 
-def _data_file(image: qapi.Image, opened: AbstractSet[str]) -> str | None:
+def _data_file(image: schema.Image, opened: AbstractSet[str]) -> str | None:
     """Return the path of the file where the guest's data is, if that is not the image's own.
 
     It is empty where it is not known: a qcow2 shows the name that is in its header, though QEMU may
@@ -171,7 +171,7 @@ def _data_file(image: qapi.Image, opened: AbstractSet[str]) -> str | None:
     return (local_path(names.pop()) or "") if len(data.extents) == 1 else ""
 
 
-def _measured(layer: qapi.BlockNode, image: qapi.Image) -> qapi.Image:
+def _measured(layer: schema.BlockNode, image: schema.Image) -> schema.Image:
     """Return an image without the size that is none: a block device has always 0 blocks.
 
     QEMU adds up what the files of an image take. [bdrv_get_allocated_file_size]

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from exporter import qapi, verdict
+from exporter import verdict
 from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
 from exporter.graph import Place
 from exporter.metrics import Scope
 from exporter.model import Finished, JobOutcomes, LastError
+from exporter.qmp import schema
 from exporter.redact import public_text
 from exporter.verdict import FAILED, RESULTS, Seen, State
 
@@ -120,7 +121,7 @@ class Outcomes:
             self.end(job_id, end)
 
     def release(
-        self, places: Mapping[tuple[str, str], Place], others: Sequence[qapi.JobInfo]
+        self, places: Mapping[tuple[str, str], Place], others: Sequence[schema.JobInfo]
     ) -> None:
         """Count what was held, with what answers tell of it."""
         held, self.held = self.held, {}

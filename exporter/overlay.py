@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from exporter import openfiles, peer, qcow2
+from exporter import openfiles, qcow2
 from exporter.config import Grant
 from exporter.errors import Refused
-from exporter.qapi import Image
+from exporter.qmp import Image, peer
 from exporter.redact import local_path
 
 #: Most links that a path may lead over. [path_resolution(7)]

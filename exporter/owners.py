@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from exporter import qapi
 from exporter.identity import device_names
+from exporter.qmp import schema
 
 _NAME_LIMIT = 255
 
@@ -55,7 +55,7 @@ class Owners:
         return self.by_node.get(subject.node_name)
 
 
-def owners(entries: Sequence[qapi.BlockStats]) -> Owners:
+def owners(entries: Sequence[schema.BlockStats]) -> Owners:
     """Return the devices of query-blockstats by their paths and nodes.
 
     A node that is the root of one device and below another is the first one's; a layer that two
@@ -72,7 +72,7 @@ def owners(entries: Sequence[qapi.BlockStats]) -> Owners:
     }
     for entry, name in zip(entries, names, strict=True):
         # Below a filter query-blockstats has each node twice, as `parent` and as `backing`.
-        waiting: list[qapi.BlockNode] = [entry]
+        waiting: list[schema.BlockNode] = [entry]
         seen: set[str] = set()
         while waiting:
             node = waiting.pop()
@@ -90,7 +90,7 @@ def owners(entries: Sequence[qapi.BlockStats]) -> Owners:
     )
 
 
-def of_graph(graph: qapi.Graph, entries: Sequence[qapi.BlockStats]) -> Owners:
+def of_graph(graph: schema.Graph, entries: Sequence[schema.BlockStats]) -> Owners:
     """Return the devices by the nodes that only the graph has below them: children of a quorum."""
     nodes = {node.id: node for node in graph.nodes}
     below: dict[int, list[int]] = {}

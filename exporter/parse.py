@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 import msgspec
 
 from exporter import chain as chains
-from exporter import qapi
 from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
 from exporter.graph import Place
 from exporter.identity import device_names, key
 from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 from exporter.nodes import of_chain, word
+from exporter.qmp import schema
 from exporter.redact import public, public_text, throttle_group
 
 _replace = msgspec.structs.replace
-_LIMIT_NAMES = qapi.Limits.__struct_fields__
+_LIMIT_NAMES = schema.Limits.__struct_fields__
 #: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
 BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
 _INCUS_NODE = re.compile(r"^(incus|lxd)_")
@@ -31,9 +31,9 @@ class Topology:
     """What query-block said, and what was found out with it."""
 
     #: By `identity.key`.
-    blocks: Mapping[str, qapi.BlockInfo] = field(default_factory=dict)
+    blocks: Mapping[str, schema.BlockInfo] = field(default_factory=dict)
     #: Throttle group -> its limits.
-    limits: Mapping[str, qapi.Limits] = field(default_factory=dict)
+    limits: Mapping[str, schema.Limits] = field(default_factory=dict)
     #: The devices whose root node has no driver any more, and that node's name.
     closed: AbstractSet[tuple[str, str]] = frozenset()
     #: Of the data files that headers name, those that QEMU has open.
@@ -54,7 +54,7 @@ class Devices:
 
 
 def devices(
-    entries: Sequence[qapi.BlockStats],
+    entries: Sequence[schema.BlockStats],
     topology: Topology | None,
     expected_depth: Callable[[str], int],
 ) -> Devices:
@@ -93,7 +93,7 @@ def devices(
 
 def count(
     known: Devices,
-    entries: Sequence[qapi.BlockStats],
+    entries: Sequence[schema.BlockStats],
     walk: Walk,
     files: Mapping[str, ImageFile] | None = None,
 ) -> Counters:
@@ -117,7 +117,7 @@ def _file(paths: tuple[str, str], files: Mapping[str, ImageFile]) -> ImageFile |
     )
 
 
-def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
+def intervals(entry: schema.BlockStats) -> tuple[Interval, ...]:
     """Return the interval statistics of a device."""
     # QEMU takes one length twice, and keeps two equal statistics of it.
     by_length = {timed.interval_length: timed for timed in entry.stats.timed_stats}
@@ -125,15 +125,15 @@ def intervals(entry: qapi.BlockStats) -> tuple[Interval, ...]:
 
 
 def free_nodes(
-    nodes: Sequence[qapi.BlockNode], entries: Sequence[qapi.BlockStats]
-) -> tuple[tuple[Node, ...], Sequence[qapi.BlockNode]]:
+    nodes: Sequence[schema.BlockNode], entries: Sequence[schema.BlockStats]
+) -> tuple[tuple[Node, ...], Sequence[schema.BlockNode]]:
     """Return the nodes of `query-nodes: true` that no device of `entries` uses, and their counters.
 
     Raises:
         ProtocolError: two nodes have one name.
     """
     used: set[str] = set()
-    waiting: list[qapi.BlockNode] = list(entries)
+    waiting: list[schema.BlockNode] = list(entries)
     while waiting:
         entry = waiting.pop()
         if entry.node_name in used:
@@ -155,8 +155,8 @@ def free_nodes(
 
 
 def jobs(
-    block_jobs: Sequence[qapi.BlockJob],
-    other_jobs: Sequence[qapi.JobInfo],
+    block_jobs: Sequence[schema.BlockJob],
+    other_jobs: Sequence[schema.JobInfo],
     places: Mapping[tuple[str, str], Place],
 ) -> tuple[Job, ...]:
     """Return every job; `places` is keyed by id and type.
@@ -175,7 +175,7 @@ def jobs(
     for other in other_jobs:
         total = other.total_progress
         if other.id not in found:
-            plain = qapi.BlockJob(device=other.id, type=other.type)
+            plain = schema.BlockJob(device=other.id, type=other.type)
             plain.status = other.status  # type: ignore[attr-defined]  # a leaf of the table
             found[other.id] = Job(
                 "",
@@ -188,12 +188,12 @@ def jobs(
     return tuple(found.values())
 
 
-def other_jobs(jobs: Sequence[qapi.JobInfo], ids: AbstractSet[str]) -> list[qapi.JobInfo]:
+def other_jobs(jobs: Sequence[schema.JobInfo], ids: AbstractSet[str]) -> list[schema.JobInfo]:
     """Return the jobs of query-jobs that are no block jobs; `ids` are those of block jobs."""
     return [job for job in jobs if job.id not in ids and job.type not in BLOCK_JOB_TYPES]
 
 
-def throttle_groups(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
+def throttle_groups(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
     """Return the groups of throttle filters, whose limits query-block does not tell."""
     return frozenset(
         group
@@ -203,7 +203,7 @@ def throttle_groups(blocks: Mapping[str, qapi.BlockInfo]) -> frozenset[str]:
     )
 
 
-def manager(package: str, entries: Sequence[qapi.BlockStats]) -> str:
+def manager(package: str, entries: Sequence[schema.BlockStats]) -> str:
     """Return who runs this VM, as far as its names tell: libvirt, proxmox, incus or nothing."""
     if "pve" in package:
         return "proxmox"
@@ -213,12 +213,12 @@ def manager(package: str, entries: Sequence[qapi.BlockStats]) -> str:
     return "incus" if any(_INCUS_NODE.match(name) for name in nodes) else ""
 
 
-def _counted(bitmap: qapi.Bitmap) -> qapi.Bitmap:
+def _counted(bitmap: schema.Bitmap) -> schema.Bitmap:
     # Of one that was not saved QEMU knows nothing, and says 0.
     return _replace(bitmap, count=None) if getattr(bitmap, "inconsistent", None) else bitmap
 
 
-def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topology) -> Device:
+def _device(device: Device, info: schema.BlockInfo, chain: Chain, topology: Topology) -> Device:
     """Return `device` with what query-block knows of the device."""
     inserted = info.inserted
     known = _replace(
@@ -255,7 +255,9 @@ def _device(device: Device, info: qapi.BlockInfo, chain: Chain, topology: Topolo
     )
 
 
-def _throttle(inserted: qapi.Inserted, info: qapi.BlockInfo, topology: Topology) -> Throttle | None:
+def _throttle(
+    inserted: schema.Inserted, info: schema.BlockInfo, topology: Topology
+) -> Throttle | None:
     """Return the limits of the device itself, else those of a throttle filter above its chain."""
     if inserted.group or any(getattr(inserted, name) for name in _LIMIT_NAMES):
         return Throttle(inserted.group, inserted)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 
 from exporter import chain as chains
-from exporter import queries
-from exporter.client import Answers
 from exporter.config import Settings
 from exporter.corruption import Corruption
 from exporter.errors import ProtocolError
 from exporter.inquiry import Inquiry, left
-from exporter.qapi import BlockJob, BlockStats
-from exporter.qmp import Session
+from exporter.qmp import Answers, BlockJob, BlockStats, Session, queries
 from exporter.topology import (
     NodeNames,
     TopologyCache,

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
-from exporter import openfiles, peer, sockdiag
+from exporter import openfiles
+from exporter.qmp import peer, sockdiag
 
 
 class Host:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from exporter import qapi
 from exporter.errors import ProtocolError
 from exporter.metrics import Metric, Zero
+from exporter.qmp import schema
 from exporter.template import number
 
 #: No name of QEMU's is longer; a label of a liar's stands in every line of its device.
@@ -46,7 +46,7 @@ def lines_of(metric: Metric, record: Any, identity: str, value: Any) -> str:
         return _states(metric.name, metric.path[-1], metric.states, identity, value)
     if metric.kind == "info" or metric.labels:
         return info_line(metric, record, identity)
-    if isinstance(value, qapi.Histogram):
+    if isinstance(value, schema.Histogram):
         return _histogram(metric, identity, value)
     if not value and metric.zero is Zero.UNSET:
         return ""
@@ -69,7 +69,7 @@ def info_line(metric: Metric, record: Any, identity: str) -> str:
     return f"{metric.name}{{{identity}{identity and ','}{more}}} 1\n"
 
 
-def _histogram(metric: Metric, identity: str, histogram: qapi.Histogram) -> str:
+def _histogram(metric: Metric, identity: str, histogram: schema.Histogram) -> str:
     if len(histogram.bins) > _BINS_LIMIT:
         raise ProtocolError(f"sent a histogram of more than {_BINS_LIMIT} bins")
     total = 0

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
-from exporter import __version__, queries
-from exporter.client import Tally
+from exporter import __version__
 from exporter.concurrency import LoopPacer
 from exporter.config import Config
 from exporter.discovery import Discovery, printable
 from exporter.member import Collected, Member, Observer
 from exporter.model import Exporter
+from exporter.qmp import Tally, queries
 from exporter.render import Blobs, render_exporter
 from exporter.storage import Storage
 

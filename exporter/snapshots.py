@@ -24,7 +24,7 @@ from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.guards import Found
 from exporter.ledger import ENTRIES_LIMIT, KEPT_SECONDS, short
 from exporter.overlay import Granted, Made
-from exporter.qapi import Image
+from exporter.qmp import Image
 from exporter.redact import public
 
 log = logging.getLogger(__name__)

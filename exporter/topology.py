@@ -14,13 +14,13 @@ from typing import Any
 from zlib import crc32
 
 from exporter import chain as chains
-from exporter import nodes, parse, qapi, queries
-from exporter.client import Answers
+from exporter import nodes, parse
 from exporter.config import Settings
 from exporter.identity import key
 from exporter.imagefiles import ImageFiles, Storages
 from exporter.model import ImageFile
 from exporter.parse import Topology
+from exporter.qmp import Answers, queries, schema
 from exporter.storage import Storage
 
 #: Longest that the storage may take to say that it is there.
@@ -122,7 +122,7 @@ class TopologyCache:
         """Return what is seen of each image file, by its path, as long as `current` is known."""
         return self._images.known if self.current() else {}
 
-    def entries(self) -> list[qapi.BlockStats]:
+    def entries(self) -> list[schema.BlockStats]:
         """Return the devices of query-block, for a QEMU that has no query-blockstats."""
         topology = self.current()
         return [chains.without_counters(b) for b in topology.blocks.values()] if topology else []
@@ -189,9 +189,9 @@ class TopologyCache:
 
     async def put(
         self,
-        blocks: Sequence[qapi.BlockInfo],
+        blocks: Sequence[schema.BlockInfo],
         names: NodeNames,
-        limits: Mapping[str, qapi.Limits],
+        limits: Mapping[str, schema.Limits],
         process: int,
         timeout_seconds: float,
         *,
@@ -223,7 +223,7 @@ class TopologyCache:
         await self._images.learn(self._paths, names, process, timeout, anew=anew)
         self._outdated |= bool(self._images.doubted)
 
-    def merge_flat(self, blocks: Sequence[qapi.BlockInfo]) -> None:
+    def merge_flat(self, blocks: Sequence[schema.BlockInfo]) -> None:
         """Put the backing images, which a flat answer leaves out, back from the last one."""
         assert self._topology is not None
         for info in blocks:
@@ -232,7 +232,9 @@ class TopologyCache:
                 info.inserted.image.backing_image = before.inserted.image.backing_image
 
 
-def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, queries.Query[dict[str, int]]]:
+def throttle_queries(
+    blocks: Sequence[schema.BlockInfo],
+) -> dict[str, queries.Query[dict[str, int]]]:
     """Return the query for the limits of each throttle filter's group."""
     by_key = {str(index): info for index, info in enumerate(blocks)}
     return {
@@ -243,10 +245,10 @@ def throttle_queries(blocks: Sequence[qapi.BlockInfo]) -> dict[str, queries.Quer
 
 
 async def throttle_limits(
-    blocks: Sequence[qapi.BlockInfo],
+    blocks: Sequence[schema.BlockInfo],
     settings: Settings,
     batch: Callable[[Sequence[queries.Query[Any]]], Awaitable[Answers]],
-) -> dict[str, qapi.Limits]:
+) -> dict[str, schema.Limits]:
     """Ask for the limits of each throttle filter's group, by `batch`.
 
     Raises:
@@ -257,15 +259,15 @@ async def throttle_limits(
         return {}
     answers = await batch(list(queries.values()))
     return {
-        group: qapi.limits_of_group(limits)
+        group: schema.limits_of_group(limits)
         for group, query in queries.items()
         if not answers.refused(query) and (limits := answers.get(query))
     }
 
 
 def agree(
-    blocks: Sequence[qapi.BlockInfo],
-    entries: Sequence[qapi.BlockStats],
+    blocks: Sequence[schema.BlockInfo],
+    entries: Sequence[schema.BlockStats],
     closed: AbstractSet[tuple[str, str]],
 ) -> bool:
     """Whether query-block and query-blockstats saw the same chains.
@@ -281,7 +283,7 @@ def agree(
 
 
 def without_drivers(
-    blocks: Sequence[qapi.BlockInfo], entries: Sequence[qapi.BlockStats]
+    blocks: Sequence[schema.BlockInfo], entries: Sequence[schema.BlockStats]
 ) -> frozenset[tuple[str, str]]:
     """Return the devices whose root node seems to have no driver, and that node's name.
 

@@ -12,15 +12,14 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from exporter import api, guards, view
-from exporter.commands import Command, Qemu
 from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
 from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.outcomes import End
+from exporter.qmp import Command, Qemu, SocketFile
 from exporter.redact import public_text
 from exporter.scrape import Fleet
-from exporter.socketfile import SocketFile
 from exporter.storage import StorageBusy, StorageHangs
 from exporter.topology import CANARY_SECONDS
 from exporter.vm import Vm

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from msgspec import UnsetType
 
-from exporter import api, commands, view
-from exporter.commands import Command, Qemu
+from exporter import api, view
 from exporter.errors import Refused
 from exporter.model import Job, Snapshot
+from exporter.qmp import Command, Qemu, commands
 
 #: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
 _PAUSABLE = frozenset({"running", "ready", "created"})

@@ -10,9 +10,7 @@ from typing import Any
 import msgspec
 
 from exporter import chain as chains
-from exporter import parse, qapi, queries
-from exporter.client import Answers, Tally
-from exporter.commands import Command, Qemu
+from exporter import parse
 from exporter.concurrency import LoopPacer
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
@@ -21,10 +19,8 @@ from exporter.inquiry import Inquiry, left
 from exporter.joblist import JobList
 from exporter.model import Counters, Device, ImageFile, Node, Snapshot
 from exporter.owners import Owners, of_graph
-from exporter.qmp import Session
-from exporter.queries import Query
+from exporter.qmp import Answers, Command, Qemu, Query, Session, SocketFile, Tally, queries, schema
 from exporter.refresh import Refresh
-from exporter.socketfile import SocketFile
 from exporter.storage import Storage
 from exporter.topology import TopologyCache
 from exporter.watch import Watch
@@ -163,7 +159,7 @@ class Vm:
         answers = await self._session.ask(queries.MIGRATE, *new, timeout_seconds=timeout_seconds)
         if new:
             self._commands = frozenset(c.name for c in answers.get(queries.KNOWN_COMMANDS) or ())
-        status = (answers.get(queries.MIGRATE) or qapi.Migration()).status
+        status = (answers.get(queries.MIGRATE) or schema.Migration()).status
         version = self._session.version
         waits = status == "completed" and not self._has_run and version < _ACTIVE_VERSION
         return Qemu(
@@ -313,7 +309,7 @@ class Vm:
         await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
 
     def _count(
-        self, entries: list[qapi.BlockStats], walk: chains.Walk
+        self, entries: list[schema.BlockStats], walk: chains.Walk
     ) -> tuple[tuple[Device, ...], Counters]:
         """Return the devices; only their counters are new while query-block's answer is not."""
         topology = self._topology.current()

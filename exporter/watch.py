@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from exporter import qapi
 from exporter.errors import TargetError
 from exporter.events import Events
 from exporter.graph import Place, place_job
@@ -22,8 +21,7 @@ from exporter.jobs import Jobs
 from exporter.metrics import Scope
 from exporter.model import Job
 from exporter.owners import owners
-from exporter.peer import Process
-from exporter.qmp import Session
+from exporter.qmp import Process, Session, schema
 
 #: Most looks between two scrapes.
 LOOKS_LIMIT = 100
@@ -68,7 +66,7 @@ class Watch:
         self.jobs.ask()
         self.events.ask()
 
-    def know(self, entries: Sequence[qapi.BlockStats], names: tuple[str, ...]) -> None:
+    def know(self, entries: Sequence[schema.BlockStats], names: tuple[str, ...]) -> None:
         """Take the devices and nodes of query-blockstats; `names` are those of `chain.Walk`."""
         if names is not self._names and names != self._names:
             self.events.know(owners(entries))
@@ -91,7 +89,7 @@ class Watch:
         self._look_soon()
         return status
 
-    def unplaced(self, jobs: Sequence[qapi.BlockJob]) -> list[tuple[str, str]]:
+    def unplaced(self, jobs: Sequence[schema.BlockJob]) -> list[tuple[str, str]]:
         """Return the jobs whose place is not known; that of any other job is forgotten."""
         keys = [(job.device, job.type) for job in jobs]
         self.places = {key: self.places[key] for key in keys if key in self.places}
@@ -100,8 +98,8 @@ class Watch:
     def place(
         self,
         jobs: Sequence[tuple[str, str]],
-        graph: qapi.Graph | None,
-        entries: Sequence[qapi.BlockStats],
+        graph: schema.Graph | None,
+        entries: Sequence[schema.BlockStats],
     ) -> None:
         """Find out where jobs work; without a graph that is on record for those started here."""
         for key in jobs:
@@ -110,7 +108,7 @@ class Watch:
             if place is not None:
                 self.places[key] = place
 
-    def placed(self, jobs: list[qapi.BlockJob]) -> list[qapi.BlockJob]:
+    def placed(self, jobs: list[schema.BlockJob]) -> list[schema.BlockJob]:
         """Return the jobs without those that ended since they were told of."""
         return [job for job in jobs if (job.device, job.type) in self.places]
 

@@ -71,7 +71,7 @@ def root_logger() -> Iterator[logging.Logger]:
 @pytest.fixture(autouse=True)
 def fresh_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every look at the sockets of this host see what is there now: a test waits for nothing."""
-    monkeypatch.setattr("exporter.connections.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("exporter.qmp.connections.FRESH_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from exporter.commands import WRITE_COMMANDS
+from exporter.qmp.commands import WRITE_COMMANDS
 
 GREETING = {
     "QMP": {

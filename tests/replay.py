@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.client import Tally
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.families import join
 from exporter.model import Snapshot
+from exporter.qmp.client import Tally
 from exporter.render import Plan
 from exporter.sight import Sight
 from exporter.storage import Storage

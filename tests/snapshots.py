@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import qapi
 from exporter.api.problems import PROBLEMS
 from exporter.errors import Refused
 from exporter.model import Counters, Device, Job, Node, Snapshot
+from exporter.qmp import schema
 from tests.disks import block_job
 
 CHAIN = ("top", "mid", "base")
@@ -25,7 +25,7 @@ STATUSES = (
 def node(layer: int, name: str, file: str | None = None, **image: object) -> Node:
     """A layer, whose file is that of its name where nothing else is said."""
     path = f"/images/{name}.qcow2" if file is None else file
-    told = msgspec.convert({"filename": path, "format": "qcow2", **image}, qapi.Image)
+    told = msgspec.convert({"filename": path, "format": "qcow2", **image}, schema.Image)
     return Node(layer=str(layer), role="format", node_name=name, image=told, file=path)
 
 
@@ -41,17 +41,17 @@ def disk(*layers: str | Node, name: str = "disk0", **more: Any) -> Device:
 
 def job(job_id: str = "disk0", kind: str = "commit", device: str = "disk0", **more: Any) -> Job:
     """A block job; `status` "" is that of a QEMU that has none."""
-    told = msgspec.convert(block_job(job_id, kind, **more), qapi.BlockJob)
+    told = msgspec.convert(block_job(job_id, kind, **more), schema.BlockJob)
     if more.get("status") == "":
         told.status = None  # type: ignore[attr-defined]  # a leaf of the table
     return Job(device, job_id, kind, told)
 
 
-def vm(*devices: Device, entries: Sequence[qapi.BlockStats] = (), **more: Any) -> Snapshot:
+def vm(*devices: Device, entries: Sequence[schema.BlockStats] = (), **more: Any) -> Snapshot:
     """A VM that is up."""
     chosen = devices or (disk(),)
     told = entries or [
-        qapi.BlockStats(stats=qapi.Stats(), device=each.device, node_name=_root(each))
+        schema.BlockStats(stats=schema.Stats(), device=each.device, node_name=_root(each))
         for each in chosen
     ]
     more = {"storage_responding": True, "status": "running", **more}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exporter import chain, parse
 from exporter.model import Device
-from exporter.qapi import BlockInfo, BlockStats
+from exporter.qmp.schema import BlockInfo, BlockStats
 
 #: Drivers that are filters, formats, and one that no list knows.
 _DRIVERS = ("throttle", "copy-on-read", "commit_top", "copy-before-write", "brand-new", "qcow2")

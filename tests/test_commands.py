@@ -11,12 +11,12 @@ from typing import Any, cast, get_origin, get_type_hints
 import msgspec
 import pytest
 
-from exporter import commands, queries
-from exporter.client import Tally
-from exporter.commands import Command, DiskName, LayerName, Qemu
 from exporter.errors import CommandRefused
-from exporter.qmp import Session
-from exporter.queries import Query
+from exporter.qmp import commands, queries
+from exporter.qmp.client import Tally
+from exporter.qmp.commands import Command, DiskName, LayerName, Qemu
+from exporter.qmp.queries import Query
+from exporter.qmp.session import Session
 from tests.fakeqmp import FakeQmp
 
 EXPORTER = Path(__file__).parent.parent / "exporter"

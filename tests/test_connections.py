@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import connections, sockdiag, socketfile
+from exporter.qmp import connections, sockdiag, socket_file
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def number(sock: socket.socket) -> int:
 
 def is_served(path: str) -> bool:
     """Whether a client is connected to the socket at a path."""
-    return connections.is_served(path, socketfile.look(path))
+    return connections.is_served(path, socket_file.look(path))
 
 
 def has_another(path: str, ours: socket.socket) -> bool:
     """Whether another client than `ours` is served there."""
-    return connections.has_another_client(path, socketfile.look(path), number(ours))
+    return connections.has_another_client(path, socket_file.look(path), number(ours))
 
 
 def test_another_client_is_seen_while_one_waits(
@@ -171,7 +171,7 @@ def test_a_file_system_that_tells_of_another_device_is_no_hindrance(
     listener: socket.socket, path: str
 ) -> None:
     """As btrfs and overlayfs do: then the path has to be that of QEMU."""
-    file = socketfile.look(path)
+    file = socket_file.look(path)
     assert file is not None
     other = file._replace(device=os.makedev(0, 9999))
     with connect(path):
@@ -192,7 +192,7 @@ def test_without_proc_nothing_is_seen(
         with served:
             assert not is_served(path)
             assert not has_another(path, ours)
-    assert connections.listener(path, socketfile.look(path)) is None
+    assert connections.listener(path, socket_file.look(path)) is None
 
 
 @pytest.mark.parametrize(("code", "times"), [(errno.EPERM, 1), (errno.ENOENT, 1), (errno.EMFILE, 3)])
@@ -209,7 +209,7 @@ def test_a_kernel_that_does_not_tell_is_asked_once(
 
 def test_the_listener_tells_who_waits(listener: socket.socket, path: str) -> None:
     """Those that left are known not to."""
-    file = socketfile.look(path)
+    file = socket_file.look(path)
 
     def waiting() -> tuple[int, ...]:
         found = connections.listener(path, file)

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import api, effects, qapi
+from exporter import api, effects
 from exporter.model import Device, Job, Snapshot
 from exporter.outcomes import End
+from exporter.qmp import schema
 from exporter.verdict import RESULTS
 from tests.disks import block_job
 
@@ -18,7 +19,7 @@ SINCE = 1000.0
 
 def job(job_id: str = "qbe-a", **more: object) -> Job:
     """A job of a snapshot."""
-    told = msgspec.convert(block_job(job_id, **more), qapi.BlockJob)
+    told = msgspec.convert(block_job(job_id, **more), schema.BlockJob)
     return Job("disk0", job_id, "commit", told)
 
 

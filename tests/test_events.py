@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import qapi
 from exporter.events import NAMES, Events
 from exporter.metrics.types import Scope
 from exporter.model import DeviceEvents, IoErrors, Job, JobError, VmEvents
 from exporter.owners import Owners, of_graph, owners
+from exporter.qmp import schema
 from tests.disks import Disk
 
 QDEV = "/machine/peripheral/vda/virtio-backend"
@@ -21,10 +21,10 @@ VDA = Disk(device="", qdev=QDEV, nodes=("top", "base"))
 DISK0 = Disk(device="disk0", nodes=("other",))
 
 
-def entries(*disks: Disk | dict[str, Any]) -> list[qapi.BlockStats]:
+def entries(*disks: Disk | dict[str, Any]) -> list[schema.BlockStats]:
     """Return query-blockstats of these disks."""
     told = [disk.stats() if isinstance(disk, Disk) else disk for disk in disks]
-    return msgspec.convert(told, list[qapi.BlockStats])
+    return msgspec.convert(told, list[schema.BlockStats])
 
 
 def filtered(disk: Disk, name: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def test_the_graph_has_nodes_that_the_statistics_leave_out() -> None:
                 {"parent": 4, "child": 5, "name": "target"},
             ],
         },
-        qapi.Graph,
+        schema.Graph,
     )
     events = known()
     for node in ("child", "target"):
@@ -197,12 +197,12 @@ def test_a_node_that_is_a_root_is_its_own_devices() -> None:
 
 def test_filters_above_filters_are_walked_once() -> None:
     """Each has what is below it twice; 40 of them would be walked for years."""
-    node = msgspec.convert({"stats": {}, "node-name": "base"}, qapi.BlockNode)
+    node = msgspec.convert({"stats": {}, "node-name": "base"}, schema.BlockNode)
     for number in range(40):
-        above = qapi.BlockNode(stats=qapi.NodeStats(), node_name=f"f{number}")
+        above = schema.BlockNode(stats=schema.NodeStats(), node_name=f"f{number}")
         above.parent = above.backing = node
         node = above
-    root = msgspec.convert({"stats": {}, "device": "disk0", "node-name": "root"}, qapi.BlockStats)
+    root = msgspec.convert({"stats": {}, "device": "disk0", "node-name": "root"}, schema.BlockStats)
     root.parent = root.backing = node
 
     assert len(owners([root]).by_node) == 42
@@ -303,7 +303,7 @@ def test_every_event_is_counted_by_its_name() -> None:
 
 def job(job_id: str, job_type: str = "mirror") -> Job:
     """Return a job of disk0."""
-    return Job("disk0", job_id, job_type, qapi.BlockJob(device=job_id, type=job_type))
+    return Job("disk0", job_id, job_type, schema.BlockJob(device=job_id, type=job_type))
 
 
 def test_the_errors_of_a_job_begin_at_0_with_it() -> None:

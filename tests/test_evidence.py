@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import parse, qapi
+from exporter import parse
 from exporter.evidence import Span, compare
 from exporter.graph import Merge, users
-from exporter.peer import Process
+from exporter.qmp import schema
+from exporter.qmp.peer import Process
 from exporter.verdict import RESULTS, TABLE, Seen, State
 from exporter.watch import Watch
 from tests.disks import block_job
@@ -271,7 +272,7 @@ class World:
 
     # What is asked, each answer at its own moment.
 
-    def graph(self) -> qapi.Graph:
+    def graph(self) -> schema.Graph:
         edges = []
         for name, chain in self.chains.items():
             job = next(
@@ -304,7 +305,7 @@ class World:
             msgspec.convert(
                 block_job(j.id, j.kind, status=j.status, ready=j.status == "ready",
                           **({"error": j.error} if j.error else {})),
-                qapi.BlockJob,
+                schema.BlockJob,
             )
             for j in self.jobs.values() if j.kind != "create"
         ]  # fmt: skip
@@ -318,7 +319,7 @@ class World:
             msgspec.convert(
                 {"id": j.id, "type": j.kind, "status": j.status, "current-progress": 0,
                  "total-progress": 1, **({"error": j.error} if j.error else {})},
-                qapi.JobInfo,
+                schema.JobInfo,
             )
             for j in self.jobs.values() if j.kind == "create"
         ]  # fmt: skip

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from exporter.client import Tally
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.model import Snapshot
+from exporter.qmp.client import Tally
 from exporter.render import Plan
 from exporter.storage import Storage
 from exporter.vm import Vm

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from exporter import qapi, queries
 from exporter.graph import Merge, Place, place_job
+from exporter.qmp import queries, schema
 
 
-def graph(*edges: str) -> qapi.Graph:
+def graph(*edges: str) -> schema.Graph:
     """Build a graph of `parent -name-> child`; `job:` and `dev:` tell what is no node."""
     types = {"job": "block-job", "dev": "block-backend"}
     ids: dict[str, int] = {}
@@ -29,16 +29,16 @@ def graph(*edges: str) -> qapi.Graph:
     return msgspec_graph({"nodes": nodes, "edges": links})
 
 
-def msgspec_graph(tree: dict[str, Any]) -> qapi.Graph:
+def msgspec_graph(tree: dict[str, Any]) -> schema.Graph:
     """Decode a graph as a session does."""
     return queries.GRAPH.decoder.decode(json.dumps({"return": tree})).return_  # type: ignore[return-value]
 
 
-def disk(device: str, *layers: str, qdev: str = "") -> qapi.BlockStats:
+def disk(device: str, *layers: str, qdev: str = "") -> schema.BlockStats:
     """An entry of query-blockstats with a chain of named layers."""
-    entry: qapi.BlockStats | None = None
+    entry: schema.BlockStats | None = None
     for name in reversed(layers):
-        entry = qapi.BlockStats(stats=qapi.Stats(), node_name=name, backing=entry)
+        entry = schema.BlockStats(stats=schema.Stats(), node_name=name, backing=entry)
     assert entry is not None
     entry.device, entry.qdev = device, qdev
     return entry

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from exporter import api, guards, qapi
-from exporter.commands import DiskName, LayerName, Qemu
+from exporter import api, guards
 from exporter.errors import Refused
 from exporter.guards import Found, Range
 from exporter.model import Device, Node, Snapshot
+from exporter.qmp import schema
+from exporter.qmp.commands import DiskName, LayerName, Qemu
 from tests.snapshots import CHAIN, STATUSES, disk, job, node, refused, vm
 
 
@@ -129,9 +130,9 @@ def test_a_device_is_found_with_what_qemu_calls_it() -> None:
 
 def test_a_device_without_a_name_is_known_by_the_node_it_stands_on() -> None:
     """As a `-blockdev` disk is; a filter above its chain is that node, and no layer."""
-    below = qapi.BlockNode(stats=qapi.NodeStats(), node_name="top")
-    entry = qapi.BlockStats(
-        stats=qapi.Stats(), qdev="disk0", node_name="filter", parent=below, backing=below
+    below = schema.BlockNode(stats=schema.NodeStats(), node_name="top")
+    entry = schema.BlockStats(
+        stats=schema.Stats(), qdev="disk0", node_name="filter", parent=below, backing=below
     )
     told = guards.device(vm(disk(), entries=[entry]), "disk0")
 
@@ -162,7 +163,7 @@ def test_query_block_says_which_node_a_device_stands_on() -> None:
             "file": "/f", "drv": "qcow2", "ro": False, "node-name": "root",
             "image": {"filename": "/f", "format": "qcow2"},
         }},
-        qapi.BlockInfo,
+        schema.BlockInfo,
     )  # fmt: skip
 
     assert found(block=block).disk == DiskName("disk0", "root")
@@ -193,7 +194,7 @@ def test_a_medium_that_nobody_denies_is_taken_for_there(inserted: bool | None) -
 def test_a_layer_is_named_as_qemu_names_it_with_its_credentials() -> None:
     """That is for QEMU alone; a layer of which query-block did not tell has no file."""
     secret = msgspec.structs.replace(
-        node(1, "base"), image=qapi.Image("http://u:PW@h/b", "raw"), file="http://h/b"
+        node(1, "base"), image=schema.Image("http://u:PW@h/b", "raw"), file="http://h/b"
     )
     blind = Node(layer="0", role="format", node_name="top")
     told = found(blind, secret)
@@ -263,7 +264,7 @@ def test_a_disk_that_is_not_active_is_left_alone(active: bool | None) -> None:
     told = {"device": "disk0", "inserted": {"file": "/b", "drv": "qcow2", "ro": False}}
     told["inserted"] |= {"image": {"filename": "/b", "format": "qcow2"}}
     told["inserted"] |= {} if active is None else {"active": active}
-    block = msgspec.convert(told, qapi.BlockInfo)
+    block = msgspec.convert(told, schema.BlockInfo)
 
     if active is False:
         problem, detail = refused(guards.writable, found(block=block))

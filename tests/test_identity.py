@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from exporter import qapi
 from exporter.errors import ProtocolError
 from exporter.identity import device_names
+from exporter.qmp import schema
 from tests.conftest import samples, series
 from tests.replay import replay, steps
 
 
-def entry(device: str = "", qdev: str = "") -> qapi.BlockStats:
+def entry(device: str = "", qdev: str = "") -> schema.BlockStats:
     """An entry of query-blockstats with a name and nothing else."""
-    return qapi.BlockStats(stats=qapi.Stats(), device=device, qdev=qdev)
+    return schema.BlockStats(stats=schema.Stats(), device=device, qdev=qdev)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import guards, imagenames, qapi
+from exporter import guards, imagenames
 from exporter.guards import Found, Range
 from exporter.model import Counters, FileName, ImageFile, Node, Snapshot
+from exporter.qmp import schema
 from tests.snapshots import CHAIN, disk, node, refused, vm
 
 
@@ -87,7 +88,7 @@ def test_what_cannot_be_seen_is_not_refused() -> None:
 )
 def test_an_image_that_its_name_does_not_tell_may_be_a_shared_layer(file: str, said: bool) -> None:
     """Of a VM whose open files cannot be seen."""
-    protocol = Node(layer="0", role="protocol", node_name="p", image=qapi.Image("q.raw", "file"))
+    protocol = Node(layer="0", role="protocol", node_name="p", image=schema.Image("q.raw", "file"))
     why = imagenames.unseen(vm(disk(node(0, "top"), protocol, node(1, "base", file))))
 
     assert why == (f"has an image that cannot be told by its name, {file}" if said else "")

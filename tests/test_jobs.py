@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import jobs as module
-from exporter import qapi
 from exporter.graph import Place
 from exporter.jobs import Jobs
 from exporter.known import LIVE, Known, Sight
 from exporter.metrics.types import Scope
 from exporter.model import Device, Job, Node
 from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
-from exporter.peer import Process
+from exporter.qmp import schema
+from exporter.qmp.peer import Process
 from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.replay import RECORDINGS
@@ -39,16 +39,16 @@ def device(*layers: str, name: str = "disk0") -> Device:
     return Device(device=name, nodes=nodes, backing_depth=0, expected_backing_depth=0)
 
 
-def listed(job_id: str = "disk0", kind: str = "commit", **more: object) -> qapi.BlockJob:
+def listed(job_id: str = "disk0", kind: str = "commit", **more: object) -> schema.BlockJob:
     """An entry of query-block-jobs."""
-    return msgspec.convert(block_job(job_id, kind, **more), qapi.BlockJob)
+    return msgspec.convert(block_job(job_id, kind, **more), schema.BlockJob)
 
 
-def other(job_id: str = "snap", status: str = "running", **more: object) -> qapi.JobInfo:
+def other(job_id: str = "snap", status: str = "running", **more: object) -> schema.JobInfo:
     """An entry of query-jobs."""
     entry = {"id": job_id, "type": "snapshot-save", "status": status, **more}
     return msgspec.convert(
-        {**entry, "current-progress": 1, "total-progress": 4}, qapi.JobInfo
+        {**entry, "current-progress": 1, "total-progress": 4}, schema.JobInfo
     )
 
 
@@ -83,8 +83,8 @@ class Watched:
 
     def answer(
         self,
-        *told: qapi.BlockJob,
-        others: Sequence[qapi.JobInfo] | None = None,
+        *told: schema.BlockJob,
+        others: Sequence[schema.JobInfo] | None = None,
         place: Place | None = ACTIVE,
         readable: bool = True,
     ) -> None:
@@ -93,7 +93,7 @@ class Watched:
         places = {(job.device, job.type): place for job in told if place}
         self.jobs.poll(told, others, places, self.devices, self.now, readable=readable)
 
-    def poll(self, *told: qapi.BlockJob, **more: Any) -> None:
+    def poll(self, *told: schema.BlockJob, **more: Any) -> None:
         """Ask and take the answers."""
         self.jobs.ask()
         self.answer(*told, **more)
@@ -808,7 +808,7 @@ def test_no_job_is_completed_that_nobody_said_to_be(steps: list[tuple[Any, ...]]
     assert sum(vm.counts.values()) <= ends + 2
 
 
-def _said_to_be_done(job: qapi.BlockJob) -> bool:
+def _said_to_be_done(job: schema.BlockJob) -> bool:
     return job.status == "concluded" and not job.error  # type: ignore[attr-defined]
 
 

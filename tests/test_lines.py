@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter import lines
 from exporter.errors import ProtocolError
-from exporter.lines import Lines
+from exporter.qmp import line_protocol
+from exporter.qmp.line_protocol import Lines
 from tests.fakeqmp import until
 
 
@@ -73,7 +73,7 @@ async def test_whoever_closes_the_stream_is_told_when_it_is_closed(ends: Ends) -
 
 async def test_a_line_beyond_the_limit_ends_it(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what follows is not looked at."""
-    monkeypatch.setattr(lines, "LINE_LIMIT_BYTES", 10)
+    monkeypatch.setattr(line_protocol, "LINE_LIMIT_BYTES", 10)
     await ends.lines.take_over(ends.reader)
     ends.far.sendall(b"x" * 11)
     with pytest.raises(ProtocolError, match="more than 10 bytes"):

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from exporter import openfiles, peer
+from exporter import openfiles
 from exporter.openfiles import OpenFile
+from exporter.qmp import peer
 from exporter.sight import look_at
 from tests.fakeqmp import until
 

@@ -15,18 +15,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import overlay, qapi
+from exporter import overlay
 from exporter.config.settings import Grant
 from exporter.errors import Refused
+from exporter.qmp import schema
 
 MIB = 1 << 20
 SELF = os.getpid()
 
 
-def image(filename: object, **more: Any) -> qapi.Image:
+def image(filename: object, **more: Any) -> schema.Image:
     """The active image of a disk, as query-block tells it."""
     told = {"filename": str(filename), "format": "qcow2", "virtual-size": 64 * MIB, **more}
-    return msgspec.json.decode(json.dumps(told), type=qapi.Image)
+    return msgspec.json.decode(json.dumps(told), type=schema.Image)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def grant(*folders: object, same_files: bool = True) -> Grant:
 
 
 def make(
-    path: object, *grants: Grant, active: qapi.Image | None = None, process: int = SELF
+    path: object, *grants: Grant, active: schema.Image | None = None, process: int = SELF
 ) -> overlay.Made:
     """Make a file as the grants allow it."""
     where = overlay.granted(str(path), grants, process)
@@ -372,7 +373,7 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
 USED = "it was made for this snapshot, and is not empty any more, or the disk is not as it was"
 
 
-def again(made: overlay.Made, active: qapi.Image | None = None, process: int = SELF) -> set[str]:
+def again(made: overlay.Made, active: schema.Image | None = None, process: int = SELF) -> set[str]:
     """Return why a file that was made here is not used again, by a dry run and by a real one."""
     grants, said = [grant(Path(made.path).parent)], set()
     where = overlay.granted(made.path, grants, process)
@@ -412,7 +413,7 @@ def test_a_file_that_somebody_wrote_to_is_not_used(granted: Path, how: str) -> N
 
 @pytest.mark.parametrize("now", [image("/other"), image("/b", **{"virtual-size": 65 * MIB})])
 def test_a_file_for_a_disk_that_is_not_as_it_was_is_not_used(
-    granted: Path, now: qapi.Image
+    granted: Path, now: schema.Image
 ) -> None:
     """It is on another layer by now, or has another size."""
     made = make(granted / "new", grant(granted))

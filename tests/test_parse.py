@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import parse, qapi, queries
+from exporter import parse
 from exporter.chain import walk
 from exporter.errors import ProtocolError
 from exporter.families import join
 from exporter.identity import key
 from exporter.model import Device, Snapshot
 from exporter.parse import Topology
-from exporter.queries import Query
+from exporter.qmp import queries, schema
+from exporter.qmp.queries import Query
 from exporter.render import Plan
 from tests.conftest import samples, series
 
@@ -53,7 +54,7 @@ def entries(*values: Any, query: Query[Any] = queries.BLOCKSTATS) -> Any:
     return query.decoder.decode(json.dumps({"return": values})).return_
 
 
-def blocks(*values: Any) -> list[qapi.BlockInfo]:
+def blocks(*values: Any) -> list[schema.BlockInfo]:
     """Decode entries of query-block."""
     return queries.BLOCK.decoder.decode(json.dumps({"return": values})).return_  # type: ignore[return-value]
 
@@ -76,7 +77,7 @@ def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device,
     return parse.devices(entries(*stats), known, lambda device: 0).found
 
 
-def rendered(found: parse.Devices, told: list[qapi.BlockStats]) -> str:
+def rendered(found: parse.Devices, told: list[schema.BlockStats]) -> str:
     """Return the text of a VM with these devices."""
     counters = parse.count(found, told, walk(told))
     snapshot = Snapshot(vm="v", up=True, devices=found.found, counters=counters)
@@ -146,7 +147,7 @@ def test_limits_of_a_filter_come_from_its_group() -> None:
     stats = [{"device": "a", "node-name": "f", "stats": {}, "parent": below, "backing": below}]
     top = {"format": "throttle", "backing-image": image("/a")}
     info = [{"device": "a", "inserted": inserted(filter_name, "f", bps=0, image=top)}]
-    limits = {"grp1": qapi.limits_of_group({"bps-write": 5, "iops-total": 7, "iops-size": 0})}
+    limits = {"grp1": schema.limits_of_group({"bps-write": 5, "iops-total": 7, "iops-size": 0})}
     known = Topology(blocks={"a": blocks(*info)[0]}, limits=limits)
     told = entries(*stats)
     lines = rendered(parse.devices(told, known, lambda device: 0), told)
@@ -160,7 +161,7 @@ def test_limits_of_a_filter_come_from_its_group() -> None:
 
 def test_a_burst_has_its_length_only_where_there_is_a_burst() -> None:
     """QEMU reports a length of 1 for every limit of a group."""
-    limits = qapi.limits_of_group(
+    limits = schema.limits_of_group(
         {"bps-read-max": 0, "bps-read-max-length": 1, "bps-write-max": 9, "bps-write-max-length": 2}
     )
 
@@ -204,7 +205,7 @@ def test_the_manager_is_known_by_its_names(package: str, node: str, manager: str
 
 def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
     """snapshot-save and create are only in query-jobs; a total of 0 is no ratio."""
-    other = qapi.JobInfo(
+    other = schema.JobInfo(
         id="s", type="snapshot-save", status="running", current_progress=1, total_progress=4
     )
     (job,) = parse.jobs([], [other], {})
@@ -218,7 +219,7 @@ def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
 
 def test_two_jobs_of_one_id_are_refused() -> None:
     """QEMU never has them; two equal series would cost the whole scrape."""
-    job = qapi.BlockJob(device="j", type="commit")
+    job = schema.BlockJob(device="j", type="commit")
     with pytest.raises(ProtocolError, match="two jobs"):
         parse.jobs([job, job], [], {})
 

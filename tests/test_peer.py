@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter import connections, peer, socketfile
-from exporter.client import Tally
 from exporter.errors import TargetError, TargetTimeout
-from exporter.qmp import Session
-from exporter.queries import STATUS
+from exporter.qmp import connections, peer, socket_file
+from exporter.qmp.client import Tally
+from exporter.qmp.queries import STATUS
+from exporter.qmp.session import Session
 from tests.fakeqmp import until
 from tests.test_connections import listen
 
@@ -211,7 +211,7 @@ async def test_a_shared_socket_of_a_stopped_process_is_left_alone(
         with pytest.raises(TargetError) as caught:
             await session.connect(20.0, keep_waiting=False)
         assert caught.value.reason == "stopped"
-    listener = connections.listener(path, socketfile.look(path))
+    listener = connections.listener(path, socket_file.look(path))
 
     assert listener is not None
     assert listener.waiting == ()

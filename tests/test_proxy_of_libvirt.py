@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.client import Tally
 from exporter.errors import ProtocolError, TargetTimeout
-from exporter.qmp import Session
-from exporter.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
+from exporter.qmp.client import Tally
+from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
+from exporter.qmp.session import Session
 from tests.fakeqmp import FakeQmp, until
 
 GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, \
@@ -79,7 +79,7 @@ async def test_events_without_end_are_no_greeting(
     proxy: Proxy, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as a session takes between two scrapes, and no more."""
-    monkeypatch.setattr("exporter.client.EVENTS_LIMIT", 10)
+    monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 10)
     proxy.greeting = EVENT * 11
 
     with pytest.raises(ProtocolError, match="does not greet like QMP"):

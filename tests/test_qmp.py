@@ -17,8 +17,6 @@ import msgspec
 import pytest
 from qemu.qmp import QMPError
 
-from exporter import connections, qapi, qmp, queries, socketfile
-from exporter.client import Tally
 from exporter.errors import (
     CommandRefused,
     ProtocolError,
@@ -26,9 +24,12 @@ from exporter.errors import (
     TargetTimeout,
     Unreachable,
 )
-from exporter.lines import LINE_LIMIT_BYTES
-from exporter.qmp import Session
-from exporter.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
+from exporter.qmp import connections, queries, schema, socket_file
+from exporter.qmp import session as session_module
+from exporter.qmp.client import Tally
+from exporter.qmp.line_protocol import LINE_LIMIT_BYTES
+from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
+from exporter.qmp.session import Session
 from tests.fakeqmp import GREETING, SAFE_SET, FakeQmp, until
 
 SECRET = "SECRETPW"
@@ -69,14 +70,14 @@ async def connect(session: Session) -> None:
     await session.connect(PATIENCE, keep_waiting=True)
 
 
-async def ask(session: Session, *queries: Query[object]) -> qmp.Answers:
+async def ask(session: Session, *queries: Query[object]) -> session_module.Answers:
     """Ask with patience."""
     return await session.ask(*queries, timeout_seconds=PATIENCE)
 
 
 def is_served(path: str) -> bool:
     """Whether a client is connected to a socket."""
-    return connections.is_served(path, socketfile.look(path))
+    return connections.is_served(path, socket_file.look(path))
 
 
 async def works(session: Session) -> bool:
@@ -85,7 +86,7 @@ async def works(session: Session) -> bool:
     await until(lambda: session.connected or not is_served(session.path))
     await connect(session)
     answers = await ask(session, STATUS)
-    return answers.get(STATUS) == qapi.Status(running=True, status="running")
+    return answers.get(STATUS) == schema.Status(running=True, status="running")
 
 
 # What goes well.
@@ -99,8 +100,8 @@ async def test_queries_leave_in_one_write_and_are_answered_in_order(
     answers = await ask(session, NAME, STATUS, BLOCKSTATS)
 
     assert fake.commands == ["query-name", "query-status", "query-blockstats"]
-    assert answers.get(NAME) == qapi.Name(name="fake")
-    assert answers.get(STATUS) == qapi.Status(running=True, status="running")
+    assert answers.get(NAME) == schema.Name(name="fake")
+    assert answers.get(STATUS) == schema.Status(running=True, status="running")
     assert answers.get(BLOCKSTATS) == []
     assert (session.version, session.package) == ((7, 2, 0), "fake")
 
@@ -110,7 +111,7 @@ async def test_a_reply_that_comes_byte_by_byte_is_read(fake: FakeQmp, session: S
     fake.piece_bytes = 1
     await connect(session)
 
-    assert (await ask(session, NAME, UUID)).get(NAME) == qapi.Name(name="fake")
+    assert (await ask(session, NAME, UUID)).get(NAME) == schema.Name(name="fake")
 
 
 async def test_events_before_the_greeting_and_its_answer_are_no_end(
@@ -140,8 +141,8 @@ async def test_events_come_before_between_and_after_answers(fake: FakeQmp, socke
     await fake.event("E", n=2)
     await until(lambda: len(seen) == 5)
 
-    assert answers.get(STATUS) == qapi.Status(running=True, status="running")
-    assert answers.get(NAME) == qapi.Name(name="fake")
+    assert answers.get(STATUS) == schema.Status(running=True, status="running")
+    assert answers.get(NAME) == schema.Name(name="fake")
     assert seen == [("A", {}), ("B", {"n": 1}), ("C", {}), ("D", {}), ("E", {"n": 2})]
     await session.close()
 
@@ -205,7 +206,7 @@ async def test_a_command_that_qemu_does_not_know_costs_only_itself(
     assert answers.get(STATUS) is None
     assert answers.refused(STATUS)
     assert answers.unknown() == {STATUS}
-    assert answers.get(NAME) == qapi.Name(name="fake")
+    assert answers.get(NAME) == schema.Name(name="fake")
 
 
 async def test_another_error_class_is_a_protocol_error(fake: FakeQmp, session: Session) -> None:
@@ -217,7 +218,7 @@ async def test_another_error_class_is_a_protocol_error(fake: FakeQmp, session: S
         answers.get(BLOCK_JOBS)
 
     assert str(caught.value) == "query-block-jobs was refused with GenericError"
-    assert answers.get(NAME) == qapi.Name(name="fake")
+    assert answers.get(NAME) == schema.Name(name="fake")
 
 
 async def test_an_error_class_that_is_none_of_qemus_goes_nowhere(
@@ -249,7 +250,7 @@ async def test_an_answer_of_the_wrong_type_costs_this_answer_and_not_the_session
 
     assert str(caught.value).startswith("answered query-status badly: Expected `bool`")
     assert SECRET not in str(caught.value)
-    assert answers.get(NAME) == qapi.Name(name="fake")
+    assert answers.get(NAME) == schema.Name(name="fake")
     fake.replies["query-status"] = SAFE_SET["query-status"]
     assert await works(session)
     assert fake.connections == 1
@@ -266,7 +267,7 @@ async def test_what_is_neither_an_answer_nor_an_event_costs_this_answer(
     with pytest.raises(ProtocolError, match="^answered query-status badly: "):
         answers.get(STATUS)
 
-    assert answers.get(NAME) == qapi.Name(name="fake")
+    assert answers.get(NAME) == schema.Name(name="fake")
 
 
 # What a VM should not say.
@@ -383,7 +384,7 @@ async def test_a_second_answer_to_one_query_ends_the_session(
     await connect(session)
     answers = await ask(session, NAME)
 
-    assert answers.get(NAME) == qapi.Name(name="fake")
+    assert answers.get(NAME) == schema.Name(name="fake")
     await until(lambda: not session.connected)
     assert await works(session)
 
@@ -423,7 +424,7 @@ async def test_a_reply_of_16_mib_is_read(fake: FakeQmp, session: Session) -> Non
     fake.replies["query-name"] = {"return": {"name": name}}
     await connect(session)
 
-    assert (await ask(session, NAME)).get(NAME) == qapi.Name(name=name)
+    assert (await ask(session, NAME)).get(NAME) == schema.Name(name=name)
 
 
 async def test_a_line_of_over_16_mib_is_refused(fake: FakeQmp, session: Session) -> None:
@@ -459,7 +460,7 @@ async def test_an_answer_nested_100000_deep_is_refused(
     with pytest.raises(ProtocolError, match="^answered query-name badly: "):
         answers.get(NAME)
 
-    assert answers.get(STATUS) == qapi.Status(running=True, status="running")
+    assert answers.get(STATUS) == schema.Status(running=True, status="running")
 
 
 @pytest.mark.parametrize("asking", [False, True], ids=["unasked", "while asking"])
@@ -574,7 +575,7 @@ async def test_nothing_more_is_sent_while_answers_are_owed(fake: FakeQmp, sessio
     fake.answering.set()
     await until(lambda: not session.owes_answers)
 
-    assert (await ask(session, NAME, STATUS)).get(NAME) == qapi.Name(name="fake")
+    assert (await ask(session, NAME, STATUS)).get(NAME) == schema.Name(name="fake")
     assert fake.commands == ["query-status", "query-name", "query-name", "query-status"]
     assert fake.connections == 1
 
@@ -725,9 +726,9 @@ async def test_a_tool_that_leaves_in_a_moment_is_waited_for(
     fake: FakeQmp, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared socket is busy for the milliseconds of one question."""
-    monkeypatch.setattr(qmp.connections, "is_served", lambda *_: False)
-    monkeypatch.setattr(qmp, "GREETING_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(qmp, "BUSY_PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(session_module.connections, "is_served", lambda *_: False)
+    monkeypatch.setattr(session_module, "GREETING_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(session_module, "BUSY_PATIENCE_SECONDS", PATIENCE)
     session = Session(str(sockets / "vm.sock"), Tally(), deaf)
     with client(sockets / "vm.sock") as other:
         await until(lambda: fake.serves)
@@ -827,7 +828,7 @@ async def test_a_lack_of_descriptors_is_no_fault_of_a_vm(
     def refuse(sock: socket.socket, path: str) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
-    monkeypatch.setattr(qmp.socketfile, "connect", refuse)
+    monkeypatch.setattr(session_module.socketfile, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 
@@ -873,7 +874,7 @@ async def test_a_socket_that_may_not_be_opened(
     def refuse(sock: socket.socket, path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(qmp.socketfile, "connect", refuse)
+    monkeypatch.setattr(session_module.socketfile, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 

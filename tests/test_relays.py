@@ -113,6 +113,6 @@ def test_a_qemu_whose_files_cannot_be_seen_may_have_any(
     proxy = programs.start("proxy", tmp_path / "log", "qemu-one")
     monkeypatch.setattr("exporter.openfiles.read", lambda process: None)
     assert Host().has_files_on({"0:0"}, proxy)
-    monkeypatch.setattr("exporter.peer.is_qemu", lambda process: False)
+    monkeypatch.setattr("exporter.qmp.peer.is_qemu", lambda process: False)
 
     assert Host().has_files_on({"0:0"}, proxy)

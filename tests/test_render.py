@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
-from exporter import qapi
 from exporter.exposition import body
 from exporter.families import join
 from exporter.metrics.table import COLLECTORS
 from exporter.metrics.types import Scope
 from exporter.model import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
+from exporter.qmp import schema
 from exporter.render import Plan, render_exporter
 from exporter.samples import escape
 from exporter.template import number
@@ -30,15 +30,15 @@ from tests.replay import replay, steps
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-def device(name: str = "disk0", **fields: object) -> qapi.BlockStats:
+def device(name: str = "disk0", **fields: object) -> schema.BlockStats:
     """A device with the fields of its stats given."""
-    stats = qapi.Stats()
+    stats = schema.Stats()
     for field, value in fields.items():
         setattr(stats, field, value)
-    return qapi.BlockStats(stats=stats, device=name)
+    return schema.BlockStats(stats=stats, device=name)
 
 
-def of(*entries: qapi.BlockStats, vm: str = "vm", **more: Any) -> Snapshot:
+def of(*entries: schema.BlockStats, vm: str = "vm", **more: Any) -> Snapshot:
     """A VM with these devices, of which nothing else is known."""
     devices = tuple(
         Device(device=entry.device, nodes=(), backing_depth=None, expected_backing_depth=None)
@@ -47,7 +47,7 @@ def of(*entries: qapi.BlockStats, vm: str = "vm", **more: Any) -> Snapshot:
     return Snapshot(vm=vm, up=True, devices=devices, counters=Counters(entries), **more)
 
 
-def text(*entries: qapi.BlockStats, vm: str = "vm", without: tuple[str, ...] = ()) -> str:
+def text(*entries: schema.BlockStats, vm: str = "vm", without: tuple[str, ...] = ()) -> str:
     """Return the text exposition of a VM with these devices."""
     return join([Plan(without).render(of(*entries, vm=vm))], openmetrics=False).decode()
 
@@ -99,7 +99,7 @@ def test_nanoseconds_become_the_nearest_seconds(value: int) -> None:
 
 def test_histogram_bins_are_cumulative_and_end_at_infinity() -> None:
     """QEMU's bins count each for itself; it has no sum that belongs to them."""
-    histogram = qapi.Histogram(boundaries=[10_000, 1_000_000], bins=[3, 0, 2])
+    histogram = schema.Histogram(boundaries=[10_000, 1_000_000], bins=[3, 0, 2])
     found = text(device(rd_latency_histogram=histogram))
 
     assert [line for line in found.splitlines() if "latency" in line and line[0] != "#"] == [
@@ -226,7 +226,7 @@ def test_any_label_text_round_trips_through_both_formats(
     vm: str, name: str, job_id: str, error: str
 ) -> None:
     """Quotes, backslashes, newlines and control characters come back as they were."""
-    job = qapi.BlockJob(device=job_id, type="commit")
+    job = schema.BlockJob(device=job_id, type="commit")
     jobs = (Job(name, job_id, "commit", job, error=error),)
     snapshot = of(device(name, rd_bytes=1), vm=vm, jobs=jobs)
     blobs = [Plan().render(snapshot)]
@@ -294,9 +294,9 @@ def test_the_exporter_shows_itself() -> None:
 def test_a_node_that_nobody_uses_has_neither_device_nor_layer() -> None:
     """As in a storage daemon."""
     node = Node(layer="", role="protocol", node_name="n")
-    stats = qapi.NodeStats()
+    stats = schema.NodeStats()
     stats.wr_highest_offset = 5  # type: ignore[attr-defined]
-    counters = Counters(free_nodes=[qapi.BlockNode(stats=stats)])
+    counters = Counters(free_nodes=[schema.BlockNode(stats=stats)])
     snapshot = Snapshot(vm="vm", up=True, free_nodes=(node,), counters=counters)
     exposition = join([Plan().render(snapshot)], openmetrics=False)
 

@@ -19,7 +19,7 @@ from exporter.errors import OutcomeUnknown, Refused, TargetError
 from exporter.families import join
 from exporter.member import Collected
 from exporter.model import Snapshot
-from exporter.queries import BLOCKSTATS, STATUS
+from exporter.qmp.queries import BLOCKSTATS, STATUS
 from exporter.turn import turn
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start

@@ -13,14 +13,14 @@ import pytest
 
 from exporter import durable, snapshots
 from exporter.api.types import Snapshot
-from exporter.commands import DiskName
 from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.guards import Found
 from exporter.ledger import KEPT_SECONDS, Ledger
 from exporter.model import Device, Node
 from exporter.overlay import granted
-from exporter.qapi import Image
+from exporter.qmp.commands import DiskName
+from exporter.qmp.schema import Image
 from exporter.snapshots import Asked, Snapshots
 
 NAME = "qbe-0123456789abcdef"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import sockdiag
+from exporter.qmp import sockdiag
 
 
 def test_both_ends_of_a_connection_are_told(sockets: Path) -> None:

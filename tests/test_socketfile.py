@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import socketfile
+from exporter.qmp import socket_file
 from tests.test_connections import listen
 
 
@@ -16,20 +16,20 @@ def test_a_socket_that_is_made_anew_is_another_file(sockets: Path) -> None:
     """As long as anything holds the first one."""
     path = str(sockets / "vm.sock")
     with listen(path):
-        first = socketfile.look(path)
+        first = socket_file.look(path)
         with listen(path):
-            second = socketfile.look(path)
+            second = socket_file.look(path)
     os.unlink(path)
 
     assert None not in (first, second)
     assert first != second
-    assert socketfile.look(path) is None
+    assert socket_file.look(path) is None
 
 
 @pytest.mark.parametrize("path", ["/proc/self/fd/1/x", "x\0y", "/" + "x" * 5000])
 def test_a_path_that_cannot_be_looked_at_leads_nowhere(path: str) -> None:
     """Whatever the reason is."""
-    assert socketfile.look(path) is None
+    assert socket_file.look(path) is None
 
 
 def test_what_was_connected_to_is_told(sockets: Path) -> None:
@@ -37,7 +37,7 @@ def test_what_was_connected_to_is_told(sockets: Path) -> None:
     path, link = str(sockets / "vm.sock"), str(sockets / "link.sock")
     os.symlink(path, link)
     with listen(path), socket.socket(socket.AF_UNIX) as sock:
-        assert socketfile.connect(sock, link) == socketfile.look(path) == socketfile.look(link)
+        assert socket_file.connect(sock, link) == socket_file.look(path) == socket_file.look(link)
 
 
 def test_without_proc_the_path_itself_is_connected_to(
@@ -45,9 +45,9 @@ def test_without_proc_the_path_itself_is_connected_to(
 ) -> None:
     """As in a bare chroot."""
     path = str(sockets / "vm.sock")
-    monkeypatch.setattr(socketfile, "_DESCRIPTORS", "/gone")
+    monkeypatch.setattr(socket_file, "_DESCRIPTORS", "/gone")
     with listen(path), socket.socket(socket.AF_UNIX) as sock:
-        assert socketfile.connect(sock, path) == socketfile.look(path)
+        assert socket_file.connect(sock, path) == socket_file.look(path)
 
 
 def test_a_connection_leads_to_the_file_that_is_told(
@@ -56,7 +56,7 @@ def test_a_connection_leads_to_the_file_that_is_told(
     """Also where the path is bound anew between the look and the connection."""
     path = str(sockets / "vm.sock")
     with listen(path) as first, socket.socket(socket.AF_UNIX) as sock:
-        before, opening = socketfile.look(path), os.open
+        before, opening = socket_file.look(path), os.open
 
         def open_and_lose(name: str, flags: int) -> int:
             opened = opening(name, flags)
@@ -66,10 +66,10 @@ def test_a_connection_leads_to_the_file_that_is_told(
         late: list[socket.socket] = []
         with monkeypatch.context() as patched:
             patched.setattr(os, "open", open_and_lose)
-            connected = socketfile.connect(sock, path)
+            connected = socket_file.connect(sock, path)
         first.setblocking(False)
         served, _ = first.accept()
         served.close()
         late[0].close()
 
-    assert connected == before != socketfile.look(path)
+    assert connected == before != socket_file.look(path)

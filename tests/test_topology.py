@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from exporter.client import Tally
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.model import FileName, Snapshot
 from exporter.mounts import Mount
 from exporter.openfiles import OpenFile, OpenFiles
+from exporter.qmp.client import Tally
 from exporter.sight import Sight
 from exporter.storage import Storage, StorageBusy, StorageHangs
 from exporter.topology import EVENTS, TopologyCache
@@ -378,7 +378,7 @@ async def test_another_process_on_a_shared_socket_is_asked_anew(
     """Its images may be others of the same names."""
     vm = make(connection="per-scrape")
     await collect(vm)
-    monkeypatch.setattr("exporter.peer.pid", lambda sock: 4242)
+    monkeypatch.setattr("exporter.qmp.peer.pid", lambda sock: 4242)
     await collect(vm)
 
     assert asked(fake) == 2
@@ -761,7 +761,7 @@ def qemu(storage: Seer, monkeypatch: pytest.MonkeyPatch) -> Qemu:
     qemu = Qemu(*files)
     seen_as(storage, *files)
     monkeypatch.setattr("exporter.openfiles.read", qemu.read)
-    monkeypatch.setattr("exporter.peer.descriptors", qemu.descriptors)
+    monkeypatch.setattr("exporter.qmp.peer.descriptors", qemu.descriptors)
     return qemu
 
 
@@ -1100,7 +1100,7 @@ async def test_a_qemu_all_of_whose_network_mounts_answer_is_asked_whatever_its_i
 ) -> None:
     """It runs as another user: its files are not seen, and its mounts are."""
     table = {"1": Mount("/", "8:1", "ext4"), "2": Mount("/net", NET.device, "nfs4")}
-    monkeypatch.setattr("exporter.peer.is_qemu", lambda process: True)
+    monkeypatch.setattr("exporter.qmp.peer.is_qemu", lambda process: True)
     monkeypatch.setattr("exporter.openfiles.read", lambda process: None)
     monkeypatch.setattr("exporter.mounts.of", lambda process: table)
     monkeypatch.setattr("exporter.mounts.points", lambda: {"/mnt": NET})

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from exporter import turn as turns
-from exporter.client import Tally
-from exporter.commands import set_speed
 from exporter.concurrency import LoopPacer
 from exporter.config.settings import Config, Group, Settings
 from exporter.discovery import Target
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.member import Member, Observer
 from exporter.model import Snapshot
+from exporter.qmp.client import Tally
+from exporter.qmp.commands import set_speed
 from exporter.scrape import Fleet
 from exporter.sight import Sight
 from exporter.storage import Storage

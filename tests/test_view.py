@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from exporter import api, qapi, view
+from exporter import api, view
 from exporter.ledger import Entry
 from exporter.model import Device, Job, Node, Snapshot
 from exporter.outcomes import End
+from exporter.qmp import schema
 from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.test_guards import disk, vm
@@ -29,7 +30,7 @@ ENTRY = Entry(
 
 def job(**more: object) -> Job:
     """A commit of the whole of disk0."""
-    told = msgspec.convert(block_job("qbe-1", **more), qapi.BlockJob)
+    told = msgspec.convert(block_job("qbe-1", **more), schema.BlockJob)
     return Job("disk0", "qbe-1", "commit", told, "0", "1")
 
 
@@ -92,7 +93,7 @@ def test_a_job_has_what_qemu_says_of_it() -> None:
 
 def test_what_an_old_qemu_does_not_say_of_a_job_is_null() -> None:
     """QEMU 2.0 has neither status nor ready, and nobody knows where the job works."""
-    old = msgspec.convert({"device": "j", "type": "commit", "offset": 0}, qapi.BlockJob)
+    old = msgspec.convert({"device": "j", "type": "commit", "offset": 0}, schema.BlockJob)
     shown = view.job("vm", Job("", "j", "commit", old))
 
     assert (shown.device, shown.status, shown.ready, shown.top, shown.base) == (None,) * 5

@@ -13,14 +13,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import parse, queries
+from exporter import parse
 from exporter.chain import walk
-from exporter.client import Tally
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.errors import ProtocolError
 from exporter.families import join
 from exporter.model import Snapshot
+from exporter.qmp import queries
+from exporter.qmp.client import Tally
 from exporter.render import Plan
 from exporter.sight import Sight
 from exporter.storage import Storage
@@ -1009,8 +1010,8 @@ async def test_events_that_go_on_and_on_are_no_flood(
     fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that retries for ever: thousands a second, for as long as nobody scrapes."""
-    monkeypatch.setattr("exporter.client.EVENTS_LIMIT", 10)
-    monkeypatch.setattr("exporter.client.EVENTS_SECONDS", 0.0)
+    monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 10)
+    monkeypatch.setattr("exporter.qmp.client.EVENTS_SECONDS", 0.0)
     vm = make()
     await collect(vm)
     for _ in range(100):
@@ -1025,7 +1026,7 @@ async def test_a_flood_of_events_is_cut_off(
     fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A VM that sends nothing but events would keep this process from all others."""
-    monkeypatch.setattr("exporter.client.EVENTS_LIMIT", 100)
+    monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 100)
     vm = make()
     await collect(vm)
     for _ in range(100):

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.specs.openapi import checks
 
-from exporter import commands
 from exporter.api.routes import ROUTES
+from exporter.qmp import commands
 from tests.e2e.api import ALL, Admin, admin, grant
 from tests.e2e.lab import MIB, Lab, Qemu, blockdev, drive, plug, wait_until
 from tests.e2e.proxy import Recorder, recorded

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 
-from exporter import commands
 from exporter.actions import Actions
 from exporter.audit import Audit
 from exporter.config.settings import Config
 from exporter.ledger import Ledger
+from exporter.qmp import commands
 from exporter.scrape import Fleet
 from exporter.snapshots import Snapshots
 from exporter.web.admin import Changing

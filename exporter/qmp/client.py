@@ -20,11 +20,11 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 from qemu.qmp import Message, QMPClient, Runstate
 
-from exporter import queries
 from exporter.concurrency import LoopPacer
 from exporter.errors import CommandRefused, ProtocolError, TargetError
-from exporter.lines import LINE_LIMIT_BYTES, Lines
-from exporter.queries import CommandError, Request
+from exporter.qmp import queries
+from exporter.qmp.line_protocol import LINE_LIMIT_BYTES, Lines
+from exporter.qmp.queries import CommandError, Request
 
 T = TypeVar("T")
 

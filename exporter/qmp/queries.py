@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from exporter.qapi import (
+from exporter.qmp.schema import (
     BlockExport,
     BlockInfo,
     BlockJob,

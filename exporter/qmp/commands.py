@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from exporter import queries
 from exporter.metrics import NS
-from exporter.queries import Request
+from exporter.qmp import queries
+from exporter.qmp.queries import Request
 
 #: Command -> why it may leave this process.
 WRITE_COMMANDS: Mapping[str, str] = {

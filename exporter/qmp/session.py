@@ -19,9 +19,6 @@ from typing import Any
 
 from qemu.qmp import ConnectError, QMPError, Runstate
 
-from exporter import connections, peer, socketfile
-from exporter.client import Answers, Client, Tally
-from exporter.commands import WRITE_COMMANDS, Command
 from exporter.concurrency import LoopPacer
 from exporter.errors import (
     ExporterError,
@@ -33,9 +30,12 @@ from exporter.errors import (
     TargetTimeout,
     Unreachable,
 )
-from exporter.peer import Process
-from exporter.queries import Query
-from exporter.socketfile import SocketFile
+from exporter.qmp import connections, peer, socket_file
+from exporter.qmp.client import Answers, Client, Tally
+from exporter.qmp.commands import WRITE_COMMANDS, Command
+from exporter.qmp.peer import Process
+from exporter.qmp.queries import Query
+from exporter.qmp.socket_file import SocketFile
 
 #: A greeting comes within milliseconds; after this long somebody looks why it does not.
 GREETING_PATIENCE_SECONDS = 0.2
@@ -96,7 +96,7 @@ class Session:
     @property
     def replaced(self) -> bool:
         """Whether the path leads to another socket than the one that was connected to last."""
-        return socketfile.leads_elsewhere(self.path, self.file)
+        return socket_file.leads_elsewhere(self.path, self.file)
 
     @property
     def process(self) -> Process:
@@ -111,7 +111,7 @@ class Session:
         """
         if self.replaced:
             raise Replaced("another process has taken the path of its socket over")
-        if must_exist and socketfile.look(self.path) is None:
+        if must_exist and socket_file.look(self.path) is None:
             raise Replaced("its socket was removed: the path may lead to any other VM next")
 
     async def connect(self, timeout_seconds: float, *, keep_waiting: bool) -> None:
@@ -128,7 +128,7 @@ class Session:
         if self._greeting is None or self._greeting.done():
             # What was waited for came and went again since the last scrape.
             await self.close()
-            self._head_for(socketfile.look(self.path))
+            self._head_for(socket_file.look(self.path))
             if not keep_waiting and peer.is_stopped(self.peer_pid):
                 # A connection that is dropped stays in its backlog, and keeps others out.
                 raise Unreachable("stopped", "its process is stopped")
@@ -273,7 +273,7 @@ class Session:
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.setblocking(False)
-            self._head_for(socketfile.connect(sock, self.path))
+            self._head_for(socket_file.connect(sock, self.path))
             self.peer_pid = peer.pid(sock)
             self._own = os.fstat(sock.fileno()).st_ino
         except OSError as error:

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from exporter import sockdiag
-from exporter.sockdiag import UnixSocket
-from exporter.socketfile import SocketFile
+from exporter.qmp import sockdiag
+from exporter.qmp.sockdiag import UnixSocket
+from exporter.qmp.socket_file import SocketFile
 
 #: How old a look may be. A fleet that is silent asks for each VM, and the kernel tells of all sockets.
 FRESH_SECONDS = 0.05

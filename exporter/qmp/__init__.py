@@ -1,0 +1,39 @@
+"""The door to a monitor: the session, what may be read and what may be written."""
+
+from __future__ import annotations
+
+from exporter.qmp import commands, peer, queries, schema, sockdiag, socket_file
+from exporter.qmp.client import Answers, Tally
+from exporter.qmp.commands import Command, DiskName, LayerName, Qemu
+from exporter.qmp.peer import Process
+from exporter.qmp.queries import Query, Request
+from exporter.qmp.schema import BlockInfo, BlockJob, BlockNode, BlockStats, Image, NodeStats, Stats
+from exporter.qmp.session import Session
+from exporter.qmp.socket_file import SocketFile
+
+__all__ = [
+    "Answers",
+    "BlockInfo",
+    "BlockJob",
+    "BlockNode",
+    "BlockStats",
+    "Command",
+    "DiskName",
+    "Image",
+    "LayerName",
+    "NodeStats",
+    "Process",
+    "Qemu",
+    "Query",
+    "Request",
+    "Session",
+    "SocketFile",
+    "Stats",
+    "Tally",
+    "commands",
+    "peer",
+    "queries",
+    "schema",
+    "sockdiag",
+    "socket_file",
+]

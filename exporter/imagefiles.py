@@ -16,13 +16,19 @@ from enum import Enum, auto
 
 from msgspec.structs import replace
 
-from exporter import mounts, openfiles
 from exporter.model import FileName, ImageFile
-from exporter.mounts import Mount
-from exporter.openfiles import OpenFile, OpenFiles
 from exporter.qmp import peer
-from exporter.sight import Sight
-from exporter.storage import Storage, StorageBusy, StorageHangs
+from exporter.storage import (
+    Mount,
+    OpenFile,
+    OpenFiles,
+    Sight,
+    Storage,
+    StorageBusy,
+    StorageHangs,
+    mounts,
+    open_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +186,7 @@ class ImageFiles:
         # that of one whose node is gone.
         numbers = peer.descriptors(process)
         if self._opened is None or (process, nodes, numbers) != self._opened_as:
-            self._opened = openfiles.read(process)
+            self._opened = open_files.read(process)
             self._opened_as = (process, nodes, numbers)
         return self._opened
 
@@ -214,7 +220,7 @@ class ImageFiles:
         found = await self._look(opened, paths, timeout_seconds, anew=anew)
         for _ in range(_LOOKS_LIMIT):
             new = self._newly_unnamed(found)
-            if not new or (again := openfiles.read(opened.process)) is None:
+            if not new or (again := open_files.read(opened.process)) is None:
                 break
             before = opened
             opened, self._opened, self._of_open = again, again, {}

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exporter import guards, imagenames, openfiles
+from exporter import guards, imagenames
 from exporter.errors import Refused
 from exporter.member import Collected, Member
 from exporter.model import Node, Snapshot
 from exporter.redact import local_path
 from exporter.scrape import Fleet
+from exporter.storage import open_files
 from exporter.turn import Turn
 
 #: The identity of a file: major and minor number of its file system, and its own. [`sight.Sight`]
@@ -46,7 +47,7 @@ def unproven(
     return [
         f"{member.name} {why}: it may share a layer"
         for member, why in sorted(unseen.items(), key=lambda each: each[0].name)
-        if inodes is None or openfiles.may_have(member.process, inodes)
+        if inodes is None or open_files.may_have(member.process, inodes)
     ]
 
 

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from exporter import openfiles, qcow2
+from exporter import qcow2
 from exporter.config import Grant
 from exporter.errors import Refused
 from exporter.qmp import Image, peer
 from exporter.redact import local_path
+from exporter.storage import open_files
 
 #: Most links that a path may lead over. [path_resolution(7)]
 _LINKS = 40
@@ -175,7 +176,7 @@ def _unused(path: str, where: Granted, active: Image, before: Made | None) -> Ma
             f"{path} exists: it was made for this snapshot, and is not empty any more, or the disk"
             " is not as it was",
         )
-    opened = openfiles.read(where.process)
+    opened = open_files.read(where.process)
     real = os.path.realpath(path)
     if opened is not None and any(file.name == real for file in opened.files):
         raise Refused("file-exists", f"{path} exists, and the VM has it open")

@@ -32,8 +32,8 @@ from exporter.hand import Hand
 from exporter.ledger import Entry
 from exporter.member import Collected, Member
 from exporter.scrape import Fleet
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options
 from exporter.web.auth import Gate, user_of

@@ -14,8 +14,8 @@ from exporter.families import join
 from exporter.model import Snapshot
 from exporter.qmp.client import Tally
 from exporter.render import Plan
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from exporter.vm import Vm
 from tests.fakeqmp import GREETING, FakeQmp
 

@@ -16,7 +16,7 @@ import pytest
 from exporter import api
 from exporter.api.types import Commit
 from exporter.errors import Refused, Rejected
-from exporter.sight import Sight
+from exporter.storage.file_stat import Sight
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
 from tests.reach import USER, Reach, begin, commit, end, files, grant, refused, run

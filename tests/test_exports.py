@@ -13,7 +13,7 @@ from exporter.discovery import Target
 from exporter.model import Snapshot
 from exporter.qmp.client import Tally
 from exporter.render import Plan
-from exporter.storage import Storage
+from exporter.storage.prober import Storage
 from exporter.vm import Vm
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until

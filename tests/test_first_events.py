@@ -15,8 +15,8 @@ from exporter.config.settings import Config
 from exporter.families import join
 from exporter.metrics.table import METRICS
 from exporter.scrape import Fleet
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from tests.conftest import samples
 from tests.dashboards import queries
 from tests.promql import seen_from_the_first

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter import mounts
-from exporter.mounts import Mount
+from exporter.storage import mounts
+from exporter.storage.mounts import Mount
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from exporter.config.settings import Admin, Config, Group, Settings
 from exporter.errors import Refused
-from exporter.sight import Sight
+from exporter.storage.file_stat import Sight
 from exporter.turn import Turn
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
@@ -56,7 +56,7 @@ async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
     fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The storage tells which file a name leads to."""
-    monkeypatch.setattr("exporter.storage._RECENT_SECONDS", 0.0)
+    monkeypatch.setattr("exporter.storage.prober._RECENT_SECONDS", 0.0)
     reach.sight = Sight(visible=True, identity=(8, 1, 5))
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y"), files=("/links/x", "/links/y")))

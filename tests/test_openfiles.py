@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from exporter import openfiles
-from exporter.openfiles import OpenFile
 from exporter.qmp import peer
-from exporter.sight import look_at
+from exporter.storage import open_files
+from exporter.storage.file_stat import look_at
+from exporter.storage.open_files import OpenFile
 from tests.fakeqmp import until
 
 #: The lock that QEMU takes on each image: OFD, on bytes from 100 on. [fcntl(2)]
@@ -34,7 +34,7 @@ async def running(
     process = await asyncio.create_subprocess_exec(program, "60", pass_fds=files, **more)
     try:
         # Until then it is a copy of this one.
-        await until(lambda: openfiles.read(process.pid) is not None)
+        await until(lambda: open_files.read(process.pid) is not None)
         yield process
     finally:
         process.kill()
@@ -43,7 +43,7 @@ async def running(
 
 def by_name(process: int) -> dict[str, OpenFile]:
     """Return what a QEMU has open."""
-    opened = openfiles.read(process)
+    opened = open_files.read(process)
     assert opened is not None
     return {file.name: file for file in opened.files}
 
@@ -54,7 +54,7 @@ async def test_the_files_that_a_qemu_has_open_are_known(tmp_path: Path, name: by
     image = tmp_path / "a.qcow2"
     with image.open("w+") as file:
         async with running(tmp_path, name, file.fileno()) as qemu:
-            opened = openfiles.read(qemu.pid)
+            opened = open_files.read(qemu.pid)
             found = by_name(qemu.pid)[str(image)]
     device = image.stat().st_dev
 
@@ -129,8 +129,8 @@ async def test_the_files_of_a_qemu_in_a_namespace_of_its_own_are_seen(tmp_path: 
     command = ["unshare", "-m", "--propagation", "private", "sh", "-c", script]
     qemu = await asyncio.create_subprocess_exec(*command)
     try:
-        await until(lambda: openfiles.read(qemu.pid))
-        opened, found = openfiles.read(qemu.pid), by_name(qemu.pid)[str(own / "a")]
+        await until(lambda: open_files.read(qemu.pid))
+        opened, found = open_files.read(qemu.pid), by_name(qemu.pid)[str(own / "a")]
         sight = look_at(found.path)
         names = [look_at(f"/proc/{qemu.pid}/root{own}/{name}") for name in ("a", "link", "gone")]
     finally:
@@ -159,9 +159,9 @@ def test_the_files_of_another_process_say_nothing() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
 
-    assert openfiles.read(os.getpid()) is None
-    assert openfiles.read(0) is None
-    assert openfiles.read(child.pid) is None
+    assert open_files.read(os.getpid()) is None
+    assert open_files.read(0) is None
+    assert open_files.read(child.pid) is None
 
 
 async def test_a_qemu_that_has_not_opened_a_file_does_not_have_it(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ async def test_a_qemu_that_has_not_opened_a_file_does_not_have_it(tmp_path: Path
     with image.open("w+") as file:
         async with running(tmp_path, b"qemu-system-x", file.fileno()) as qemu:
             found = [
-                openfiles.may_have(qemu.pid, {path.stat().st_ino}) for path in (image, other)
+                open_files.may_have(qemu.pid, {path.stat().st_ino}) for path in (image, other)
             ]
 
     assert found == [True, False]
-    assert openfiles.may_have(0, {other.stat().st_ino})
+    assert open_files.may_have(0, {other.stat().st_ino})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.relays import Host
+from exporter.storage.proxies import Host
 
 #: Listens, and serves one client; connects to further sockets; has a file open.
 PROCESS = """
@@ -111,7 +111,7 @@ def test_a_qemu_whose_files_cannot_be_seen_may_have_any(
     """As on a host where it belongs to another user; and where there is none, it is elsewhere."""
     programs.start("qemu-one", tmp_path / "a")
     proxy = programs.start("proxy", tmp_path / "log", "qemu-one")
-    monkeypatch.setattr("exporter.openfiles.read", lambda process: None)
+    monkeypatch.setattr("exporter.storage.open_files.read", lambda process: None)
     assert Host().has_files_on({"0:0"}, proxy)
     monkeypatch.setattr("exporter.qmp.peer.is_qemu", lambda process: False)
 

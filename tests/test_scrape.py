@@ -16,8 +16,8 @@ from exporter.config.settings import Config, Group, Settings, Target
 from exporter.families import join
 from exporter.member import Collected
 from exporter.scrape import Fleet
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from tests.conftest import series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter import sight as sights
-from exporter.sight import Sight, look_at
+from exporter.storage import file_stat as sights
+from exporter.storage.file_stat import Sight, look_at
 
 
 def test_a_file_is_seen_with_the_space_of_its_file_system(tmp_path: Path) -> None:

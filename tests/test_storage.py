@@ -9,11 +9,11 @@ from collections import Counter
 
 import pytest
 
-from exporter import mounts, storage
-from exporter.mounts import Mount
-from exporter.openfiles import OpenFile
-from exporter.sight import Sight
-from exporter.storage import Storage, StorageBusy, StorageHangs
+from exporter.storage import mounts, prober
+from exporter.storage.file_stat import Sight
+from exporter.storage.mounts import Mount
+from exporter.storage.open_files import OpenFile
+from exporter.storage.prober import Storage, StorageBusy, StorageHangs
 from tests.fakeqmp import until
 
 PATIENCE = 20.0
@@ -130,7 +130,7 @@ async def test_what_was_seen_of_a_file_is_not_told_for_long(
     slow: Storage, eye: Eye, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The space that is left changes."""
-    monkeypatch.setattr(storage, "_RECENT_SECONDS", 0.05)
+    monkeypatch.setattr(prober, "_RECENT_SECONDS", 0.05)
     await slow.see(["/slow/a", "/slow/base"], PATIENCE)
     await asyncio.sleep(0.06)
     await slow.see(["/slow/b", "/slow/base"], PATIENCE)
@@ -326,7 +326,7 @@ async def test_who_has_files_on_a_mount_that_hangs_is_not_looked_for_in_each_scr
             """Whether it has."""
             return relay == 7 and "0:40" in devices
 
-    monkeypatch.setattr(storage, "Host", Host)
+    monkeypatch.setattr(prober, "Host", Host)
     said = await asyncio.gather(*(slow.may_be_of([SLOW], relay) for relay in (7, 8, 7, 8)))
     before = len(hosts)
     more = await slow.may_be_of([SLOW, FAST], 7)

@@ -14,11 +14,11 @@ import pytest
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.model import FileName, Snapshot
-from exporter.mounts import Mount
-from exporter.openfiles import OpenFile, OpenFiles
 from exporter.qmp.client import Tally
-from exporter.sight import Sight
-from exporter.storage import Storage, StorageBusy, StorageHangs
+from exporter.storage.file_stat import Sight
+from exporter.storage.mounts import Mount
+from exporter.storage.open_files import OpenFile, OpenFiles
+from exporter.storage.prober import Storage, StorageBusy, StorageHangs
 from exporter.topology import EVENTS, TopologyCache
 from exporter.vm import Vm
 from tests.disks import Disk, block_job, plug, with_filter
@@ -760,7 +760,7 @@ def qemu(storage: Seer, monkeypatch: pytest.MonkeyPatch) -> Qemu:
     files = opened(10, "/images/top.qcow2"), opened(11, "/images/base.qcow2")
     qemu = Qemu(*files)
     seen_as(storage, *files)
-    monkeypatch.setattr("exporter.openfiles.read", qemu.read)
+    monkeypatch.setattr("exporter.storage.open_files.read", qemu.read)
     monkeypatch.setattr("exporter.qmp.peer.descriptors", qemu.descriptors)
     return qemu
 
@@ -1001,7 +1001,7 @@ async def test_layers_that_are_opened_and_closed_all_the_while_are_not_images_wi
         storage.sights[torn.path] = Sight(True, 1000, 100, (8, int(torn.inode)))
         return OpenFiles(process, (qemu.files[0], torn))
 
-    monkeypatch.setattr("exporter.openfiles.read", read)
+    monkeypatch.setattr("exporter.storage.open_files.read", read)
     snapshot = await collect(make())
 
     assert [file.name_valid for file in snapshot.counters.files if file] == [1, None]
@@ -1101,9 +1101,9 @@ async def test_a_qemu_all_of_whose_network_mounts_answer_is_asked_whatever_its_i
     """It runs as another user: its files are not seen, and its mounts are."""
     table = {"1": Mount("/", "8:1", "ext4"), "2": Mount("/net", NET.device, "nfs4")}
     monkeypatch.setattr("exporter.qmp.peer.is_qemu", lambda process: True)
-    monkeypatch.setattr("exporter.openfiles.read", lambda process: None)
-    monkeypatch.setattr("exporter.mounts.of", lambda process: table)
-    monkeypatch.setattr("exporter.mounts.points", lambda: {"/mnt": NET})
+    monkeypatch.setattr("exporter.storage.open_files.read", lambda process: None)
+    monkeypatch.setattr("exporter.storage.mounts.of", lambda process: table)
+    monkeypatch.setattr("exporter.storage.mounts.points", lambda: {"/mnt": NET})
     plug(fake, Disk(files=("/dev/fdset/1", "base.qcow2")))
     storage.visible = False
     vm = make()

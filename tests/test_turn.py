@@ -19,8 +19,8 @@ from exporter.model import Snapshot
 from exporter.qmp.client import Tally
 from exporter.qmp.commands import set_speed
 from exporter.scrape import Fleet
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from exporter.turn import Turn, turn
 from tests.disks import Disk, block_job, plug
 from tests.fakeqmp import FakeQmp, Reply, until

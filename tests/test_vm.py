@@ -23,8 +23,8 @@ from exporter.model import Snapshot
 from exporter.qmp import queries
 from exporter.qmp.client import Tally
 from exporter.render import Plan
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from exporter.vm import Vm
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter

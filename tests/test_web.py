@@ -26,8 +26,8 @@ from exporter.api.routes import ROUTES
 from exporter.config.settings import Config, Group, Settings
 from exporter.errors import ConfigError
 from exporter.scrape import Fleet
-from exporter.sight import Sight
-from exporter.storage import Storage
+from exporter.storage.file_stat import Sight
+from exporter.storage.prober import Storage
 from exporter.web import server
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from tests.conftest import samples, series

@@ -14,9 +14,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter import mounts
-from exporter.mounts import Mount
 from exporter.qmp import peer
+from exporter.storage import mounts
+from exporter.storage.mounts import Mount
 
 _DELETED = " (deleted)"
 #: Descriptors that are no images: of files only written to, of directories and of mere paths.

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
-from exporter import openfiles
 from exporter.qmp import peer, sockdiag
+from exporter.storage import open_files
 
 
 class Host:
@@ -45,7 +45,7 @@ class Host:
 
 
 def _devices(process: int) -> frozenset[str] | None:
-    opened = openfiles.read(process)
+    opened = open_files.read(process)
     return None if opened is None else frozenset(file.mount.device for file in opened.files)
 
 

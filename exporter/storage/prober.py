@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from exporter import mounts
 from exporter.concurrency import LoopPacer
 from exporter.errors import ExporterError
-from exporter.mounts import Mount
-from exporter.openfiles import OpenFile
-from exporter.relays import Host
-from exporter.sight import Sight, look_at
+from exporter.storage import mounts
+from exporter.storage.file_stat import Sight, look_at
+from exporter.storage.mounts import Mount
+from exporter.storage.open_files import OpenFile
+from exporter.storage.proxies import Host
 
 #: Longest that what was seen of one file is told to others: the VMs of a fleet share layers.
 _RECENT_SECONDS = 2.0

@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.fleets import qemus, record
 from bench.report import Bar, Results, Table
-from exporter import chain, exposition, parse
+from exporter import exposition
 from exporter.families import join
-from exporter.identity import key
-from exporter.model import Snapshot
-from exporter.parse import Topology
+from exporter.model import build, chain
+from exporter.model.build import Topology
+from exporter.model.device_names import key
+from exporter.model.state import Snapshot
 from exporter.qmp import queries
 from exporter.render import Plan
 
@@ -93,7 +94,7 @@ def snapshot(vm: str, replies: dict[str, str]) -> Snapshot:
     entries: Any = queries.BLOCKSTATS.decoder.decode(replies["query-blockstats"]).return_
     blocks: Any = queries.BLOCK.decoder.decode(replies["query-block"]).return_
     topology = Topology(blocks={key(info): info for info in blocks})
-    known = parse.devices(entries, topology, lambda _: 0)
+    known = build.devices(entries, topology, lambda _: 0)
     return Snapshot(
         vm=vm,
         up=True,
@@ -101,7 +102,7 @@ def snapshot(vm: str, replies: dict[str, str]) -> Snapshot:
         status="running",
         name=vm,
         devices=known.found,
-        counters=parse.count(known, entries, chain.walk(entries)),
+        counters=build.count(known, entries, chain.walk(entries)),
     )
 
 

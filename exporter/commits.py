@@ -16,11 +16,10 @@ from exporter.concurrency import run_blocking
 from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
 from exporter.grants import Permission
-from exporter.graph import Place
 from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
 from exporter.member import Member
-from exporter.model import Snapshot
+from exporter.model import Place, Snapshot
 from exporter.qmp import Command, Qemu, commands
 from exporter.scrape import Fleet
 from exporter.turn import Turn, target, turn

@@ -15,8 +15,7 @@ import msgspec
 
 from exporter.joberrors import NO_ERRORS, OTHER, JobErrors, words
 from exporter.metrics import Scope
-from exporter.model import DeviceEvents, IoErrors, Job, VmEvents
-from exporter.owners import Owners, Subject
+from exporter.model import DeviceEvents, IoErrors, Job, Owners, Subject, VmEvents
 
 #: Every event of QAPI's, of QEMU 2.0 to 11.1.
 NAMES = frozenset(

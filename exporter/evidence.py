@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from exporter.graph import Merge, Place, users
-from exporter.model import Device
+from exporter.model import Device, Merge, Place, users
 from exporter.qmp import schema
 from exporter.verdict import Seen, State
 

@@ -12,10 +12,9 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from exporter import api, chain, verbs, view
+from exporter import api, verbs, view
 from exporter.errors import Refused
-from exporter.model import Device, Job, Node, Snapshot
-from exporter.parse import BLOCK_JOB_TYPES
+from exporter.model import BLOCK_JOB_TYPES, Device, Job, Node, Snapshot, chain
 from exporter.qmp import DiskName, LayerName, Qemu
 from exporter.redact import local_path, public
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from exporter.model import Job, JobError
-from exporter.parse import BLOCK_JOB_TYPES
+from exporter.model import BLOCK_JOB_TYPES, Job, JobError
 
 #: IoOperationType and BlockErrorAction.
 _OPERATIONS = ("read", "write")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from exporter import parse
 from exporter.inquiry import Inquiry
-from exporter.model import Device, Job
+from exporter.model import Device, Job, build
 from exporter.qmp import Answers, Query, queries, schema
 from exporter.watch import Watch
 
@@ -57,7 +56,7 @@ class JobList:
             graph = await self._inquiry.later(answers, queries.GRAPH, deadline)
         watch.place([*new, *jobs.unlocated], graph, entries)
         others = await self._others(answers, {job.device for job in told}, deadline)
-        found = parse.jobs(watch.placed(told), others or (), watch.places)
+        found = build.jobs(watch.placed(told), others or (), watch.places)
         if jobs.round != began:
             return ()  # of a look that a scrape did not wait for
         unknown = self._inquiry.unknown
@@ -82,6 +81,6 @@ class JobList:
         if self._ask_others or named - ids:
             told = await self._inquiry.later(answers, queries.JOBS, deadline)
         named -= ids.union(job.id for job in told or ())
-        others = None if told is None else parse.other_jobs(told, ids)
+        others = None if told is None else build.other_jobs(told, ids)
         self._ask_others = bool(others)
         return others

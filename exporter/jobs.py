@@ -23,11 +23,9 @@ import msgspec
 
 from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
-from exporter.graph import Place
 from exporter.known import LIVE, READY, Known, Lister, Sight, Step
-from exporter.model import Device, Job
+from exporter.model import BLOCK_JOB_TYPES, Device, Job, Place
 from exporter.outcomes import End, Outcomes
-from exporter.parse import BLOCK_JOB_TYPES
 from exporter.qmp import Process, schema
 from exporter.verdict import Seen, State, of_error, verdict
 

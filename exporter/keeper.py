@@ -19,10 +19,9 @@ from exporter.audit import Audit
 from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
-from exporter.graph import Place
 from exporter.ledger import Entry, Ledger
 from exporter.member import Member, Observer
-from exporter.model import Job, Snapshot
+from exporter.model import Job, Place, Snapshot
 from exporter.qmp import Command, commands
 from exporter.scrape import Fleet
 from exporter.turn import Turn, turn

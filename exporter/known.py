@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from exporter.evidence import Span
-from exporter.graph import Merge, Place
-from exporter.parse import BLOCK_JOB_TYPES
+from exporter.model import BLOCK_JOB_TYPES, Merge, Place
 from exporter.verdict import State
 
 #: JobStatus of a job that has not ended.

@@ -13,8 +13,7 @@ from functools import cache
 from exporter.concurrency import LoopPacer
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
-from exporter.graph import Place
-from exporter.model import Device, ImageFile, Snapshot
+from exporter.model import Device, ImageFile, Place, Snapshot
 from exporter.outcomes import End
 from exporter.qmp import SocketFile, Tally, socket_file
 from exporter.render import Blobs, Kept, Plan

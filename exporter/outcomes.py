@@ -12,9 +12,8 @@ from typing import Any
 
 from exporter import verdict
 from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
-from exporter.graph import Place
 from exporter.metrics import Scope
-from exporter.model import Finished, JobOutcomes, LastError
+from exporter.model import Finished, JobOutcomes, LastError, Place
 from exporter.qmp import schema
 from exporter.redact import public_text
 from exporter.verdict import FAILED, RESULTS, Seen, State

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from exporter import chain as chains
 from exporter.config import Settings
-from exporter.corruption import Corruption
 from exporter.errors import ProtocolError
 from exporter.inquiry import Inquiry, left
+from exporter.model import Corruption
+from exporter.model import chain as chains
 from exporter.qmp import Answers, BlockJob, BlockStats, Session, queries
 from exporter.topology import (
     NodeNames,

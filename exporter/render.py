@@ -11,8 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 from exporter.metrics import METRICS, Metric, Scope, Zero
-from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle
-from exporter.parse import intervals
+from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle, intervals
 from exporter.samples import escape, info_line, labels, lines_of
 from exporter.template import Template, flatten, number, template
 

@@ -13,13 +13,10 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 from zlib import crc32
 
-from exporter import chain as chains
-from exporter import nodes, parse
 from exporter.config import Settings
-from exporter.identity import key
 from exporter.imagefiles import ImageFiles, Storages
-from exporter.model import ImageFile
-from exporter.parse import Topology
+from exporter.model import ImageFile, Topology, build, key, nodes
+from exporter.model import chain as chains
 from exporter.qmp import Answers, queries, schema
 from exporter.storage import Storage
 
@@ -239,7 +236,7 @@ def throttle_queries(
     by_key = {str(index): info for index, info in enumerate(blocks)}
     return {
         group: query
-        for group in sorted(parse.throttle_groups(by_key))
+        for group in sorted(build.throttle_groups(by_key))
         if (query := queries.throttle_limits(group))
     }
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import msgspec
 
-from exporter import chain as chains
-from exporter import parse
 from exporter.concurrency import LoopPacer
 from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
 from exporter.exports import Exports
 from exporter.inquiry import Inquiry, left
 from exporter.joblist import JobList
-from exporter.model import Counters, Device, ImageFile, Node, Snapshot
-from exporter.owners import Owners, of_graph
+from exporter.model import Counters, Device, ImageFile, Node, Owners, Snapshot, build, of_graph
+from exporter.model import chain as chains
 from exporter.qmp import Answers, Command, Qemu, Query, Session, SocketFile, Tally, queries, schema
 from exporter.refresh import Refresh
 from exporter.storage import Storage
@@ -53,8 +51,8 @@ class Vm:
             target.vm, self._session, self._inquiry, self._topology, target.settings
         )
         #: The devices as query-block told of them, and what it told.
-        self._devices: parse.Devices | None = None
-        self._devices_topology: parse.Topology | None = None
+        self._devices: build.Devices | None = None
+        self._devices_topology: build.Topology | None = None
         self._manager = ""
         #: That this QEMU has, none where that was not asked yet.
         self._commands: frozenset[str] = frozenset()
@@ -266,7 +264,7 @@ class Vm:
         self._ask_nodes = self.target.settings.nodes or not entries
         free_nodes: tuple[Node, ...] = ()
         if nodes:
-            free_nodes, of_free = parse.free_nodes(nodes, entries)
+            free_nodes, of_free = build.free_nodes(nodes, entries)
             counters = msgspec.structs.replace(counters, free_nodes=of_free)
         jobs = await self._job_list.take(answers, entries, block_jobs, devices, deadline)
         status = answers.get(queries.STATUS)
@@ -302,7 +300,7 @@ class Vm:
         entries = self._refresh.entries(answers)
         known = self._devices
         if known is None or chains.walk(entries).names != known.names:
-            known = parse.devices(entries, None, self.target.settings.expected_depth)
+            known = build.devices(entries, None, self.target.settings.expected_depth)
         self._watch.know(entries, known.names)
         self._watch.events.find()
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
@@ -315,11 +313,11 @@ class Vm:
         topology = self._topology.current()
         known = self._devices
         if known is None or topology is not self._devices_topology or walk.names != known.names:
-            known = parse.devices(entries, topology, self.target.settings.expected_depth)
+            known = build.devices(entries, topology, self.target.settings.expected_depth)
             self._devices, self._devices_topology = known, topology
-            self._manager = parse.manager(self._session.package, entries)
+            self._manager = build.manager(self._session.package, entries)
         self._watch.know(entries, known.names)
-        return known.found, parse.count(known, entries, walk, self._topology.files())
+        return known.found, build.count(known, entries, walk, self._topology.files())
 
     async def _first_answers(self, deadline: float) -> Answers:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""

@@ -16,11 +16,9 @@ from typing import Any
 
 from exporter.errors import TargetError
 from exporter.events import Events
-from exporter.graph import Place, place_job
 from exporter.jobs import Jobs
 from exporter.metrics import Scope
-from exporter.model import Job
-from exporter.owners import owners
+from exporter.model import Job, Place, owners, place_job
 from exporter.qmp import Process, Session, schema
 
 #: Most looks between two scrapes.

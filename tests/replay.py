@@ -11,7 +11,7 @@ from typing import Any
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.families import join
-from exporter.model import Snapshot
+from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
 from exporter.render import Plan
 from exporter.storage.file_stat import Sight

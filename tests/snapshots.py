@@ -10,7 +10,7 @@ import pytest
 
 from exporter.api.problems import PROBLEMS
 from exporter.errors import Refused
-from exporter.model import Counters, Device, Job, Node, Snapshot
+from exporter.model.state import Counters, Device, Job, Node, Snapshot
 from exporter.qmp import schema
 from tests.disks import block_job
 

@@ -9,8 +9,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter import chain, parse
-from exporter.model import Device
+from exporter.model import build, chain
+from exporter.model.state import Device
 from exporter.qmp.schema import BlockInfo, BlockStats
 
 #: Drivers that are filters, formats, and one that no list knows.
@@ -50,8 +50,8 @@ def block(items: list[Item]) -> dict[str, Any]:
 
 def device(entry: dict[str, Any], info: dict[str, Any]) -> Device:
     """Return the device that the two answers become."""
-    topology = parse.Topology({"disk0": msgspec.convert(info, BlockInfo)})
-    found = parse.devices([msgspec.convert(entry, BlockStats)], topology, lambda _: 0).found
+    topology = build.Topology({"disk0": msgspec.convert(info, BlockInfo)})
+    found = build.devices([msgspec.convert(entry, BlockStats)], topology, lambda _: 0).found
     return found[0]
 
 

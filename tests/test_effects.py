@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from exporter import api, effects
-from exporter.model import Device, Job, Snapshot
+from exporter.model.state import Device, Job, Snapshot
 from exporter.outcomes import End
 from exporter.qmp import schema
 from exporter.verdict import RESULTS

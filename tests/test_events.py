@@ -11,8 +11,8 @@ import pytest
 
 from exporter.events import NAMES, Events
 from exporter.metrics.types import Scope
-from exporter.model import DeviceEvents, IoErrors, Job, JobError, VmEvents
-from exporter.owners import Owners, of_graph, owners
+from exporter.model.event_devices import Owners, of_graph, owners
+from exporter.model.state import DeviceEvents, IoErrors, Job, JobError, VmEvents
 from exporter.qmp import schema
 from tests.disks import Disk
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import parse
 from exporter.evidence import Span, compare
-from exporter.graph import Merge, users
+from exporter.model import build
+from exporter.model.job_placement import Merge, users
 from exporter.qmp import schema
 from exporter.qmp.peer import Process
 from exporter.verdict import RESULTS, TABLE, Seen, State
@@ -324,7 +324,7 @@ class World:
             for j in self.jobs.values() if j.kind == "create"
         ]  # fmt: skip
         between()
-        devices = parse.devices(entries, None, lambda _: 0).found
+        devices = build.devices(entries, None, lambda _: 0).found
         jobs.poll(told, others, self.watch.places, devices, 1.0, graph=told_graph)
 
     def reconnect(self, _: str, __: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from exporter.config.settings import Settings
 from exporter.discovery import Target
-from exporter.model import Snapshot
+from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
 from exporter.render import Plan
 from exporter.storage.prober import Storage

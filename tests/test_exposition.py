@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from exporter import exposition
 from exporter.exposition import scrape_seconds, wants_gzip, wants_openmetrics
-from exporter.model import Snapshot
+from exporter.model.state import Snapshot
 from exporter.render import Plan
 
 #: What Prometheus 2 and 3 send.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from exporter.graph import Merge, Place, place_job
+from exporter.model.job_placement import Merge, Place, place_job
 from exporter.qmp import queries, schema
 
 

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from exporter import api, guards
 from exporter.errors import Refused
 from exporter.guards import Found, Range
-from exporter.model import Device, Node, Snapshot
+from exporter.model.state import Device, Node, Snapshot
 from exporter.qmp import schema
 from exporter.qmp.commands import DiskName, LayerName, Qemu
 from tests.snapshots import CHAIN, STATUSES, disk, job, node, refused, vm

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import ProtocolError
-from exporter.identity import device_names
+from exporter.model.device_names import device_names
 from exporter.qmp import schema
 from tests.conftest import samples, series
 from tests.replay import replay, steps

@@ -9,7 +9,7 @@ import pytest
 
 from exporter import guards, imagenames
 from exporter.guards import Found, Range
-from exporter.model import Counters, FileName, ImageFile, Node, Snapshot
+from exporter.model.state import Counters, FileName, ImageFile, Node, Snapshot
 from exporter.qmp import schema
 from tests.snapshots import CHAIN, disk, node, refused, vm
 

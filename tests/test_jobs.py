@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import jobs as module
-from exporter.graph import Place
 from exporter.jobs import Jobs
 from exporter.known import LIVE, Known, Sight
 from exporter.metrics.types import Scope
-from exporter.model import Device, Job, Node
+from exporter.model.job_placement import Place
+from exporter.model.state import Device, Job, Node
 from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
 from exporter.qmp import schema
 from exporter.qmp.peer import Process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.evidence import Change, Commit, Sighting, Span
-from exporter.graph import Merge, Place
+from exporter.model.job_placement import Merge, Place
 from exporter.outcomes import Outcomes
 from exporter.verdict import State
 

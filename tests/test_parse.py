@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter import parse
-from exporter.chain import walk
 from exporter.errors import ProtocolError
 from exporter.families import join
-from exporter.identity import key
-from exporter.model import Device, Snapshot
-from exporter.parse import Topology
+from exporter.model import build
+from exporter.model.build import Topology
+from exporter.model.chain import walk
+from exporter.model.device_names import key
+from exporter.model.state import Device, Snapshot
 from exporter.qmp import queries, schema
 from exporter.qmp.queries import Query
 from exporter.render import Plan
@@ -74,12 +74,12 @@ def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device,
     """Parse two replies that belong together."""
     by_key = {key(block): block for block in blocks(*info)}
     known = Topology(blocks=by_key, **topology)
-    return parse.devices(entries(*stats), known, lambda device: 0).found
+    return build.devices(entries(*stats), known, lambda device: 0).found
 
 
-def rendered(found: parse.Devices, told: list[schema.BlockStats]) -> str:
+def rendered(found: build.Devices, told: list[schema.BlockStats]) -> str:
     """Return the text of a VM with these devices."""
-    counters = parse.count(found, told, walk(told))
+    counters = build.count(found, told, walk(told))
     snapshot = Snapshot(vm="v", up=True, devices=found.found, counters=counters)
     return join([Plan().render(snapshot)], openmetrics=False).decode()
 
@@ -107,7 +107,7 @@ def test_no_two_series_are_ever_equal(
     stats = [{**entry, "device": device, "qdev": qdev} for device, qdev, entry in found]
     told = entries(*stats, query=query)
     try:
-        parsed = parse.devices(told, None, lambda device: 0)
+        parsed = build.devices(told, None, lambda device: 0)
     except ProtocolError:
         return
 
@@ -127,7 +127,7 @@ def test_a_chain_that_query_block_tells_differently_is_not_published() -> None:
     stats = [{"device": "a", "node-name": "new", "stats": {"rd_bytes": 1}}]
     known = Topology(blocks={"a": blocks({"device": "a", "inserted": inserted("/a", "old")})[0]})
     told = entries(*stats)
-    found = parse.devices(told, known, lambda device: 0)
+    found = build.devices(told, known, lambda device: 0)
 
     assert (found.found[0].block, found.found[0].file) == (None, "")
     assert 'qemu_block_read_bytes_total{vm="v",device="a"} 1' in rendered(found, told)
@@ -150,7 +150,7 @@ def test_limits_of_a_filter_come_from_its_group() -> None:
     limits = {"grp1": schema.limits_of_group({"bps-write": 5, "iops-total": 7, "iops-size": 0})}
     known = Topology(blocks={"a": blocks(*info)[0]}, limits=limits)
     told = entries(*stats)
-    lines = rendered(parse.devices(told, known, lambda device: 0), told)
+    lines = rendered(build.devices(told, known, lambda device: 0), told)
     labels = 'vm="v",device="a",throttle_group="grp1"'
 
     assert {s: v for s, v in samples(lines).items() if "_throttle_" in s} == {
@@ -184,7 +184,7 @@ def test_free_nodes_are_those_that_no_device_uses() -> None:
     free = {"node-name": "spare", "stats": {}}
     nodes = entries(used, used["parent"], free, query=queries.NODESTATS)
 
-    found, counters = parse.free_nodes(nodes, entries({"device": "a", **used}))
+    found, counters = build.free_nodes(nodes, entries({"device": "a", **used}))
     assert list(counters) == nodes[2:]
     assert [(node.node_name, node.role, node.layer) for node in found] == [("spare", "protocol", "")]
 
@@ -200,7 +200,7 @@ def test_free_nodes_are_those_that_no_device_uses() -> None:
 )
 def test_the_manager_is_known_by_its_names(package: str, node: str, manager: str) -> None:
     """The names of nodes, and the package string of the greeting."""
-    assert parse.manager(package, entries({"node-name": node, "stats": {}})) == manager
+    assert build.manager(package, entries({"node-name": node, "stats": {}})) == manager
 
 
 def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
@@ -208,27 +208,27 @@ def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
     other = schema.JobInfo(
         id="s", type="snapshot-save", status="running", current_progress=1, total_progress=4
     )
-    (job,) = parse.jobs([], [other], {})
+    (job,) = build.jobs([], [other], {})
     text = join([Plan().render(Snapshot(vm="v", up=True, jobs=(job,)))], openmetrics=False).decode()
 
     assert list(series(text, "qemu_block_job_progress_ratio").values()) == ["0.25"]
     assert not series(text, "qemu_block_job_offset_bytes")
     assert series(text, "qemu_block_job_status", status="running")
-    assert parse.jobs([], [msgspec.structs.replace(other, total_progress=0)], {})[0].progress_ratio is None
+    assert build.jobs([], [msgspec.structs.replace(other, total_progress=0)], {})[0].progress_ratio is None
 
 
 def test_two_jobs_of_one_id_are_refused() -> None:
     """QEMU never has them; two equal series would cost the whole scrape."""
     job = schema.BlockJob(device="j", type="commit")
     with pytest.raises(ProtocolError, match="two jobs"):
-        parse.jobs([job, job], [], {})
+        build.jobs([job, job], [], {})
 
 
 def test_two_equal_intervals_are_one() -> None:
     """QEMU takes stats-intervals of one length twice; two equal series would cost the scrape."""
     timed = {"interval_length": 60, "avg_rd_latency_ns": 5}
     stats = [{"device": "a", "stats": {"timed_stats": [timed, timed]}}]
-    found = parse.intervals(entries(*stats)[0])
+    found = build.intervals(entries(*stats)[0])
 
     assert [interval.interval_seconds for interval in found] == ["60"]
 

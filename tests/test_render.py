@@ -18,7 +18,7 @@ from exporter.exposition import body
 from exporter.families import join
 from exporter.metrics.table import COLLECTORS
 from exporter.metrics.types import Scope
-from exporter.model import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
+from exporter.model.state import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
 from exporter.qmp import schema
 from exporter.render import Plan, render_exporter
 from exporter.samples import escape

@@ -18,7 +18,7 @@ import pytest
 from exporter.errors import OutcomeUnknown, Refused, TargetError
 from exporter.families import join
 from exporter.member import Collected
-from exporter.model import Snapshot
+from exporter.model.state import Snapshot
 from exporter.qmp.queries import BLOCKSTATS, STATUS
 from exporter.turn import turn
 from tests.conftest import series

@@ -17,7 +17,7 @@ from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.guards import Found
 from exporter.ledger import KEPT_SECONDS, Ledger
-from exporter.model import Device, Node
+from exporter.model.state import Device, Node
 from exporter.overlay import granted
 from exporter.qmp.commands import DiskName
 from exporter.qmp.schema import Image

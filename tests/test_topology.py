@@ -13,7 +13,7 @@ import pytest
 
 from exporter.config.settings import Settings
 from exporter.discovery import Target
-from exporter.model import FileName, Snapshot
+from exporter.model.state import FileName, Snapshot
 from exporter.qmp.client import Tally
 from exporter.storage.file_stat import Sight
 from exporter.storage.mounts import Mount

@@ -15,7 +15,7 @@ from exporter.config.settings import Config, Group, Settings
 from exporter.discovery import Target
 from exporter.errors import OutcomeUnknown, Refused, Rejected
 from exporter.member import Member, Observer
-from exporter.model import Snapshot
+from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
 from exporter.qmp.commands import set_speed
 from exporter.scrape import Fleet

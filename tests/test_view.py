@@ -7,7 +7,7 @@ import pytest
 
 from exporter import api, view
 from exporter.ledger import Entry
-from exporter.model import Device, Job, Node, Snapshot
+from exporter.model.state import Device, Job, Node, Snapshot
 from exporter.outcomes import End
 from exporter.qmp import schema
 from exporter.verdict import RESULTS

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import parse
-from exporter.chain import walk
 from exporter.config.settings import Settings
 from exporter.discovery import Target
 from exporter.errors import ProtocolError
 from exporter.families import join
-from exporter.model import Snapshot
+from exporter.model import build
+from exporter.model.chain import walk
+from exporter.model.state import Snapshot
 from exporter.qmp import queries
 from exporter.qmp.client import Tally
 from exporter.render import Plan
@@ -999,8 +999,8 @@ def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> Non
     wire = json.dumps({"return": [{"device": "disk0", "stats": stats}]})
     entries = queries.BLOCKSTATS.decoder.decode(wire).return_
     assert not isinstance(entries, msgspec.UnsetType)
-    known = parse.devices(entries, None, lambda device: 0)
-    counters = parse.count(known, entries, walk(entries))
+    known = build.devices(entries, None, lambda device: 0)
+    counters = build.count(known, entries, walk(entries))
 
     with pytest.raises(ProtocolError):
         Plan().render(Snapshot(vm="vm", up=True, devices=known.found, counters=counters))

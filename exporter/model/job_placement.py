@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from exporter import chain as chains
-from exporter.identity import device_names
+from exporter.model import chain as chains
+from exporter.model.device_names import device_names
 from exporter.qmp import schema
 
 

@@ -7,9 +7,9 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from exporter import chain as chains
-from exporter.chain import Chain
-from exporter.model import Node
+from exporter.model import chain as chains
+from exporter.model.chain import Chain
+from exporter.model.state import Node
 from exporter.qmp import schema
 from exporter.redact import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from exporter.identity import device_names
+from exporter.model.device_names import device_names
 from exporter.qmp import schema
 
 _NAME_LIMIT = 255

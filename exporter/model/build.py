@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from exporter import chain as chains
-from exporter.chain import Chain, Walk
 from exporter.errors import ProtocolError
-from exporter.graph import Place
-from exporter.identity import device_names, key
-from exporter.model import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
-from exporter.nodes import of_chain, word
+from exporter.model import chain as chains
+from exporter.model.chain import Chain, Walk
+from exporter.model.device_names import device_names, key
+from exporter.model.job_placement import Place
+from exporter.model.nodes import of_chain, word
+from exporter.model.state import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 from exporter.qmp import schema
 from exporter.redact import public, public_text, throttle_group
 

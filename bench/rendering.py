@@ -13,14 +13,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.fleets import qemus, record
 from bench.report import Bar, Results, Table
-from exporter import exposition
-from exporter.families import join
+from exporter.expose import exposition
+from exporter.expose.families import join
+from exporter.expose.plan import Plan
 from exporter.model import build, chain
 from exporter.model.build import Topology
 from exporter.model.device_names import key
 from exporter.model.state import Snapshot
 from exporter.qmp import queries
-from exporter.render import Plan
 
 _SAMPLES = 100_000
 

@@ -13,10 +13,10 @@ from functools import cache
 from exporter.concurrency import LoopPacer
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
+from exporter.expose import Blobs, Kept, Plan
 from exporter.model import Device, ImageFile, Place, Snapshot
 from exporter.outcomes import End
 from exporter.qmp import SocketFile, Tally, socket_file
-from exporter.render import Blobs, Kept, Plan
 from exporter.storage import Storage
 from exporter.vm import Vm
 

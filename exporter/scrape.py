@@ -13,10 +13,10 @@ from exporter import __version__
 from exporter.concurrency import LoopPacer
 from exporter.config import Config
 from exporter.discovery import Discovery, printable
+from exporter.expose import Blobs, render_exporter
 from exporter.member import Collected, Member, Observer
 from exporter.model import Exporter
 from exporter.qmp import Tally, queries
-from exporter.render import Blobs, render_exporter
 from exporter.storage import Storage
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exporter import exposition, hand, options
+from exporter import hand, options
 from exporter.config import Config, Settings, load
 from exporter.discovery import printable
 from exporter.errors import ConfigError
+from exporter.expose import exposition
 from exporter.process import gc_tuning, logs
 from exporter.scrape import Fleet
 from exporter.web.admin import Changing

@@ -10,10 +10,10 @@ from typing import Any
 
 from exporter.config.settings import Settings
 from exporter.discovery import Target
-from exporter.families import join
+from exporter.expose.families import join
+from exporter.expose.plan import Plan
 from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
-from exporter.render import Plan
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from exporter.vm import Vm

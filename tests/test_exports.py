@@ -10,9 +10,9 @@ import pytest
 
 from exporter.config.settings import Settings
 from exporter.discovery import Target
+from exporter.expose.plan import Plan
 from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
-from exporter.render import Plan
 from exporter.storage.prober import Storage
 from exporter.vm import Vm
 from tests.disks import Disk, plug

@@ -12,10 +12,10 @@ from isal import isal_zlib
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter import exposition
-from exporter.exposition import scrape_seconds, wants_gzip, wants_openmetrics
+from exporter.expose import exposition
+from exporter.expose.exposition import scrape_seconds, wants_gzip, wants_openmetrics
+from exporter.expose.plan import Plan
 from exporter.model.state import Snapshot
-from exporter.render import Plan
 
 #: What Prometheus 2 and 3 send.
 PROMETHEUS_2 = (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import yaml
 
 from exporter.config.settings import Config
-from exporter.families import join
+from exporter.expose.families import join
 from exporter.metrics.table import METRICS
 from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import ProtocolError
-from exporter.families import join
+from exporter.expose.families import join
+from exporter.expose.plan import Plan
 from exporter.model import build
 from exporter.model.build import Topology
 from exporter.model.chain import walk
@@ -19,7 +20,6 @@ from exporter.model.device_names import key
 from exporter.model.state import Device, Snapshot
 from exporter.qmp import queries, schema
 from exporter.qmp.queries import Query
-from exporter.render import Plan
 from tests.conftest import samples, series
 
 NAMES = st.sampled_from(["", "disk0", "disk1", "a\nb", '"'])

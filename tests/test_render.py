@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text_format
 
-from exporter.exposition import body
-from exporter.families import join
+from exporter.expose.exposition import body
+from exporter.expose.families import join
+from exporter.expose.line_template import number
+from exporter.expose.plan import Plan, render_exporter
+from exporter.expose.samples import escape
 from exporter.metrics.table import COLLECTORS
 from exporter.metrics.types import Scope
 from exporter.model.state import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
 from exporter.qmp import schema
-from exporter.render import Plan, render_exporter
-from exporter.samples import escape
-from exporter.template import number
 from tests.conftest import samples, series
 from tests.replay import replay, steps
 

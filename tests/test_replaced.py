@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import OutcomeUnknown, Refused, TargetError
-from exporter.families import join
+from exporter.expose.families import join
 from exporter.member import Collected
 from exporter.model.state import Snapshot
 from exporter.qmp.queries import BLOCKSTATS, STATUS

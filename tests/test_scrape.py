@@ -13,7 +13,7 @@ import pytest
 
 from exporter import scrape
 from exporter.config.settings import Config, Group, Settings, Target
-from exporter.families import join
+from exporter.expose.families import join
 from exporter.member import Collected
 from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import ProtocolError
-from exporter.template import flatten, template
+from exporter.expose.line_template import flatten, template
 
 NUMBERS = st.none() | st.integers(-(2**63), 2**64 - 1)
 LABELS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='"\\\n'), max_size=8)

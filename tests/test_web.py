@@ -21,10 +21,10 @@ from aiohttp.web import Response
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter import exposition
 from exporter.api.routes import ROUTES
 from exporter.config.settings import Config, Group, Settings
 from exporter.errors import ConfigError
+from exporter.expose import exposition
 from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage

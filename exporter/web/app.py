@@ -14,14 +14,14 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from exporter import __version__, audit, exposition
+from exporter import __version__, audit
 from exporter.api import ROOT, ROUTES
 from exporter.audit import Audit
 from exporter.config import describe
 from exporter.discovery import printable
 from exporter.errors import ConfigError, Refused
+from exporter.expose import Blobs, exposition
 from exporter.process import Formatter
-from exporter.render import Blobs
 from exporter.scrape import Fleet
 from exporter.web.admin import Changing
 from exporter.web.answers import expect, problems

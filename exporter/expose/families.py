@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from exporter.expose.plan import Blobs
 from exporter.metrics import METRICS, Metric
-from exporter.render import Blobs
 
 
 def _escape_help(text: str) -> str:

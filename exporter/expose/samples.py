@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from exporter.errors import ProtocolError
+from exporter.expose.line_template import number
 from exporter.metrics import Metric, Zero
 from exporter.qmp import schema
-from exporter.template import number
 
 #: No name of QEMU's is longer; a label of a liar's stands in every line of its device.
 LABEL_LIMIT = 8192

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
+from exporter.expose.line_template import Template, flatten, number, template
+from exporter.expose.samples import escape, info_line, labels, lines_of
 from exporter.metrics import METRICS, Metric, Scope, Zero
 from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle, intervals
-from exporter.samples import escape, info_line, labels, lines_of
-from exporter.template import Template, flatten, number, template
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
 Blobs = tuple[bytes, ...]

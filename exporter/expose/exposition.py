@@ -10,8 +10,8 @@ from itertools import chain
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from exporter.families import families
-from exporter.render import Blobs
+from exporter.expose.families import families
+from exporter.expose.plan import Blobs
 
 try:
     # Five times as fast as zlib for the same size; not to be had everywhere.

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from exporter import api
+from exporter.jobs import CANCELLED, COMPLETED, End
 from exporter.model import Job, Snapshot
-from exporter.outcomes import End
 from exporter.redact import public
-from exporter.verdict import CANCELLED, COMPLETED
 
 Effect = Callable[[Snapshot], bool]
 

@@ -24,7 +24,7 @@ from msgspec import Struct
 from exporter import durable
 from exporter.api import Outcome
 from exporter.errors import ConfigError, Refused
-from exporter.outcomes import End
+from exporter.jobs import End
 
 log = logging.getLogger(__name__)
 

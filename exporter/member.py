@@ -14,8 +14,8 @@ from exporter.concurrency import LoopPacer
 from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
 from exporter.expose import Blobs, Kept, Plan
+from exporter.jobs import End
 from exporter.model import Device, ImageFile, Place, Snapshot
-from exporter.outcomes import End
 from exporter.qmp import SocketFile, Tally, socket_file
 from exporter.storage import Storage
 from exporter.vm import Vm

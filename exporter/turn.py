@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from exporter import api, guards, view
 from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
+from exporter.jobs import End
 from exporter.member import Member
 from exporter.model import Snapshot
-from exporter.outcomes import End
 from exporter.qmp import Command, Qemu, SocketFile
 from exporter.redact import public_text
 from exporter.scrape import Fleet

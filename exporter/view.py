@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import api
+from exporter.jobs import End
 from exporter.ledger import Entry
 from exporter.model import Device, Job, Node, Snapshot
-from exporter.outcomes import End
 
 
 def summary(snapshot: Snapshot) -> api.VmSummary:

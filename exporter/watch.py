@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from exporter.errors import TargetError
-from exporter.events import Events
-from exporter.jobs import Jobs
+from exporter.jobs import Events, Jobs
 from exporter.metrics import Scope
 from exporter.model import Job, Place, owners, place_job
 from exporter.qmp import Process, Session, schema

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from exporter import api, effects
+from exporter.jobs.outcomes import End
+from exporter.jobs.verdict import RESULTS
 from exporter.model.state import Device, Job, Snapshot
-from exporter.outcomes import End
 from exporter.qmp import schema
-from exporter.verdict import RESULTS
 from tests.disks import block_job
 
 SINCE = 1000.0

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter.events import NAMES, Events
+from exporter.jobs.events import NAMES, Events
 from exporter.metrics.types import Scope
 from exporter.model.event_devices import Owners, of_graph, owners
 from exporter.model.state import DeviceEvents, IoErrors, Job, JobError, VmEvents

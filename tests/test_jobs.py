@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter import jobs as module
-from exporter.jobs import Jobs
-from exporter.known import LIVE, Known, Sight
+from exporter.jobs import tracker as module
+from exporter.jobs.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
+from exporter.jobs.tracked_job import LIVE, Known, Sight
+from exporter.jobs.tracker import Jobs
+from exporter.jobs.verdict import RESULTS
 from exporter.metrics.types import Scope
 from exporter.model.job_placement import Place
 from exporter.model.state import Device, Job, Node
-from exporter.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
 from exporter.qmp import schema
 from exporter.qmp.peer import Process
-from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.replay import RECORDINGS
 

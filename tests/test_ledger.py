@@ -15,8 +15,8 @@ import pytest
 
 from exporter import durable, ledger
 from exporter.errors import ConfigError, Refused
+from exporter.jobs.outcomes import End
 from exporter.ledger import KEPT_SECONDS, OPEN_SECONDS, Entry, Ledger
-from exporter.outcomes import End
 
 DAY = 24 * 3600.0
 

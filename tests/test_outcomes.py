@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from exporter.evidence import Change, Commit, Sighting, Span
+from exporter.jobs.evidence import Change, Commit, Sighting, Span
+from exporter.jobs.outcomes import Outcomes
+from exporter.jobs.verdict import State
 from exporter.model.job_placement import Merge, Place
-from exporter.outcomes import Outcomes
-from exporter.verdict import State
 
 
 def commit(serial: int, device: str, span: Span | None) -> Commit:

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from exporter import api, view
+from exporter.jobs.outcomes import End
+from exporter.jobs.verdict import RESULTS
 from exporter.ledger import Entry
 from exporter.model.state import Device, Job, Node, Snapshot
-from exporter.outcomes import End
 from exporter.qmp import schema
-from exporter.verdict import RESULTS
 from tests.disks import block_job
 from tests.test_guards import disk, vm
 

@@ -9,9 +9,9 @@ from aiohttp import web
 from exporter import api, view
 from exporter.api import PROBLEMS, openapi
 from exporter.errors import Refused
+from exporter.jobs import End
 from exporter.ledger import Ledger
 from exporter.member import Collected
-from exporter.outcomes import End
 from exporter.scrape import Fleet
 from exporter.web.answers import answer
 

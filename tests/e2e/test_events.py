@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from exporter.events import NAMES
+from exporter.jobs.events import NAMES
 from tests.conftest import series
 from tests.e2e.faults import ONCE, file_node
 from tests.e2e.lab import MIB, Exporter, Lab, Qemu, tool, wait_until

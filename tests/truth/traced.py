@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exporter import cli
-from exporter.outcomes import Outcomes
+from exporter.jobs.outcomes import Outcomes
 
 _EXPECTED = 6  # job_id, device, job_type, result, now, error
 

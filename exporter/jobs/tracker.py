@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from exporter.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
-from exporter.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
-from exporter.known import LIVE, READY, Known, Lister, Sight, Step
+from exporter.jobs.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
+from exporter.jobs.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
+from exporter.jobs.outcomes import End, Outcomes
+from exporter.jobs.tracked_job import LIVE, READY, Known, Lister, Sight, Step
+from exporter.jobs.verdict import Seen, State, of_error, verdict
 from exporter.model import BLOCK_JOB_TYPES, Device, Job, Place
-from exporter.outcomes import End, Outcomes
 from exporter.qmp import Process, schema
-from exporter.verdict import Seen, State, of_error, verdict
 
 #: Most jobs of one VM that are followed at once.
 JOBS_LIMIT = 1000

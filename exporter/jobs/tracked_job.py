@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from exporter.evidence import Span
+from exporter.jobs.evidence import Span
+from exporter.jobs.verdict import State
 from exporter.model import BLOCK_JOB_TYPES, Merge, Place
-from exporter.verdict import State
 
 #: JobStatus of a job that has not ended.
 LIVE = frozenset({"created", "running", "paused", "ready", "standby"})

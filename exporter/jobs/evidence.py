@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from exporter.jobs.verdict import Seen, State
 from exporter.model import Device, Merge, Place, users
 from exporter.qmp import schema
-from exporter.verdict import Seen, State
 
 #: Device -> its layers' node names, `0` the active one.
 Chains = Mapping[str, Sequence[str]]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from exporter.joberrors import NO_ERRORS, OTHER, JobErrors, words
+from exporter.jobs.job_errors import NO_ERRORS, OTHER, JobErrors, words
 from exporter.metrics import Scope
 from exporter.model import DeviceEvents, IoErrors, Job, Owners, Subject, VmEvents
 

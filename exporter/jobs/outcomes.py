@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from exporter import verdict
-from exporter.evidence import Chains, Change, Commit, Sighting, observe, work
+from exporter.jobs import verdict
+from exporter.jobs.evidence import Chains, Change, Commit, Sighting, observe, work
+from exporter.jobs.verdict import FAILED, RESULTS, Seen, State
 from exporter.metrics import Scope
 from exporter.model import Finished, JobOutcomes, LastError, Place
 from exporter.qmp import schema
 from exporter.redact import public_text
-from exporter.verdict import FAILED, RESULTS, Seen, State
 
 #: Most commits of one VM that wait for the chain.
 _WAITING_LIMIT = 1000

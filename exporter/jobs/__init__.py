@@ -1,0 +1,10 @@
+"""What is remembered of jobs between scrapes, and how they ended. Pure."""
+
+from __future__ import annotations
+
+from exporter.jobs.events import Events
+from exporter.jobs.outcomes import End
+from exporter.jobs.tracker import Jobs
+from exporter.jobs.verdict import CANCELLED, COMPLETED
+
+__all__ = ["CANCELLED", "COMPLETED", "End", "Events", "Jobs"]

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter import cli, scrape
+from exporter import cli
+from exporter.collect import fleet
 
 LIMIT_SECONDS = 0.02
 
@@ -86,7 +87,7 @@ def main() -> int:
     WatchedLoop.report = Path(report)
     if "--each-its-own-sweep" in flags:
         flags.remove("--each-its-own-sweep")
-        scrape.JOIN_SECONDS = 0.0
+        fleet.JOIN_SECONDS = 0.0
     asyncio.set_event_loop_policy(Policy())
     return cli.main(flags)
 

@@ -13,16 +13,15 @@ from typing import Any
 import msgspec
 
 from exporter import api, done, effects, grants, guards, imagenames, overlay, verbs, view
+from exporter.collect import Fleet, Member
 from exporter.commits import Commits
 from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.grants import Permission
 from exporter.ledger import Ledger
-from exporter.member import Member
 from exporter.model import Job
 from exporter.pivots import Pivots
 from exporter.qmp import commands
-from exporter.scrape import Fleet
 from exporter.snapshots import Snapshots
 from exporter.turn import target, turn
 

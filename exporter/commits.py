@@ -12,16 +12,15 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from exporter import api, done, effects, guards, imagenames, neighbours, view
+from exporter.collect import Fleet, Member
 from exporter.concurrency import run_blocking
 from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
 from exporter.grants import Permission
 from exporter.guards import Found, Range
 from exporter.ledger import Entry, Ledger
-from exporter.member import Member
 from exporter.model import Place, Snapshot
 from exporter.qmp import Command, Qemu, commands
-from exporter.scrape import Fleet
 from exporter.turn import Turn, target, turn
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from exporter.actions import Actions
 from exporter.api import VERBS
 from exporter.audit import OWN, Audit
+from exporter.collect import Fleet
 from exporter.config import Config
 from exporter.errors import ConfigError
 from exporter.keeper import Keeper
 from exporter.ledger import Ledger
-from exporter.scrape import Fleet
 from exporter.snapshots import Snapshots
 
 

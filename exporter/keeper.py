@@ -16,14 +16,13 @@ import msgspec
 
 from exporter import audit
 from exporter.audit import Audit
+from exporter.collect import Fleet, Member, Observer
 from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
 from exporter.ledger import Entry, Ledger
-from exporter.member import Member, Observer
 from exporter.model import Job, Place, Snapshot
 from exporter.qmp import Command, commands
-from exporter.scrape import Fleet
 from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)

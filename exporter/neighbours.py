@@ -7,11 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from exporter import guards, imagenames
+from exporter.collect import Collected, Fleet, Member
 from exporter.errors import Refused
-from exporter.member import Collected, Member
 from exporter.model import Node, Snapshot
 from exporter.redact import local_path
-from exporter.scrape import Fleet
 from exporter.storage import open_files
 from exporter.turn import Turn
 

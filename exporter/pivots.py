@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from exporter import verbs
-from exporter.member import Member
+from exporter.collect import Member
 from exporter.model import Job, Snapshot
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.

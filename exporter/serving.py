@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from exporter import hand, options
+from exporter.collect import Fleet, printable
 from exporter.config import Config, Settings, load
-from exporter.discovery import printable
 from exporter.errors import ConfigError
 from exporter.expose import exposition
 from exporter.process import gc_tuning, logs
-from exporter.scrape import Fleet
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options
 from exporter.web.auth import Gate, user_of

@@ -12,17 +12,14 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from exporter import api, guards, view
+from exporter.collect import CANARY_SECONDS, Fleet, Member, Vm
 from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
 from exporter.jobs import End
-from exporter.member import Member
 from exporter.model import Snapshot
 from exporter.qmp import Command, Qemu, SocketFile
 from exporter.redact import public_text
-from exporter.scrape import Fleet
 from exporter.storage import StorageBusy, StorageHangs
-from exporter.topology import CANARY_SECONDS
-from exporter.vm import Vm
 
 #: Longest that a request waits for the VM: a scrape, or another request, is talking to it.
 _WAIT_SECONDS = 10.0

@@ -18,6 +18,8 @@ from yarl import URL
 
 from exporter.actions import Actions
 from exporter.api.types import VERBS, Commit
+from exporter.collect.fleet import Fleet
+from exporter.collect.scrape_target import Collected, Member
 from exporter.config.settings import (
     Admin,
     Config,
@@ -30,8 +32,6 @@ from exporter.config.settings import (
 from exporter.errors import Refused
 from exporter.hand import Hand
 from exporter.ledger import Entry
-from exporter.member import Collected, Member
-from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from exporter.web.admin import Changing

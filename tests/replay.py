@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.collect.discovery import Target
+from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
-from exporter.discovery import Target
 from exporter.expose.families import join
 from exporter.expose.plan import Plan
 from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
-from exporter.vm import Vm
 from tests.fakeqmp import GREETING, FakeQmp
 
 RECORDINGS = Path(__file__).parent / "recordings"

@@ -317,7 +317,7 @@ async def test_only_what_makes_qemu_wait_for_the_storage_minds_it(
             await real(self, timeout_seconds), storage_responding=False
         )
 
-    monkeypatch.setattr("exporter.vm.Vm.look", hangs)
+    monkeypatch.setattr("exporter.collect.vm.Vm.look", hangs)
     asked = reach.actions.change(USER, "vm", "j", verb, VERBS[verb])
     if verb in ("complete", "cancel", "finalize"):
         assert (await refused(asked))[0] == "storage-hangs"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from exporter.collect.discovery import Discovery, printable
 from exporter.config.settings import Config, Group, Settings, Target
-from exporter.discovery import Discovery, printable
 
 
 def group(*globs: object, name: str = "g", pattern: str = "", **named: str) -> Group:

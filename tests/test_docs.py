@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from exporter import options
+from exporter.collect.discovery import _target
 from exporter.config.settings import Settings, load
-from exporter.discovery import _target
 from exporter.errors import REASONS
 from exporter.metrics.table import METRICS
 from exporter.shell.commands import EXIT_CODES_HELP, OPERATING

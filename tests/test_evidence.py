@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.collect.event_watcher import Watch
 from exporter.jobs.evidence import Span, compare
 from exporter.jobs.verdict import RESULTS, TABLE, Seen, State
 from exporter.model import build
 from exporter.model.job_placement import Merge, users
 from exporter.qmp import schema
 from exporter.qmp.peer import Process
-from exporter.watch import Watch
 from tests.disks import block_job
 from tests.test_graph import disk, graph
 

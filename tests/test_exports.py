@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from exporter.collect.discovery import Target
+from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
-from exporter.discovery import Target
 from exporter.expose.plan import Plan
 from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
 from exporter.storage.prober import Storage
-from exporter.vm import Vm
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
 
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("exporter.exports.time", _Time(clock))
+    monkeypatch.setattr("exporter.collect.exports.time", _Time(clock))
     return clock
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import yaml
 
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.expose.families import join
 from exporter.metrics.table import METRICS
-from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from tests.conftest import samples

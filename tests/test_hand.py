@@ -11,10 +11,10 @@ from exporter import hand
 from exporter.actions import Actions
 from exporter.api.types import VERBS
 from exporter.audit import OWN
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Admin, Config
 from exporter.errors import ConfigError
 from exporter.hand import Hand
-from exporter.scrape import Fleet
 from tests.reach import Reach, grant
 
 

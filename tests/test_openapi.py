@@ -17,8 +17,8 @@ from exporter.api.problems import PROBLEMS
 from exporter.api.routes import ROOT, ROUTES, Route
 from exporter.api.types import VERBS
 from exporter.audit import Audit
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
-from exporter.scrape import Fleet
 from exporter.web.app import Endpoints, Options
 from exporter.web.reading import Reading
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from exporter import pivots
-from exporter.member import Member
+from exporter.collect.scrape_target import Member
 from exporter.pivots import Pivots
 from tests.reach import Reach
 from tests.snapshots import job, vm

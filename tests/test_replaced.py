@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from exporter.collect.scrape_target import Collected
 from exporter.errors import OutcomeUnknown, Refused, TargetError
 from exporter.expose.families import join
-from exporter.member import Collected
 from exporter.model.state import Snapshot
 from exporter.qmp.queries import BLOCKSTATS, STATUS
 from exporter.turn import turn

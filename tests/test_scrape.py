@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter import scrape
+from exporter.collect import fleet as fleet_module
+from exporter.collect.fleet import Fleet
+from exporter.collect.scrape_target import Collected
 from exporter.config.settings import Config, Group, Settings, Target
 from exporter.expose.families import join
-from exporter.member import Collected
-from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from tests.conftest import series
@@ -41,7 +41,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that is set by hand."""
     clock = Clock()
-    monkeypatch.setattr(scrape, "time", clock)
+    monkeypatch.setattr(fleet_module, "time", clock)
     return clock
 
 
@@ -122,7 +122,7 @@ async def test_a_sweep_that_nobody_can_join_any_more_is_let_go(
     start: Start, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a fleet said is much; the process is told how many targets have left by then."""
-    monkeypatch.setattr(scrape, "JOIN_SECONDS", 0.01)
+    monkeypatch.setattr(fleet_module, "JOIN_SECONDS", 0.01)
     swept: list[int] = []
     fleet = Fleet(config(sockets), Storage(lambda path: Sight(visible=True)), swept.append)
     for number in range(9):

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Settings, load
 from exporter.demo.scenarios import MIB, SCENARIOS, Scenario
 from exporter.demo.simulated_vm import SimulatedVm
 from exporter.demo.simulation import SimulatedMonitor, simulated_vms
 from exporter.expose import exposition
 from exporter.qmp import queries
-from exporter.scrape import Fleet
 from tests.conftest import series
 
 RECORDED = Path(__file__).parent / "recordings" / "7.2"

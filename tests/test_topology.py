@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from exporter.collect.discovery import Target
+from exporter.collect.topology_cache import EVENTS, TopologyCache
+from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
-from exporter.discovery import Target
 from exporter.model.state import FileName, Snapshot
 from exporter.qmp.client import Tally
 from exporter.storage.file_stat import Sight
 from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile, OpenFiles
 from exporter.storage.prober import Storage, StorageBusy, StorageHangs
-from exporter.topology import EVENTS, TopologyCache
-from exporter.vm import Vm
 from tests.disks import Disk, block_job, plug, with_filter
 from tests.fakeqmp import FakeQmp, Reply, until
 
@@ -46,7 +46,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock that is set by hand."""
     clock = Clock()
-    monkeypatch.setattr("exporter.topology.time", clock)
+    monkeypatch.setattr("exporter.collect.topology_cache.time", clock)
     return clock
 
 

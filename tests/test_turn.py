@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from exporter import turn as turns
+from exporter.collect.discovery import Target
+from exporter.collect.fleet import Fleet
+from exporter.collect.scrape_target import Member, Observer
 from exporter.concurrency import LoopPacer
 from exporter.config.settings import Config, Group, Settings
-from exporter.discovery import Target
 from exporter.errors import OutcomeUnknown, Refused, Rejected
-from exporter.member import Member, Observer
 from exporter.model.state import Snapshot
 from exporter.qmp.client import Tally
 from exporter.qmp.commands import set_speed
-from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from exporter.turn import Turn, turn

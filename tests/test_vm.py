@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from exporter.collect.discovery import Target
+from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
-from exporter.discovery import Target
 from exporter.errors import ProtocolError
 from exporter.expose.families import join
 from exporter.expose.plan import Plan
@@ -25,7 +26,6 @@ from exporter.qmp import queries
 from exporter.qmp.client import Tally
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
-from exporter.vm import Vm
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter
 from tests.fakeqmp import GREETING, FakeQmp, Reply, speak, until
@@ -650,7 +650,7 @@ async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
     fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """snapshot-save stops QEMU's main loop: the scrape that should show it may well time out."""
-    monkeypatch.setattr("exporter.watch.LOOKS_LIMIT", 0)
+    monkeypatch.setattr("exporter.collect.event_watcher.LOOKS_LIMIT", 0)
     vm = make()
     await collect(vm)
     await fake.send(job_event("snap", "created"))
@@ -863,7 +863,7 @@ async def test_there_are_only_so_many_looks_between_two_scrapes(
     fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a VM sends; the next scrape asks anyway, and then there may be more."""
-    monkeypatch.setattr("exporter.watch.LOOKS_LIMIT", 2)
+    monkeypatch.setattr("exporter.collect.event_watcher.LOOKS_LIMIT", 2)
     vm = make()
     await collect(vm)
 

@@ -22,10 +22,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.api.routes import ROUTES
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config, Group, Settings
 from exporter.errors import ConfigError
 from exporter.expose import exposition
-from exporter.scrape import Fleet
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from exporter.web import server

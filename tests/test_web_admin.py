@@ -18,9 +18,9 @@ from exporter import api
 from exporter.api.routes import ROUTES, Route
 from exporter.api.types import VERBS
 from exporter.audit import OWN, RESULTS
+from exporter.collect.vm import Vm
 from exporter.process.logs import Formatter
 from exporter.qmp.commands import Command
-from exporter.vm import Vm
 from exporter.web import admin as module
 from tests.conftest import series
 from tests.disks import Disk, block_job, plug, start

@@ -15,8 +15,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config, Group, Settings
-from exporter.scrape import Fleet
 from exporter.web import auth, passwords
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.auth import Bucket, Gate, credentials, user_of

@@ -19,10 +19,10 @@ from exporter.config.settings import (
 )
 
 __all__ = [
-    "Config",
-    "Connection",
     "DEFAULT_PORT",
     "DEFAULT_SOCKETS",
+    "Config",
+    "Connection",
     "Grant",
     "Group",
     "LatencyHistograms",

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import aiohttp
 
+from exporter.collect import Fleet
 from exporter.config import Settings, load
 from exporter.demo.disks import QemuFailed
 from exporter.demo.lines import live_lines
 from exporter.demo.simulation import SimulatedMonitor, simulated_vms
 from exporter.demo.vms import DemoVm, real_vms
 from exporter.errors import ConfigError
-from exporter.scrape import Fleet
 from exporter.web.app import Endpoints, Options
 from exporter.web.server import listen, serve
 

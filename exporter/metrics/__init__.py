@@ -22,11 +22,11 @@ __all__ = [
     "IO",
     "JOBS",
     "METRICS",
-    "Metric",
     "NODES",
     "NS",
     "STATE",
-    "Scope",
     "THROTTLE",
+    "Metric",
+    "Scope",
     "Zero",
 ]

@@ -17,12 +17,11 @@ from msgspec import Struct
 from exporter import __version__, audit
 from exporter.api import ROOT, ROUTES
 from exporter.audit import Audit
+from exporter.collect import Fleet, printable
 from exporter.config import describe
-from exporter.discovery import printable
 from exporter.errors import ConfigError, Refused
 from exporter.expose import Blobs, exposition
 from exporter.process import Formatter
-from exporter.scrape import Fleet
 from exporter.web.admin import Changing
 from exporter.web.answers import expect, problems
 from exporter.web.auth import Gate

@@ -8,11 +8,10 @@ from aiohttp import web
 
 from exporter import api, view
 from exporter.api import PROBLEMS, openapi
+from exporter.collect import Collected, Fleet
 from exporter.errors import Refused
 from exporter.jobs import End
 from exporter.ledger import Ledger
-from exporter.member import Collected
-from exporter.scrape import Fleet
 from exporter.web.answers import answer
 
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.

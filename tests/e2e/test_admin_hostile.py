@@ -17,10 +17,10 @@ from aiohttp.test_utils import TestServer
 
 from exporter.actions import Actions
 from exporter.audit import Audit
+from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.ledger import Ledger
 from exporter.qmp import commands
-from exporter.scrape import Fleet
 from exporter.snapshots import Snapshots
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options

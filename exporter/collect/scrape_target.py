@@ -10,15 +10,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 
+from exporter.collect.discovery import Target
+from exporter.collect.vm import Vm
 from exporter.concurrency import LoopPacer
-from exporter.discovery import Target
 from exporter.errors import TargetError, Unreachable
 from exporter.expose import Blobs, Kept, Plan
 from exporter.jobs import End
 from exporter.model import Device, ImageFile, Place, Snapshot
 from exporter.qmp import SocketFile, Tally, socket_file
 from exporter.storage import Storage
-from exporter.vm import Vm
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from exporter.collect.querier import Inquiry
 from exporter.config import Settings
 from exporter.errors import ProtocolError
-from exporter.inquiry import Inquiry
 from exporter.model import Export
 from exporter.qmp import Answers, Query, queries
 

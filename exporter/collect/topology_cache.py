@@ -13,8 +13,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 from zlib import crc32
 
+from exporter.collect.image_files import ImageFiles, Storages
 from exporter.config import Settings
-from exporter.imagefiles import ImageFiles, Storages
 from exporter.model import ImageFile, Topology, build, key, nodes
 from exporter.model import chain as chains
 from exporter.qmp import Answers, queries, schema

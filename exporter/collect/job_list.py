@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from exporter.inquiry import Inquiry
+from exporter.collect.event_watcher import Watch
+from exporter.collect.querier import Inquiry
 from exporter.model import Device, Job, build
 from exporter.qmp import Answers, Query, queries, schema
-from exporter.watch import Watch
 
 
 class JobList:

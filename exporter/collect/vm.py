@@ -9,19 +9,19 @@ from typing import Any
 
 import msgspec
 
+from exporter.collect.discovery import Target, printable
+from exporter.collect.event_watcher import Watch
+from exporter.collect.exports import Exports
+from exporter.collect.job_list import JobList
+from exporter.collect.querier import Inquiry, left
+from exporter.collect.topology_cache import TopologyCache
+from exporter.collect.topology_refresh import Refresh
 from exporter.concurrency import LoopPacer
-from exporter.discovery import Target, printable
 from exporter.errors import ProtocolError, Replaced, TargetError
-from exporter.exports import Exports
-from exporter.inquiry import Inquiry, left
-from exporter.joblist import JobList
 from exporter.model import Counters, Device, ImageFile, Node, Owners, Snapshot, build, of_graph
 from exporter.model import chain as chains
 from exporter.qmp import Answers, Command, Qemu, Query, Session, SocketFile, Tally, queries, schema
-from exporter.refresh import Refresh
 from exporter.storage import Storage
-from exporter.topology import TopologyCache
-from exporter.watch import Watch
 
 log = logging.getLogger(__name__)
 

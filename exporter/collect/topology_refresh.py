@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 
-from exporter.config import Settings
-from exporter.errors import ProtocolError
-from exporter.inquiry import Inquiry, left
-from exporter.model import Corruption
-from exporter.model import chain as chains
-from exporter.qmp import Answers, BlockJob, BlockStats, Session, queries
-from exporter.topology import (
+from exporter.collect.event_watcher import DEVICES_LIMIT
+from exporter.collect.querier import Inquiry, left
+from exporter.collect.topology_cache import (
     NodeNames,
     TopologyCache,
     agree,
     throttle_limits,
     without_drivers,
 )
-from exporter.watch import DEVICES_LIMIT
+from exporter.config import Settings
+from exporter.errors import ProtocolError
+from exporter.model import Corruption
+from exporter.model import chain as chains
+from exporter.qmp import Answers, BlockJob, BlockStats, Session, queries
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
 from exporter import __version__
+from exporter.collect.discovery import Discovery, printable
+from exporter.collect.scrape_target import Collected, Member, Observer
 from exporter.concurrency import LoopPacer
 from exporter.config import Config
-from exporter.discovery import Discovery, printable
 from exporter.expose import Blobs, render_exporter
-from exporter.member import Collected, Member, Observer
 from exporter.model import Exporter
 from exporter.qmp import Tally, queries
 from exporter.storage import Storage

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exporter import hand, options
+from exporter import options
+from exporter.admin import service
 from exporter.collect import Fleet, printable
 from exporter.config import Config, Settings, load
 from exporter.errors import ConfigError
@@ -51,7 +52,7 @@ def _run(flags: argparse.Namespace) -> int:
     live = Live(flags.web_config_file) if flags.web_config_file else None
     if flags.command == "serve":
         users = live.config.users if live else ()
-        hand.check(config, users, enabled=flags.web_enable_admin_api)
+        service.check(config, users, enabled=flags.web_enable_admin_api)
     if flags.config_check:
         print("configuration is valid")
         return 0
@@ -99,7 +100,7 @@ async def _serve(
     logs.raise_file_limit()
     gate = Gate(live) if live else None
     enabled = flags.web_enable_admin_api
-    reaching = hand.Hand(flags.admin_state_directory if enabled else None)
+    reaching = service.Hand(flags.admin_state_directory if enabled else None)
     fleet = Fleet(config, swept=gc_tuning.Keeper().settle, observer=reaching.keeper)
 
     def reload() -> None:
@@ -109,7 +110,7 @@ async def _serve(
                 live.reload()
             fleet.reload_successful = False
             changed = load(flags.config_file, settings, sockets)
-            hand.check(changed, gate.users if gate else (), enabled=enabled)
+            service.check(changed, gate.users if gate else (), enabled=enabled)
             fleet.reconfigure(changed)
             log.info("configuration reloaded")
         except ConfigError as error:
@@ -120,7 +121,7 @@ async def _serve(
 
     def look_ahead() -> None:
         try:
-            hand.check(fleet.discovery.config, gate.users if gate else (), enabled=enabled)
+            service.check(fleet.discovery.config, gate.users if gate else (), enabled=enabled)
         except ConfigError as error:
             log.warning("the next start will be refused", extra={"err": str(error)})
 

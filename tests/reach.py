@@ -16,7 +16,9 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from exporter.actions import Actions
+from exporter.admin.job_records import Entry
+from exporter.admin.requests import Actions
+from exporter.admin.service import Hand
 from exporter.api.types import VERBS, Commit
 from exporter.collect.fleet import Fleet
 from exporter.collect.scrape_target import Collected, Member
@@ -30,8 +32,6 @@ from exporter.config.settings import (
     Target,
 )
 from exporter.errors import Refused
-from exporter.hand import Hand
-from exporter.ledger import Entry
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
 from exporter.web.admin import Changing
@@ -271,5 +271,5 @@ def said(records: Sequence[Any]) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in vars(record).items() if name in plain}
         for record in records
-        if record.name == "exporter.audit"
+        if record.name == "exporter.admin.audit"
     ]

@@ -573,7 +573,7 @@ async def test_the_file_of_a_snapshot_that_nobody_knows_of_stays(
     fake: FakeQmp, reach: Reach, granted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """QEMU may be writing to it; if it refuses to take it the next time, it stays as well."""
-    monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.0)
     fake.replies["blockdev-snapshot-sync"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await snapshot(reach, granted / "new.qcow2")
@@ -735,7 +735,7 @@ async def test_a_request_that_gets_no_turn_in_time_is_refused(
     fake: FakeQmp, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is sent later."""
-    monkeypatch.setattr("exporter.turn._WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("exporter.admin.lease._WAIT_SECONDS", 0.01)
     async with reach.member().alone():
         assert await refused(reach.commit()) == ("vm-down", "vm answers nobody since 0.01 s")
 

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from exporter.audit import DONE, OWN, REFUSED, RESULTS, Audit
+from exporter.admin.audit import DONE, OWN, REFUSED, RESULTS, Audit
 from exporter.process.logs import Formatter, set_up_logging
 
 
@@ -35,7 +35,7 @@ def test_a_request_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None
 
     assert trail.counts["commit", DONE] == 2
     assert sum(trail.counts.values()) == 2
-    assert (first.name, first.levelname, first.getMessage()) == ("exporter.audit", "INFO", "action")
+    assert (first.name, first.levelname, first.getMessage()) == ("exporter.admin.audit", "INFO", "action")
     assert vars(first) | {
         "action": "commit", "result": "done", "user": "alice", "vm": "vm",
     } == vars(first)  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import api, effects
+from exporter import api
+from exporter.admin import postconditions
 from exporter.jobs.outcomes import End
 from exporter.jobs.verdict import RESULTS
 from exporter.model.state import Device, Job, Snapshot
@@ -42,7 +43,7 @@ def is_done(
     ends: dict[str, End] | None = None,
 ) -> bool:
     """Return whether a snapshot shows that a job was changed."""
-    effect = effects.changed(verb, before or job(), request or api.Pause(), ends or {}, SINCE)
+    effect = postconditions.changed(verb, before or job(), request or api.Pause(), ends or {}, SINCE)
     return effect(now(*jobs))
 
 
@@ -52,13 +53,13 @@ def is_done(
 @pytest.mark.parametrize("status", ["created", "running", "ready", "paused", "concluded"])
 def test_a_job_that_is_there_was_started(status: str) -> None:
     """Whatever became of it since."""
-    assert effects.started("qbe-a", {}, SINCE)(now(job("qbe-b"), job(status=status)))
+    assert postconditions.started("qbe-a", {}, SINCE)(now(job("qbe-b"), job(status=status)))
 
 
 @pytest.mark.parametrize("result", RESULTS)
 def test_a_job_that_has_ended_since_was_started(result: str) -> None:
     """However it ended."""
-    assert effects.started("qbe-a", ended(result), SINCE)(now())
+    assert postconditions.started("qbe-a", ended(result), SINCE)(now())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_job_that_has_ended_since_was_started(result: str) -> None:
 )
 def test_a_job_that_nobody_saw_was_not_started(ends: dict[str, End]) -> None:
     """One that ended before, or has another id, is another one."""
-    assert not effects.started("qbe-a", ends, SINCE)(now(job("qbe-b")))
+    assert not postconditions.started("qbe-a", ends, SINCE)(now(job("qbe-b")))
 
 
 # A new layer.
@@ -80,7 +81,7 @@ def test_a_layer_is_there_when_the_active_one_of_this_device_is_in_its_file(
     file: str, device: str, expected: bool
 ) -> None:
     """And not of another device, or another file."""
-    assert effects.has_layer(device, "/new")(now(file=file)) is expected
+    assert postconditions.has_layer(device, "/new")(now(file=file)) is expected
 
 
 # A job that was changed.

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from exporter import api, guards
+from exporter import api
+from exporter.admin import preconditions
+from exporter.admin.preconditions import Found, Range
 from exporter.errors import Refused
-from exporter.guards import Found, Range
 from exporter.model.state import Device, Node, Snapshot
 from exporter.qmp import schema
 from exporter.qmp.commands import DiskName, LayerName, Qemu
@@ -29,7 +30,7 @@ def qemu(migration: str = "") -> Qemu:
 
 def found(*layers: str | Node, **more: Any) -> Found:
     """A device as the guards of requests have it."""
-    return guards.device(vm(disk(*layers, **more)), "disk0")
+    return preconditions.device(vm(disk(*layers, **more)), "disk0")
 
 
 def commit(**more: str) -> api.Commit:
@@ -46,7 +47,7 @@ def commit(**more: str) -> api.Commit:
 )
 def test_the_disks_of_a_vm_on_its_way_are_left_alone(status: str) -> None:
     """They belong to another QEMU, or must stay as they are."""
-    assert refused(guards.steady, vm(status=status), qemu()) == (
+    assert refused(preconditions.steady, vm(status=status), qemu()) == (
         "wrong-vm-state",
         f"vm is in the state {status}",
     )
@@ -59,7 +60,7 @@ def test_the_disks_of_a_vm_on_its_way_are_left_alone(status: str) -> None:
 )  # fmt: skip
 def test_a_vm_in_any_other_state_may_be_changed(status: str | None) -> None:
     """The storage daemon has no state at all."""
-    guards.steady(vm(status=status), qemu())
+    preconditions.steady(vm(status=status), qemu())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_vm_in_any_other_state_may_be_changed(status: str | None) -> None:
 )  # fmt: skip
 def test_a_vm_that_is_being_migrated_is_left_alone_while_it_runs(migration: str) -> None:
     """Its RunState is that of any other; the other side opens the disks as they were."""
-    assert refused(guards.steady, vm(), qemu(migration)) == (
+    assert refused(preconditions.steady, vm(), qemu(migration)) == (
         "wrong-vm-state",
         f"vm is being migrated: {migration}",
     )
@@ -78,14 +79,14 @@ def test_a_vm_that_is_being_migrated_is_left_alone_while_it_runs(migration: str)
 @pytest.mark.parametrize("migration", ["", "none", "completed", "failed", "cancelled"])
 def test_a_vm_that_stayed_or_has_arrived_may_be_changed(migration: str) -> None:
     """One that has left is known by its RunState; who was never migrated has no status."""
-    guards.steady(vm(), qemu(migration))
-    assert refused(guards.steady, vm(status="postmigrate"), qemu(migration))[0] == "wrong-vm-state"
+    preconditions.steady(vm(), qemu(migration))
+    assert refused(preconditions.steady, vm(status="postmigrate"), qemu(migration))[0] == "wrong-vm-state"
 
 
 def test_a_vm_that_came_by_a_migration_and_has_not_run_is_left_alone() -> None:
     """Its disks may still be the source's: QEMU before 10.0 does not say."""
     arrived = replace(qemu("completed"), may_be_inactive=True)
-    problem, detail = refused(guards.steady, vm(status="paused"), arrived)
+    problem, detail = refused(preconditions.steady, vm(status="paused"), arrived)
 
     assert problem == "wrong-vm-state"
     assert "late-block-activate" in detail
@@ -95,22 +96,22 @@ def test_a_managed_vm_is_refused_unless_a_grant_says_otherwise() -> None:
     """Its manager keeps its own account of the disks."""
     managed = vm(manager="libvirt")
 
-    assert refused(guards.unmanaged, managed, allow_managed=False) == (
+    assert refused(preconditions.unmanaged, managed, allow_managed=False) == (
         "managed-vm",
         "vm is run by libvirt",
     )
-    guards.unmanaged(managed, allow_managed=True)
-    guards.unmanaged(vm(), allow_managed=False)
+    preconditions.unmanaged(managed, allow_managed=True)
+    preconditions.unmanaged(vm(), allow_managed=False)
 
 
 def test_storage_that_hangs_is_refused_and_what_cannot_be_seen_is_a_warning() -> None:
     """Nobody guesses."""
-    assert refused(guards.storage, vm(storage_responding=False)) == (
+    assert refused(preconditions.storage, vm(storage_responding=False)) == (
         "storage-hangs",
         "storage of vm does not answer",
     )
-    assert guards.storage(vm()) == []
-    assert guards.storage(vm(storage_responding=None)) == [
+    assert preconditions.storage(vm()) == []
+    assert preconditions.storage(vm(storage_responding=None)) == [
         "image files cannot be seen from here: nobody knows whether their storage answers"
     ]
 
@@ -123,7 +124,7 @@ def test_a_device_is_found_with_what_qemu_calls_it() -> None:
     protocol = Node(layer="0", role="protocol", node_name="top-file")
     each = disk(node(0, "top"), protocol, node(1, "base"))
 
-    assert guards.device(vm(disk(name="cd0"), each), "disk0") == Found(
+    assert preconditions.device(vm(disk(name="cd0"), each), "disk0") == Found(
         each, DiskName("disk0", "top"), (each.nodes[0], each.nodes[2])
     )
 
@@ -134,7 +135,7 @@ def test_a_device_without_a_name_is_known_by_the_node_it_stands_on() -> None:
     entry = schema.BlockStats(
         stats=schema.Stats(), qdev="disk0", node_name="filter", parent=below, backing=below
     )
-    told = guards.device(vm(disk(), entries=[entry]), "disk0")
+    told = preconditions.device(vm(disk(), entries=[entry]), "disk0")
 
     assert (told.disk, told.disk.device_or_node) == (DiskName("", "filter"), "filter")
     assert [each.node_name for each in told.layers] == list(CHAIN)
@@ -171,7 +172,7 @@ def test_query_block_says_which_node_a_device_stands_on() -> None:
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     """By the name that was asked for."""
-    assert refused(guards.device, vm(), "vda") == ("unknown-device", "vm has no device 'vda'")
+    assert refused(preconditions.device, vm(), "vda") == ("unknown-device", "vm has no device 'vda'")
 
 
 @pytest.mark.parametrize("empty", [{"inserted": False}, {"nodes": ()}], ids=["tray", "chain"])
@@ -179,7 +180,7 @@ def test_a_device_without_a_medium_is_refused(empty: dict[str, Any]) -> None:
     """There is nothing to commit and nothing to put a layer on."""
     each = msgspec.structs.replace(disk(), **empty)
 
-    assert refused(guards.device, vm(each), "disk0") == (
+    assert refused(preconditions.device, vm(each), "disk0") == (
         "wrong-device-state",
         "disk0 has no medium",
     )
@@ -188,7 +189,7 @@ def test_a_device_without_a_medium_is_refused(empty: dict[str, Any]) -> None:
 @pytest.mark.parametrize("inserted", [True, None])
 def test_a_medium_that_nobody_denies_is_taken_for_there(inserted: bool | None) -> None:
     """query-block may not have been asked."""
-    assert guards.device(vm(disk(inserted=inserted)), "disk0").device.device == "disk0"
+    assert preconditions.device(vm(disk(inserted=inserted)), "disk0").device.device == "disk0"
 
 
 def test_a_layer_is_named_as_qemu_names_it_with_its_credentials() -> None:
@@ -207,10 +208,10 @@ def test_a_device_is_busy_until_its_job_has_ended(status: str) -> None:
     """One that is concluded holds nothing any more, and waits only to be dismissed."""
     snapshot = vm(jobs=(job("j1", status=status),))
     if status in ("concluded", "null"):
-        guards.idle(snapshot, "disk0")
+        preconditions.idle(snapshot, "disk0")
         return
     with pytest.raises(Refused) as caught:
-        guards.idle(snapshot, "disk0")
+        preconditions.idle(snapshot, "disk0")
 
     assert (caught.value.problem, str(caught.value)) == ("device-busy", "commit j1 works on disk0")
     assert isinstance(caught.value.more["job"], api.Job)
@@ -219,7 +220,7 @@ def test_a_device_is_busy_until_its_job_has_ended(status: str) -> None:
 
 def test_a_job_on_another_device_is_in_nobodys_way() -> None:
     """Nor is one that is no block job and has no device at all."""
-    guards.idle(vm(jobs=(job(device="disk1"), job("x", "snapshot-save", ""))), "disk0")
+    preconditions.idle(vm(jobs=(job(device="disk1"), job("x", "snapshot-save", ""))), "disk0")
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -227,10 +228,10 @@ def test_a_job_without_a_place_may_work_on_any_disk(status: str) -> None:
     """Nobody guesses; once it has ended it stands in no way."""
     snapshot = vm(jobs=(job("x", "backup", "", status=status),))
     if status in ("concluded", "null"):
-        guards.idle(snapshot, "disk0")
+        preconditions.idle(snapshot, "disk0")
         return
     with pytest.raises(Refused) as caught:
-        guards.idle(snapshot, "disk0")
+        preconditions.idle(snapshot, "disk0")
 
     assert (caught.value.problem, str(caught.value)) == (
         "device-busy",
@@ -245,17 +246,17 @@ def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> Non
     corrupt = {"type": "qcow2", "data": {"corrupt": True}}
     sound = {"type": "qcow2", "data": {"corrupt": False}}
 
-    assert refused(guards.writable, found(read_only="true")) == (
+    assert refused(preconditions.writable, found(read_only="true")) == (
         "wrong-device-state",
         "disk0 is read-only",
     )
     assert refused(
-        guards.writable, found(node(0, "top"), node(1, "base", **{"format-specific": corrupt}))
+        preconditions.writable, found(node(0, "top"), node(1, "base", **{"format-specific": corrupt}))
     ) == ("wrong-device-state", "layer 1 of disk0 is corrupt")
-    guards.writable(found(read_only="false"))
-    guards.writable(found(read_only=""))
-    guards.writable(found(node(0, "top", **{"format-specific": sound})))
-    guards.writable(found(node(0, "top", **{"format-specific": {"type": "raw"}})))
+    preconditions.writable(found(read_only="false"))
+    preconditions.writable(found(read_only=""))
+    preconditions.writable(found(node(0, "top", **{"format-specific": sound})))
+    preconditions.writable(found(node(0, "top", **{"format-specific": {"type": "raw"}})))
 
 
 @pytest.mark.parametrize("active", [True, False, None])
@@ -267,10 +268,10 @@ def test_a_disk_that_is_not_active_is_left_alone(active: bool | None) -> None:
     block = msgspec.convert(told, schema.BlockInfo)
 
     if active is False:
-        problem, detail = refused(guards.writable, found(block=block))
+        problem, detail = refused(preconditions.writable, found(block=block))
         assert (problem, detail.partition(":")[0]) == ("wrong-device-state", "disk0 is not active")
     else:
-        guards.writable(found(block=block))
+        preconditions.writable(found(block=block))
 
 
 @pytest.mark.parametrize("blind", [0, 1, 2])
@@ -279,7 +280,7 @@ def test_a_chain_that_is_not_known_in_full_is_left_alone(blind: int) -> None:
     layers: list[str | Node] = [*CHAIN]
     layers[blind] = Node(layer=str(blind), role="format", node_name=CHAIN[blind])
 
-    assert refused(guards.writable, found(*layers)) == (
+    assert refused(preconditions.writable, found(*layers)) == (
         "wrong-device-state",
         (
             "the files of disk0 are not known: query-block was not asked (--collector.topology),"
@@ -295,10 +296,10 @@ def test_a_commit_takes_the_whole_chain_unless_it_is_told_what() -> None:
     """By node name, or by file."""
     layers = found()
 
-    assert guards.commit_range(layers, commit()) == Range(0, 2)
-    assert guards.commit_range(layers, commit(base="mid")) == Range(0, 1)
-    assert guards.commit_range(layers, commit(top="mid")) == Range(1, 2)
-    assert guards.commit_range(
+    assert preconditions.commit_range(layers, commit()) == Range(0, 2)
+    assert preconditions.commit_range(layers, commit(base="mid")) == Range(0, 1)
+    assert preconditions.commit_range(layers, commit(top="mid")) == Range(1, 2)
+    assert preconditions.commit_range(
         layers, commit(top="/images/top.qcow2", base="/images/mid.qcow2")
     ) == Range(0, 1)
 
@@ -314,7 +315,7 @@ def test_a_commit_takes_the_whole_chain_unless_it_is_told_what() -> None:
 )
 def test_a_layer_that_is_not_there_is_refused(request_: api.Commit, said: str) -> None:
     """Its number is no name; a credential in what was asked for is not repeated."""
-    assert refused(guards.commit_range, found(), request_) == ("unknown-layer", said)
+    assert refused(preconditions.commit_range, found(), request_) == ("unknown-layer", said)
 
 
 def test_a_name_of_two_layers_is_refused() -> None:
@@ -322,19 +323,19 @@ def test_a_name_of_two_layers_is_refused() -> None:
     twice = found(node(0, "a", "/one"), node(1, "b", "/one"), node(2, "c", "/two"))
     old = found(node(0, "", "/one"), node(1, "", "/two"))
 
-    assert refused(guards.commit_range, twice, commit(base="/one")) == (
+    assert refused(preconditions.commit_range, twice, commit(base="/one")) == (
         "unknown-layer",
         "base: '/one' is more than one layer",
     )
-    assert guards.commit_range(twice, commit(base="b")) == Range(0, 1)
-    assert guards.commit_range(old, commit(base="/two")) == Range(0, 1)
+    assert preconditions.commit_range(twice, commit(base="b")) == Range(0, 1)
+    assert preconditions.commit_range(old, commit(base="/two")) == Range(0, 1)
 
 
 def test_a_node_name_comes_before_a_file_of_that_name() -> None:
     """The name of the one layer may be the file of the other."""
     odd = found(node(0, "x", "b"), node(1, "y", "/y"), node(2, "b", "/b"))
 
-    assert guards.commit_range(odd, commit(base="b")) == Range(0, 2)
+    assert preconditions.commit_range(odd, commit(base="b")) == Range(0, 2)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +351,7 @@ def test_layers_that_are_one_or_the_wrong_way_round_are_refused(
     layers: tuple[str, ...], request_: api.Commit, said: str
 ) -> None:
     """There is nothing to commit."""
-    assert refused(guards.commit_range, found(*layers), request_) == ("nothing-to-commit", said)
+    assert refused(preconditions.commit_range, found(*layers), request_) == ("nothing-to-commit", said)
 
 
 @pytest.mark.parametrize(("expected", "base"), [(0, "base"), (1, "mid"), (2, "top"), (9, "top")])
@@ -361,13 +362,13 @@ def test_a_commit_ends_above_the_backing_files_that_a_device_has_by_right(
     layers = found(expected_backing_depth=expected)
     deepest = 2 - expected
     if deepest > 0:
-        assert guards.commit_range(layers, commit(base=base)) == Range(0, deepest)
+        assert preconditions.commit_range(layers, commit(base=base)) == Range(0, deepest)
     for below in CHAIN[max(1, deepest + 1) :]:
         said = (
             f"the configuration says that disk0 has {expected} backing files by right"
             f" (expected_backing_depth): layer {CHAIN.index(below)} is one of them"
         )
-        assert refused(guards.commit_range, layers, commit(base=below)) == ("shared-layer", said)
+        assert refused(preconditions.commit_range, layers, commit(base=below)) == ("shared-layer", said)
 
 
 names = st.sampled_from(["", "a", "b", "c", "/x", "/y", "json:"])
@@ -390,7 +391,7 @@ def test_a_commit_never_leaves_the_chain_or_enters_what_is_shared(
     request = msgspec.structs.replace(request, base=UNSET if base is None else base)
     last = len(layers) - 1
     try:
-        taken = guards.commit_range(chosen, request)
+        taken = preconditions.commit_range(chosen, request)
     except Refused:
         return
 
@@ -422,7 +423,7 @@ def unshared(
     """See that the layers of a device, all of them where nothing else is said, are its own."""
     mine = mine or found()
     layers = layers or Range(0, len(mine.layers) - 1)
-    guards.unshared(vm(), mine, layers, known, identities or {}, opened or {})
+    preconditions.unshared(vm(), mine, layers, known, identities or {}, opened or {})
 
 
 @pytest.mark.parametrize("of", ["vm", "other"])
@@ -569,7 +570,7 @@ def test_a_vm_that_does_not_answer_is_one_of_which_nothing_is_known(reason: str)
     gone = reason in ("no_socket", "refused")
     down = Snapshot(vm="vm", up=False, reason=reason)
 
-    assert guards.unsaid(down) == ("" if gone else f"does not answer ({reason})")
+    assert preconditions.unsaid(down) == ("" if gone else f"does not answer ({reason})")
 
 
 def test_a_vm_of_which_not_every_layer_is_known_may_have_any() -> None:
@@ -577,11 +578,11 @@ def test_a_vm_of_which_not_every_layer_is_known_may_have_any() -> None:
     blind = Node(layer="1", role="format", node_name="x")
     protocol = Node(layer="0", role="protocol", node_name="p")
 
-    assert guards.unsaid(vm(disk(), disk(node(0, "y"), blind, name="disk1"))) == (
+    assert preconditions.unsaid(vm(disk(), disk(node(0, "y"), blind, name="disk1"))) == (
         "does not tell the files of all its disks"
     )
-    assert guards.unsaid(vm(disk(), disk(node(0, "y"), protocol, name="disk1"))) == ""
-    assert guards.unsaid(Snapshot(vm="vm", up=True)) == ""
+    assert preconditions.unsaid(vm(disk(), disk(node(0, "y"), protocol, name="disk1"))) == ""
+    assert preconditions.unsaid(Snapshot(vm="vm", up=True)) == ""
 
 
 # Jobs.
@@ -593,9 +594,9 @@ def test_a_job_is_found_by_its_id() -> None:
     saving = job("snap", "snapshot-save")
     snapshot = vm(jobs=(one, two, saving))
 
-    assert guards.job(snapshot, "b") is two
+    assert preconditions.job(snapshot, "b") is two
     for missing in ("c", "snap"):
-        assert refused(guards.job, snapshot, missing) == (
+        assert refused(preconditions.job, snapshot, missing) == (
             "unknown-job",
             f"vm has no block job {missing!r}",
         )

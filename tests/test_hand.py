@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter import hand
-from exporter.actions import Actions
+from exporter.admin import service
+from exporter.admin.audit import OWN
+from exporter.admin.requests import Actions
+from exporter.admin.service import Hand
 from exporter.api.types import VERBS
-from exporter.audit import OWN
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Admin, Config
 from exporter.errors import ConfigError
-from exporter.hand import Hand
 from tests.reach import Reach, grant
 
 
@@ -26,7 +26,7 @@ def configured(*users: str) -> Config:
 def refusal(config: Config, *users: str) -> str:
     """Return what is said of an admin API that is enabled and wrong."""
     with pytest.raises(ConfigError) as caught:
-        hand.check(config, users, enabled=True)
+        service.check(config, users, enabled=True)
     return str(caught.value)
 
 
@@ -43,13 +43,13 @@ def test_a_grant_is_for_users_that_there_are() -> None:
     assert refusal(configured("alice", "bob", "carol"), "alice") == (
         "admin.grants[1]: there is no user 'bob' in --web.config.file"
     )
-    hand.check(configured("alice"), {"alice", "bob"}, enabled=True)
-    hand.check(configured(), {"alice"}, enabled=True)
+    service.check(configured("alice"), {"alice", "bob"}, enabled=True)
+    service.check(configured(), {"alice"}, enabled=True)
 
 
 def test_where_it_is_off_nothing_is_needed() -> None:
     """One file may serve an exporter that changes nothing as well."""
-    hand.check(configured("alice"), (), enabled=False)
+    service.check(configured("alice"), (), enabled=False)
 
 
 async def test_where_it_is_off_there_is_no_way_to_ask(sockets: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import guards, imagenames
-from exporter.guards import Found, Range
+from exporter.admin import image_names, preconditions
+from exporter.admin.preconditions import Found, Range
 from exporter.model.state import Counters, FileName, ImageFile, Node, Snapshot
 from exporter.qmp import schema
 from tests.snapshots import CHAIN, disk, node, refused, vm
@@ -20,7 +20,7 @@ def look(*names: FileName, **more: Any) -> tuple[Snapshot, Found]:
     files = [ImageFile(name=name) for name in names]
     counters = Counters(devices=snapshot.counters.devices, files=files)
     snapshot = msgspec.structs.replace(snapshot, counters=counters)
-    return snapshot, guards.device(snapshot, "disk0")
+    return snapshot, preconditions.device(snapshot, "disk0")
 
 
 OWN, MISLEADING = FileName.OWN, (FileName.FDSET, FileName.REMOVED, FileName.OTHER)
@@ -31,10 +31,10 @@ def test_a_snapshot_needs_the_name_of_the_active_layer(name: FileName) -> None:
     """It goes into the header of the new one; a relative one is made absolute before."""
     case = look(name, OWN, OWN)
     if name not in MISLEADING:
-        imagenames.may_be_backing(*case)
+        image_names.may_be_backing(*case)
         return
 
-    assert refused(imagenames.may_be_backing, *case) == (
+    assert refused(image_names.may_be_backing, *case) == (
         "unnamed-image",
         f"the name /images/top.qcow2 of layer 0 of disk0 {name.value}",
     )
@@ -42,7 +42,7 @@ def test_a_snapshot_needs_the_name_of_the_active_layer(name: FileName) -> None:
 
 def test_a_snapshot_does_not_need_the_names_of_other_layers() -> None:
     """They stand in headers already, and may do for QEMU as it runs."""
-    imagenames.may_be_backing(*look(OWN, FileName.REMOVED, FileName.FDSET))
+    image_names.may_be_backing(*look(OWN, FileName.REMOVED, FileName.FDSET))
 
 
 @pytest.mark.parametrize("name", MISLEADING)
@@ -54,9 +54,9 @@ def test_a_commit_needs_the_names_of_all_that_it_works_on(layer: int, name: File
     snapshot, found = look(*names)
     for top, base in ((0, 1), (0, 2), (1, 2)):
         if not top <= layer <= base:
-            imagenames.may_be_merged(snapshot, found, Range(top, base))
+            image_names.may_be_merged(snapshot, found, Range(top, base))
             continue
-        assert refused(imagenames.may_be_merged, snapshot, found, Range(top, base)) == (
+        assert refused(image_names.may_be_merged, snapshot, found, Range(top, base)) == (
             "unnamed-image",
             f"the name /images/{CHAIN[layer]}.qcow2 of layer {layer} of disk0 {name.value}",
         )
@@ -67,8 +67,8 @@ def test_a_commit_does_not_write_a_relative_name_into_a_header() -> None:
     layers = [node(0, "top"), node(1, "mid", "sub/mid.qcow2"), node(2, "base", "sub/base.qcow2")]
     case = look(OWN, FileName.RELATIVE, FileName.RELATIVE, layers=layers)
 
-    imagenames.may_be_merged(*case, Range(0, 2))
-    problem, detail = refused(imagenames.may_be_merged, *case, Range(1, 2))
+    image_names.may_be_merged(*case, Range(0, 2))
+    problem, detail = refused(image_names.may_be_merged, *case, Range(1, 2))
     assert problem == "unnamed-image"
     assert detail.startswith("the name sub/base.qcow2 of layer 2 of disk0 is relative")
 
@@ -76,10 +76,10 @@ def test_a_commit_does_not_write_a_relative_name_into_a_header() -> None:
 def test_what_cannot_be_seen_is_not_refused() -> None:
     """Nothing is known against it: in a container there is nothing to see."""
     snapshot = vm(disk())
-    found = guards.device(snapshot, "disk0")
+    found = preconditions.device(snapshot, "disk0")
 
-    imagenames.may_be_backing(snapshot, found)
-    imagenames.may_be_merged(snapshot, found, Range(0, 2))
+    image_names.may_be_backing(snapshot, found)
+    image_names.may_be_merged(snapshot, found, Range(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,6 @@ def test_what_cannot_be_seen_is_not_refused() -> None:
 def test_an_image_that_its_name_does_not_tell_may_be_a_shared_layer(file: str, said: bool) -> None:
     """Of a VM whose open files cannot be seen."""
     protocol = Node(layer="0", role="protocol", node_name="p", image=schema.Image("q.raw", "file"))
-    why = imagenames.unseen(vm(disk(node(0, "top"), protocol, node(1, "base", file))))
+    why = image_names.unseen(vm(disk(node(0, "top"), protocol, node(1, "base", file))))
 
     assert why == (f"has an image that cannot be told by its name, {file}" if said else "")

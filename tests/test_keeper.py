@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import keeper as module
+from exporter.admin import reconciler as module
+from exporter.admin.job_records import Ledger
 from exporter.api.types import SetSpeed
 from exporter.errors import OutcomeUnknown
-from exporter.ledger import Ledger
 from tests.disks import Disk, block_job, plug, start
 from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import HISTOGRAMS, USER, Reach, begin, end, gone, grant, run, said
@@ -160,7 +160,7 @@ async def test_what_nobody_saw_is_unknown_after_three_looks(
     fake: FakeQmp, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command left, and no job was ever seen."""
-    monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.0)
     fake.replies["block-commit"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await reach.commit()

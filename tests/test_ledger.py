@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from exporter import durable, ledger
+from exporter.admin import atomic_file, job_records
+from exporter.admin.job_records import KEPT_SECONDS, OPEN_SECONDS, Entry, Ledger
 from exporter.errors import ConfigError, Refused
 from exporter.jobs.outcomes import End
-from exporter.ledger import KEPT_SECONDS, OPEN_SECONDS, Entry, Ledger
 
 DAY = 24 * 3600.0
 
@@ -151,7 +151,7 @@ def test_a_write_that_does_not_end_leaves_the_entry_as_it_was(
         raise Killed(at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger.os, at, killed)
+        patch.setattr(job_records.os, at, killed)
         with pytest.raises(Killed):
             account.put(entry(started=True))
     left = len(list(folder.iterdir()))
@@ -172,7 +172,7 @@ def test_a_write_that_is_not_synced_to_its_end_has_happened(
         raise Killed("sync")
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "sync", killed)
+        patch.setattr(atomic_file, "sync", killed)
         with pytest.raises(Killed):
             account.put(entry())
 
@@ -192,7 +192,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
             done.append(name)
             return real(*arguments)
 
-        monkeypatch.setattr(ledger.os, name, noted)
+        monkeypatch.setattr(job_records.os, name, noted)
     account.put(entry())
 
     assert done == ["fsync", "replace", "fsync"]
@@ -205,7 +205,7 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
     """The request may be made again, also of the next process."""
     account = Ledger(str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr(ledger.os, at, failing)
+        patch.setattr(job_records.os, at, failing)
         with pytest.raises(Refused) as refusal:
             account.put(entry())
 
@@ -221,7 +221,7 @@ def test_a_first_write_whose_directory_cannot_be_synced_leaves_nothing(
     """Else the next process would take a request that was refused for one that was sent."""
     account = Ledger(str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "sync", failing)
+        patch.setattr(atomic_file, "sync", failing)
         with pytest.raises(Refused):
             account.put(entry())
 
@@ -235,7 +235,7 @@ def test_a_later_write_that_fails_keeps_the_entry(
     account = Ledger(str(folder))
     account.put(entry())
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "sync", failing)
+        patch.setattr(atomic_file, "sync", failing)
         with pytest.raises(Refused):
             account.put(entry(started=True))
     kept = account.get("vm", "qbe-a")
@@ -344,7 +344,7 @@ def test_there_is_a_limit_to_what_is_recorded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More is refused, and what is on record can still be changed."""
-    monkeypatch.setattr(ledger, "ENTRIES_LIMIT", 2)
+    monkeypatch.setattr(job_records, "ENTRIES_LIMIT", 2)
     account = Ledger(str(folder))
     account.put(entry("qbe-a"))
     account.put(entry("qbe-b"))

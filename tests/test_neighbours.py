@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from exporter.admin.lease import Turn
 from exporter.config.settings import Admin, Config, Group, Settings
 from exporter.errors import Refused
 from exporter.storage.file_stat import Sight
-from exporter.turn import Turn
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
 from tests.reach import USER, Reach, commit, grant, refused, run

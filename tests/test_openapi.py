@@ -12,11 +12,11 @@ import pytest
 import schemathesis
 from aiohttp import web
 
+from exporter.admin.audit import Audit
 from exporter.api import openapi
 from exporter.api.problems import PROBLEMS
 from exporter.api.routes import ROOT, ROUTES, Route
 from exporter.api.types import VERBS
-from exporter.audit import Audit
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.web.app import Endpoints, Options

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import overlay
+from exporter.admin import overlay_file
 from exporter.config.settings import Grant
 from exporter.errors import Refused
 from exporter.qmp import schema
@@ -67,10 +67,10 @@ def grant(*folders: object, same_files: bool = True) -> Grant:
 
 def make(
     path: object, *grants: Grant, active: schema.Image | None = None, process: int = SELF
-) -> overlay.Made:
+) -> overlay_file.Made:
     """Make a file as the grants allow it."""
-    where = overlay.granted(str(path), grants, process)
-    return overlay.make(str(path), where, active or image("/b"))
+    where = overlay_file.granted(str(path), grants, process)
+    return overlay_file.make(str(path), where, active or image("/b"))
 
 
 def refusal(path: object, *grants: Grant, **more: Any) -> str:
@@ -83,7 +83,7 @@ def refusal(path: object, *grants: Grant, **more: Any) -> str:
 def checked(path: object, *grants: Grant, process: int = SELF) -> str:
     """Return which problem a dry run finds, empty for none."""
     try:
-        overlay.check(str(path), overlay.granted(str(path), grants, process), image("/b"))
+        overlay_file.check(str(path), overlay_file.granted(str(path), grants, process), image("/b"))
     except Refused as error:
         return error.problem
     return ""
@@ -251,7 +251,7 @@ def test_what_there_is_outside_of_granted_directories_is_not_told(
     (outside / "there").mkdir(parents=True)
     (outside / "file").touch()
     with pytest.raises(Refused) as caught:
-        overlay.granted(str(outside / name / "new"), [grant(granted)], SELF)
+        overlay_file.granted(str(outside / name / "new"), [grant(granted)], SELF)
 
     assert (caught.value.problem, str(caught.value)) == (
         "not-granted", f"no grant names the directory {outside / name}",
@@ -268,8 +268,8 @@ def test_nothing_is_asked_of_the_disk_to_know_what_is_granted(
 
     with monkeypatch.context() as patch:
         for name in ("stat", "lstat", "open", "readlink", "listdir"):
-            patch.setattr(overlay.os, name, hanging)
-        where = overlay.granted(f"{granted}/a/new", [grant("/hangs"), grant(granted)], SELF)
+            patch.setattr(overlay_file.os, name, hanging)
+        where = overlay_file.granted(f"{granted}/a/new", [grant("/hangs"), grant(granted)], SELF)
 
     assert where.directories == (str(granted),)
 
@@ -285,7 +285,7 @@ def test_only_grants_that_name_the_directory_say_what_its_files_are(
 ) -> None:
     """That VMs have the same files in one directory says nothing of another."""
     where = [
-        overlay.granted(str(granted / "new"), grants, SELF)
+        overlay_file.granted(str(granted / "new"), grants, SELF)
         for grants in (
             [grant(granted, same_files=False), grant(tmp_path / "other")],
             [grant(granted, same_files=False), grant(tmp_path)],
@@ -361,7 +361,7 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    made = next(each for each in results if isinstance(each, overlay.Made))
+    made = next(each for each in results if isinstance(each, overlay_file.Made))
     found = (granted / "new").stat()
 
     assert results.count("file-exists") == 15
@@ -373,17 +373,17 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
 USED = "it was made for this snapshot, and is not empty any more, or the disk is not as it was"
 
 
-def again(made: overlay.Made, active: schema.Image | None = None, process: int = SELF) -> set[str]:
+def again(made: overlay_file.Made, active: schema.Image | None = None, process: int = SELF) -> set[str]:
     """Return why a file that was made here is not used again, by a dry run and by a real one."""
     grants, said = [grant(Path(made.path).parent)], set()
-    where = overlay.granted(made.path, grants, process)
-    for ask in (overlay.check, overlay.make):
+    where = overlay_file.granted(made.path, grants, process)
+    for ask in (overlay_file.check, overlay_file.make):
         try:
             kept = ask(made.path, where, active or image("/b"), made)
         except Refused as error:
             said.add(str(error).removeprefix(f"{made.path} exists").lstrip(":, "))
         else:
-            assert kept is (None if ask is overlay.check else made)
+            assert kept is (None if ask is overlay_file.check else made)
             said.add("used")
     return said
 
@@ -486,7 +486,7 @@ def test_a_file_that_cannot_be_finished_is_removed(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(overlay.os, "fsync", failing)
+        patch.setattr(overlay_file.os, "fsync", failing)
         assert refusal(granted / "new", grant(granted)) == "bad-file"
 
     assert list(granted.iterdir()) == []
@@ -512,7 +512,7 @@ def test_a_defect_leaves_no_file_behind(granted: Path, monkeypatch: pytest.Monke
         raise RuntimeError
 
     with monkeypatch.context() as patch:
-        patch.setattr(overlay, "_own_as", failing)
+        patch.setattr(overlay_file, "_own_as", failing)
         with pytest.raises(RuntimeError):
             make(granted / "new", grant(granted))
 
@@ -663,7 +663,7 @@ def forbidden(monkeypatch: pytest.MonkeyPatch, process: int) -> None:
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(overlay.os, "listdir", listdir)
+    monkeypatch.setattr(overlay_file.os, "listdir", listdir)
 
 
 class _Running:

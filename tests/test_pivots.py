@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exporter import pivots
+from exporter.admin import pending_completes
+from exporter.admin.pending_completes import Pivots
 from exporter.collect.scrape_target import Member
-from exporter.pivots import Pivots
 from tests.reach import Reach
 from tests.snapshots import job, vm
 
@@ -36,7 +36,7 @@ def test_a_complete_is_under_way_while_the_job_does_not_rest(
     member: Member, sent: Pivots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that takes: QEMU drains the disk first."""
-    monkeypatch.setattr(pivots, "_COMPLETING_SECONDS", -1.0)
+    monkeypatch.setattr(pending_completes, "_COMPLETING_SECONDS", -1.0)
     sent.update(member, vm(jobs=(job("j", status="ready", ready=True, busy=True),)))
 
     assert sent.is_under_way(member, "j")
@@ -50,7 +50,7 @@ def test_a_job_that_rests_a_moment_later_has_not_taken_it(
     resting = vm(jobs=(job("j", status="ready", ready=True, busy=False),))
     sent.update(member, resting)
     before = sent.is_under_way(member, "j")
-    monkeypatch.setattr(pivots, "_COMPLETING_SECONDS", -1.0)
+    monkeypatch.setattr(pending_completes, "_COMPLETING_SECONDS", -1.0)
     sent.update(member, resting)
 
     assert (before, sent.is_under_way(member, "j")) == (True, False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from exporter import qcow2
+from exporter.admin import qcow2
 
 KIB, MIB, GIB, TIB, PIB = (1 << shift for shift in (10, 20, 30, 40, 50))
 #: What one entry, and one cluster, of the L1 table is for.

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from exporter import __version__
+from exporter.admin.job_records import Ledger
+from exporter.admin.snapshot_records import Snapshots
 from exporter.api.types import Snapshot
-from exporter.ledger import Ledger
 from exporter.metrics.table import COLLECTORS, METRICS
 from exporter.metrics.types import Metric
-from exporter.snapshots import Snapshots
 from tests.interface import interface
 
 RELEASED = Path(__file__).parent / "data" / "released"

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from exporter.admin.lease import turn
 from exporter.collect.scrape_target import Collected
 from exporter.errors import OutcomeUnknown, Refused, TargetError
 from exporter.expose.families import join
 from exporter.model.state import Snapshot
 from exporter.qmp.queries import BLOCKSTATS, STATUS
-from exporter.turn import turn
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start
 from tests.fakeqmp import FakeQmp, dying, until
@@ -438,8 +438,8 @@ async def test_what_a_lost_command_did_is_not_looked_up_at_another_vm(
     pair: Pair, fleet: Reach, between: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may well look as if it had been done."""
-    monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("exporter.turn._LOOKUP_SECONDS", 0.5)
+    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("exporter.admin.lease._LOOKUP_SECONDS", 0.5)
     loop = asyncio.get_running_loop()
 
     def leave() -> None:

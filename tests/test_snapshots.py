@@ -11,17 +11,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import durable, snapshots
+from exporter.admin import atomic_file, snapshot_records
+from exporter.admin.job_records import KEPT_SECONDS, Ledger
+from exporter.admin.overlay_file import granted
+from exporter.admin.preconditions import Found
+from exporter.admin.snapshot_records import Asked, Snapshots
 from exporter.api.types import Snapshot
 from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
-from exporter.guards import Found
-from exporter.ledger import KEPT_SECONDS, Ledger
 from exporter.model.state import Device, Node
-from exporter.overlay import granted
 from exporter.qmp.commands import DiskName
 from exporter.qmp.schema import Image
-from exporter.snapshots import Asked, Snapshots
 
 NAME = "qbe-0123456789abcdef"
 ACTIVE = msgspec.json.decode(
@@ -219,9 +219,9 @@ def test_what_cannot_be_recorded_leaves_nothing(
 
     with monkeypatch.context() as patch:
         if at == "limit":
-            patch.setattr(snapshots, "ENTRIES_LIMIT", 0)
+            patch.setattr(snapshot_records, "ENTRIES_LIMIT", 0)
         else:
-            patch.setattr(os if at == "replace" else durable, at, full)
+            patch.setattr(os if at == "replace" else atomic_file, at, full)
         kind, detail = problem(prepare, account, request_)
     left = [*folder.iterdir()]
 
@@ -237,7 +237,7 @@ def test_a_request_is_forgotten_after_a_week(
     """Its file is then one that is there, as any other."""
     prepare(Snapshots(str(folder)), request_)
     later = time.time() + KEPT_SECONDS + 60
-    monkeypatch.setattr(snapshots.time, "time", lambda: later)
+    monkeypatch.setattr(snapshot_records.time, "time", lambda: later)
     account = Snapshots(str(folder))
 
     assert list(folder.iterdir()) == []

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from exporter import turn as turns
+from exporter.admin import lease as turns
+from exporter.admin.lease import Turn, turn
 from exporter.collect.discovery import Target
 from exporter.collect.fleet import Fleet
 from exporter.collect.scrape_target import Member, Observer
@@ -21,7 +22,6 @@ from exporter.qmp.client import Tally
 from exporter.qmp.commands import set_speed
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
-from exporter.turn import Turn, turn
 from tests.disks import Disk, block_job, plug
 from tests.fakeqmp import FakeQmp, Reply, until
 

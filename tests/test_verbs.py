@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter import api, verbs
+from exporter import api
+from exporter.admin import job_verbs
 from exporter.errors import Refused
 from tests.snapshots import STATUSES, job, refused, vm
 
@@ -31,8 +32,8 @@ SAID = {
 def guard_of(verb: str) -> Any:
     """Return the guard of a verb."""
     if verb == "cancel":
-        return lambda snapshot, each: verbs.may_cancel(snapshot, each, force=None)
-    return verbs.GUARDS[verb]
+        return lambda snapshot, each: job_verbs.may_cancel(snapshot, each, force=None)
+    return job_verbs.GUARDS[verb]
 
 
 @pytest.mark.parametrize("verb", TAKEN)
@@ -56,12 +57,12 @@ def test_only_what_qemu_calls_ready_is_completed(status: str, ready: bool | None
     """Not what is at 100 %, and not what is ready and rests."""
     each = job(status=status, ready=ready, offset=100)
     if ready and status in ("ready", ""):
-        verbs.may_complete(vm(), each)
+        job_verbs.may_complete(vm(), each)
         return
     problem = "wrong-job-state" if ready else "not-ready"
     what = "is ready and does not run" if ready else "is not ready"
 
-    assert refused(verbs.may_complete, vm(), each) == (
+    assert refused(job_verbs.may_complete, vm(), each) == (
         problem,
         f"commit disk0 {what}: it is {status or ('ready' if ready else 'running')}",
     )
@@ -72,9 +73,9 @@ def test_an_old_qemu_says_by_an_event_that_a_job_is_ready() -> None:
     heard = msgspec.structs.replace(job(status="", ready=None), ready_timestamp_seconds=1.0)
     denied = msgspec.structs.replace(job(status="", ready=False), ready_timestamp_seconds=1.0)
 
-    verbs.may_complete(vm(), heard)
-    assert refused(verbs.may_cancel, vm(), heard, force=None)[0] == "force-required"
-    assert refused(verbs.may_complete, vm(), denied)[0] == "not-ready"
+    job_verbs.may_complete(vm(), heard)
+    assert refused(job_verbs.may_cancel, vm(), heard, force=None)[0] == "force-required"
+    assert refused(job_verbs.may_complete, vm(), denied)[0] == "not-ready"
 
 
 @pytest.mark.parametrize("force", [True, False])
@@ -82,21 +83,21 @@ def test_how_a_ready_job_is_cancelled_is_said_aloud(force: bool) -> None:
     """Of one that is not ready it need not be."""
     ready = job(status="ready", ready=True)
 
-    assert refused(verbs.may_cancel, vm(), ready, force=None) == (
+    assert refused(job_verbs.may_cancel, vm(), ready, force=None) == (
         "force-required",
         "commit disk0 is ready, and force is not said",
     )
-    verbs.may_cancel(vm(), ready, force=force)
-    verbs.may_cancel(vm(), job(), force=force)
+    job_verbs.may_cancel(vm(), ready, force=force)
+    job_verbs.may_cancel(vm(), job(), force=force)
 
 
 def test_a_job_is_paused_once_and_resumed_once() -> None:
     """QEMU 5.2 calls a paused job `running`: the flag counts."""
     paused = job(paused=True)
 
-    assert refused(verbs.may_pause, vm(), paused)[0] == "wrong-job-state"
-    verbs.may_resume(vm(), paused)
-    assert refused(verbs.may_resume, vm(), job()) == (
+    assert refused(job_verbs.may_pause, vm(), paused)[0] == "wrong-job-state"
+    job_verbs.may_resume(vm(), paused)
+    assert refused(job_verbs.may_resume, vm(), job()) == (
         "wrong-job-state",
         "commit disk0 is not paused: it is running",
     )
@@ -105,7 +106,7 @@ def test_a_job_is_paused_once_and_resumed_once() -> None:
 def test_a_refusal_has_the_job_that_it_is_about() -> None:
     """So that who asked sees its state without asking again."""
     with pytest.raises(Refused) as caught:
-        verbs.may_complete(vm(), job("j", offset=25))
+        job_verbs.may_complete(vm(), job("j", offset=25))
 
     assert isinstance(caught.value.more["job"], api.Job)
     assert (caught.value.more["job"].offset_bytes, caught.value.more["job"].length_bytes) == (25, 100)
@@ -115,4 +116,4 @@ def test_every_verb_has_a_guard() -> None:
     """A new one is guarded, or this fails."""
     of_devices = {"commit", "snapshot", "cancel"}
 
-    assert verbs.GUARDS.keys() | of_devices == set(api.VERBS)
+    assert job_verbs.GUARDS.keys() | of_devices == set(api.VERBS)

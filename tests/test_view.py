@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from exporter import api, view
+from exporter import api
+from exporter.admin import present
+from exporter.admin.job_records import Entry
 from exporter.jobs.outcomes import End
 from exporter.jobs.verdict import RESULTS
-from exporter.ledger import Entry
 from exporter.model.state import Device, Job, Node, Snapshot
 from exporter.qmp import schema
 from tests.disks import block_job
@@ -36,7 +37,7 @@ def job(**more: object) -> Job:
 
 def test_a_vm_that_is_down_has_its_name_and_why() -> None:
     """And nothing else: no 0 that an alert would take for a number."""
-    down = msgspec.to_builtins(view.vm(Snapshot(vm="vm", up=False, reason="busy"), []))
+    down = msgspec.to_builtins(present.vm(Snapshot(vm="vm", up=False, reason="busy"), []))
     known = {name: value for name, value in down.items() if value is not None}
 
     assert known == {"vm": "vm", "up": False, "reason": "busy", "devices": [], "jobs": []}
@@ -45,15 +46,15 @@ def test_a_vm_that_is_down_has_its_name_and_why() -> None:
 def test_a_vm_that_is_up_is_counted() -> None:
     """The deepest chain among those that are known."""
     blind = msgspec.structs.replace(disk(name="b"), backing_depth=None)
-    shown = view.summary(vm(disk(), disk("x", name="a"), blind, jobs=(job(),)))
+    shown = present.summary(vm(disk(), disk("x", name="a"), blind, jobs=(job(),)))
 
     assert (shown.device_count, shown.job_count, shown.backing_depth_max) == (3, 1, 2)
-    assert view.summary(vm(blind)).backing_depth_max is None
+    assert present.summary(vm(blind)).backing_depth_max is None
 
 
 def test_what_a_vm_does_not_say_is_null() -> None:
     """Its name and its manager are empty inside, and nothing outside."""
-    shown = view.summary(vm())
+    shown = present.summary(vm())
 
     assert (shown.name, shown.manager, shown.qemu_version, shown.socket) == (None,) * 4
 
@@ -61,7 +62,7 @@ def test_what_a_vm_does_not_say_is_null() -> None:
 @pytest.mark.parametrize(("word", "shown"), [("true", True), ("false", False), ("", None)])
 def test_whether_a_device_is_read_only_is_a_boolean(word: str, shown: bool | None) -> None:
     """The label of the metric is a word."""
-    assert view.device(disk(read_only=word)).read_only is shown
+    assert present.device(disk(read_only=word)).read_only is shown
 
 
 def test_the_layers_of_a_device_are_those_that_hold_data() -> None:
@@ -73,7 +74,7 @@ def test_the_layers_of_a_device_are_those_that_hold_data() -> None:
         Node(layer="", role="filter", node_name="throttle"),
     )
     each = Device(device="d", nodes=nodes, backing_depth=1, expected_backing_depth=None)
-    shown = view.device(each)
+    shown = present.device(each)
 
     assert [(layer.layer, layer.node_name) for layer in shown.layers] == [(0, "top"), (1, None)]
     assert (shown.layers[0].file, shown.layers[0].driver) == (None, None)
@@ -82,7 +83,7 @@ def test_the_layers_of_a_device_are_those_that_hold_data() -> None:
 
 def test_a_job_has_what_qemu_says_of_it() -> None:
     """By the names of the metrics."""
-    shown = view.job("vm", job(speed=9, ready=True, status="ready"))
+    shown = present.job("vm", job(speed=9, ready=True, status="ready"))
 
     assert (shown.offset_bytes, shown.length_bytes, shown.speed_limit_bytes_per_second) == (
         25, 100, 9,
@@ -94,7 +95,7 @@ def test_a_job_has_what_qemu_says_of_it() -> None:
 def test_what_an_old_qemu_does_not_say_of_a_job_is_null() -> None:
     """QEMU 2.0 has neither status nor ready, and nobody knows where the job works."""
     old = msgspec.convert({"device": "j", "type": "commit", "offset": 0}, schema.BlockJob)
-    shown = view.job("vm", Job("", "j", "commit", old))
+    shown = present.job("vm", Job("", "j", "commit", old))
 
     assert (shown.device, shown.status, shown.ready, shown.top, shown.base) == (None,) * 5
     assert shown.offset_bytes == 0
@@ -103,7 +104,7 @@ def test_what_an_old_qemu_does_not_say_of_a_job_is_null() -> None:
 @pytest.mark.parametrize("status", ["created", "running", "ready", "standby", "pending", "null"])
 def test_an_end_is_not_that_of_a_job_that_goes_on(status: str) -> None:
     """It is that of an earlier job with the same id."""
-    shown = view.job("vm", job(status=status), END)
+    shown = present.job("vm", job(status=status), END)
 
     assert (shown.outcome, shown.ended_timestamp_seconds) == (None, None)
 
@@ -117,13 +118,13 @@ def test_an_end_is_not_that_of_a_later_job_with_the_same_id(kind: str, first_see
     end = End(kind, "disk0", "completed", 7.0, "", first_seen)
     same = End("commit", "disk0", "completed", 7.0, "", 2.0)
 
-    assert view.job("vm", listed, end).outcome is None
-    assert view.job("vm", listed, same).outcome == "completed"
+    assert present.job("vm", listed, end).outcome is None
+    assert present.job("vm", listed, same).outcome == "completed"
 
 
 def test_a_job_that_waits_to_be_dismissed_has_its_end() -> None:
     """QEMU has it still, and it has ended."""
-    shown = view.job("vm", job(status="concluded"), END)
+    shown = present.job("vm", job(status="concluded"), END)
 
     assert (shown.status, shown.outcome, shown.ended_timestamp_seconds) == (
         "concluded", "failed", 7.0,
@@ -132,7 +133,7 @@ def test_a_job_that_waits_to_be_dismissed_has_its_end() -> None:
 
 def test_a_job_that_qemu_has_no_more_is_how_it_ended() -> None:
     """Whoever started it."""
-    shown = msgspec.to_builtins(view.ended("vm", "j", END))
+    shown = msgspec.to_builtins(present.ended("vm", "j", END))
 
     assert {name: value for name, value in shown.items() if value is not None} == {
         "vm": "vm", "job_id": "j", "job_type": "commit", "device": "disk0", "outcome": "failed",
@@ -142,8 +143,8 @@ def test_a_job_that_qemu_has_no_more_is_how_it_ended() -> None:
 
 def test_a_job_on_record_is_as_the_account_has_it() -> None:
     """Without an outcome as long as it has none."""
-    shown = msgspec.to_builtins(view.recorded(ENTRY))
-    ended = view.recorded(ENTRY.with_end(END))
+    shown = msgspec.to_builtins(present.recorded(ENTRY))
+    ended = present.recorded(ENTRY.with_end(END))
 
     assert {name: value for name, value in shown.items() if value is not None} == {
         "vm": "vm", "job_id": "qbe-1", "job_type": "commit", "device": "disk0", "top": 0, "base": 1,
@@ -156,6 +157,6 @@ def test_a_job_on_record_is_as_the_account_has_it() -> None:
 @pytest.mark.parametrize("result", RESULTS)
 def test_every_result_is_an_outcome_of_the_api(result: str) -> None:
     """A new one is described, or this fails."""
-    shown = view.ended("vm", "j", End("commit", "", result, 1.0, ""))
+    shown = present.ended("vm", "j", End("commit", "", result, 1.0, ""))
 
     assert msgspec.convert(msgspec.to_builtins(shown), api.Job).outcome == result

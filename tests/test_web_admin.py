@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from exporter import api
+from exporter.admin.audit import OWN, RESULTS
 from exporter.api.routes import ROUTES, Route
 from exporter.api.types import VERBS
-from exporter.audit import OWN, RESULTS
 from exporter.collect.vm import Vm
 from exporter.process.logs import Formatter
 from exporter.qmp.commands import Command
@@ -62,7 +62,7 @@ class Lines:
     @property
     def all(self) -> list[dict[str, Any]]:
         """Return all of them."""
-        records = [each for each in self._caplog.records if each.name == "exporter.audit"]
+        records = [each for each in self._caplog.records if each.name == "exporter.admin.audit"]
         return [
             {name: value for name, value in vars(record).items() if name not in self._plain}
             for record in records
@@ -77,7 +77,7 @@ class Lines:
 
     def text(self, kind: str) -> str:
         """Return them as they are written."""
-        records = [each for each in self._caplog.records if each.name == "exporter.audit"]
+        records = [each for each in self._caplog.records if each.name == "exporter.admin.audit"]
         return "\n".join(Formatter(kind).format(each) for each in records)
 
 
@@ -528,7 +528,7 @@ async def test_a_connection_that_is_lost_is_502(
     site: Site, fake: FakeQmp, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody knows the outcome, and that is said in a member of its own."""
-    monkeypatch.setattr("exporter.turn._LOOKUP_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.0)
     fake.replies["block-commit"] = dying(fake)
     answer = await site.commit()
 

@@ -12,7 +12,8 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from exporter import api, view
+from exporter import api
+from exporter.admin import present
 from exporter.api.problems import PROBLEMS
 from exporter.api.routes import ROUTES
 from tests.disks import Disk, block_job, plug, start
@@ -68,7 +69,7 @@ async def test_every_vm_in_one_line(site: Site, sockets: Path) -> None:
         run(other, 7, 2)
         up = await site.get("/vms")
     member = site.reach.member("a")  # the file of its socket is still there
-    down = msgspec.to_builtins(view.summary((await member.collect()).snapshot))
+    down = msgspec.to_builtins(present.summary((await member.collect()).snapshot))
     first, second = up.body["vms"]
 
     assert (up.status, up.kind) == (200, "application/json")

@@ -13,10 +13,9 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from exporter import api, audit
-from exporter.actions import Actions
+from exporter import api
+from exporter.admin import Actions, Audit, audit
 from exporter.api import ADMIN, ROOT, ROUTES, Route
-from exporter.audit import Audit
 from exporter.errors import Refused
 from exporter.redact import public
 from exporter.web.answers import AUDIT, answer, ask_for_body

@@ -9,7 +9,8 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from exporter import api, audit
+from exporter import api
+from exporter.admin import audit
 from exporter.api import PATH, PROBLEMS
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.redact import public

@@ -14,9 +14,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from msgspec import Struct
 
-from exporter import __version__, audit
+from exporter import __version__
+from exporter.admin import Audit, audit
 from exporter.api import ROOT, ROUTES
-from exporter.audit import Audit
 from exporter.collect import Fleet, printable
 from exporter.config import describe
 from exporter.errors import ConfigError, Refused

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from exporter import api, view
+from exporter import api
+from exporter.admin import Ledger, present
 from exporter.api import PROBLEMS, openapi
 from exporter.collect import Collected, Fleet
 from exporter.errors import Refused
 from exporter.jobs import End
-from exporter.ledger import Ledger
 from exporter.web.answers import answer
 
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
@@ -47,14 +47,14 @@ class Reading:
         """Every VM."""
         collected = await self._fleet.scrape(self._seconds)
         found = sorted((each.snapshot for each in collected), key=lambda each: each.vm)
-        return answer(api.VmList([view.summary(snapshot) for snapshot in found]))
+        return answer(api.VmList([present.summary(snapshot) for snapshot in found]))
 
     async def vm(self, request: web.Request) -> web.Response:
         """One VM."""
         collected = await self._probe(request)
         live = {job.job_id for job in collected.snapshot.jobs}
         jobs = [job for job in self._jobs(collected) if job.job_id in live]
-        return answer(view.vm(collected.snapshot, jobs))
+        return answer(present.vm(collected.snapshot, jobs))
 
     async def all_jobs(self, request: web.Request) -> web.Response:
         """The jobs of all VMs."""
@@ -87,7 +87,7 @@ class Reading:
             if job.job_id == job_id:
                 return answer(job)
         if end := self._ends(vm).get(job_id):
-            return answer(view.ended(vm, job_id, end))
+            return answer(present.ended(vm, job_id, end))
         if not collected.snapshot.up:
             raise _down(collected)
         raise Refused("unknown-job", f"{vm} has no block job {job_id!r}")
@@ -105,7 +105,7 @@ class Reading:
 
     def _past(self, vm: str) -> list[api.Job]:
         """Return the jobs of a VM that are on record."""
-        return [view.recorded(entry) for entry in self._ledger.of(vm)] if self._ledger else []
+        return [present.recorded(entry) for entry in self._ledger.of(vm)] if self._ledger else []
 
     def _ends(self, vm: str) -> Mapping[str, End]:
         member = self._fleet.members.get(vm)
@@ -120,10 +120,10 @@ class Reading:
         for job in collected.snapshot.jobs:
             entry = entries.pop(job.job_id, None)
             end = (entry.end if entry else None) or ends.get(job.job_id)
-            found.append(view.job(vm, job, end))
+            found.append(present.job(vm, job, end))
         for entry in entries.values():
             end = ends.get(entry.job_id) if entry.outcome is None else None
-            found.append(view.ended(vm, entry.job_id, end) if end else view.recorded(entry))
+            found.append(present.ended(vm, entry.job_id, end) if end else present.recorded(entry))
         return found
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 
-from exporter.actions import Actions
-from exporter.audit import Audit
+from exporter.admin.audit import Audit
+from exporter.admin.job_records import Ledger
+from exporter.admin.requests import Actions
+from exporter.admin.snapshot_records import Snapshots
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
-from exporter.ledger import Ledger
 from exporter.qmp import commands
-from exporter.snapshots import Snapshots
 from exporter.web.admin import Changing
 from exporter.web.app import Endpoints, Options
 from tests.e2e.api import Admin, admin, grant

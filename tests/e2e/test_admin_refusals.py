@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from exporter import durable
+from exporter.admin import atomic_file
 from exporter.api.types import VERBS
 from tests.e2e.api import ALL, PROBLEM, Admin, Answer, admin, grant, hash_of
 from tests.e2e.lab import (
@@ -139,7 +139,7 @@ class Stage:
 
     def everything(self) -> Any:
         # What came of earlier jobs may be recorded just now.
-        there = {path for path in files(self.lab) if not re.search(durable.UNFINISHED, path)}
+        there = {path for path in files(self.lab) if not re.search(atomic_file.UNFINISHED, path)}
         return {name: state(vm) for name, vm in self.lab.vms.items()} | {"": there}
 
 

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-log = logging.getLogger("exporter.audit")
+log = logging.getLogger("exporter.admin.audit")
 #: Whatever the level of other lines.
 log.setLevel(logging.INFO)
 

@@ -19,18 +19,19 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 
-from exporter import api, durable, overlay
+from exporter import api
+from exporter.admin import atomic_file, overlay_file
+from exporter.admin.job_records import ENTRIES_LIMIT, KEPT_SECONDS, short
+from exporter.admin.overlay_file import Granted, Made
+from exporter.admin.preconditions import Found
 from exporter.errors import ConfigError, LayerLost, Refused
-from exporter.guards import Found
-from exporter.ledger import ENTRIES_LIMIT, KEPT_SECONDS, short
-from exporter.overlay import Granted, Made
 from exporter.qmp import Image
 from exporter.redact import public
 
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".snapshot"
-_UNFINISHED = re.compile(r"@[0-9a-f]{64}\.snapshot" + durable.UNFINISHED)
+_UNFINISHED = re.compile(r"@[0-9a-f]{64}\.snapshot" + atomic_file.UNFINISHED)
 
 
 class Asked(Struct, kw_only=True, frozen=True):
@@ -109,7 +110,7 @@ class Snapshots:
         Raises:
             Refused: it may not.
         """
-        overlay.check(request.file, where, _active(found), self._unused(vm, request))
+        overlay_file.check(request.file, where, _active(found), self._unused(vm, request))
 
     def prepare(
         self, vm: str, request: api.Snapshot, user: str, name: str, where: Granted, found: Found
@@ -120,7 +121,7 @@ class Snapshots:
             Refused: one of these cannot be had, and neither is left behind.
         """
         kept = self._unused(vm, request)
-        made = overlay.make(request.file, where, _active(found), kept)
+        made = overlay_file.make(request.file, where, _active(found), kept)
         if made is kept:
             return None
         asked = Asked(
@@ -183,7 +184,7 @@ class Snapshots:
             limit = f"{ENTRIES_LIMIT} snapshots are on record for the last 7 days"
             raise Refused("not-recorded", limit)
         try:
-            durable.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
+            atomic_file.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
         except OSError as error:
             if path not in self._asked:
                 # It may be there all the same, of a file that will not be.
@@ -195,7 +196,7 @@ class Snapshots:
     def _remove(self, path: str) -> None:
         self._asked.pop(path, None)
         try:
-            durable.remove(path)
+            atomic_file.remove(path)
         except OSError as error:
             # Of a file that is gone it says nothing.
             log.warning("record not removed", extra={"record": path, "err": error.strerror})

@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from exporter import api, guards, view
+from exporter import api
+from exporter.admin import preconditions, present
+from exporter.admin.postconditions import Effect
 from exporter.collect import CANARY_SECONDS, Fleet, Member, Vm
-from exporter.effects import Effect
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
 from exporter.jobs import End
 from exporter.model import Snapshot
@@ -51,8 +52,8 @@ class Turn:
             qemu = await self._vm.qemu(self._timeout_seconds)
         except TargetError as error:
             raise self._down(error) from None
-        guards.steady(snapshot, qemu)
-        guards.unmanaged(snapshot, allow_managed=allow_managed)
+        preconditions.steady(snapshot, qemu)
+        preconditions.unmanaged(snapshot, allow_managed=allow_managed)
         return snapshot, qemu
 
     async def look_again(self) -> Snapshot | None:
@@ -135,8 +136,8 @@ class Turn:
         end = recorded or self.member.ends.get(job_id)
         for each in snapshot.jobs:
             if each.job_id == job_id:
-                return view.job(self.member.name, each, end)
-        return view.ended(self.member.name, job_id, end) if end else None
+                return present.job(self.member.name, each, end)
+        return present.ended(self.member.name, job_id, end) if end else None
 
 
 def target(fleet: Fleet, vm: str) -> Member:

@@ -12,7 +12,8 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from exporter import api, verbs, view
+from exporter import api
+from exporter.admin import job_verbs, present
 from exporter.errors import Refused
 from exporter.model import BLOCK_JOB_TYPES, Device, Job, Node, Snapshot, chain
 from exporter.qmp import DiskName, LayerName, Qemu
@@ -140,14 +141,16 @@ def idle(snapshot: Snapshot, name: str) -> None:
     """No job works on the device."""
     for job in snapshot.jobs:
         # One that has ended and was not dismissed holds nothing any more.
-        ended = verbs.status(job) in ("concluded", "null") or job.job_type not in BLOCK_JOB_TYPES
+        ended = (
+            job_verbs.status(job) in ("concluded", "null") or job.job_type not in BLOCK_JOB_TYPES
+        )
         if ended or job.device not in (name, ""):
             continue
         where = name if job.device else "a disk that QEMU does not tell"
         raise Refused(
             "device-busy",
             f"{job.job_type} {job.job_id} works on {where}",
-            view.job(snapshot.vm, job),
+            present.job(snapshot.vm, job),
         )
 
 

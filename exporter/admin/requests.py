@@ -12,18 +12,28 @@ from typing import Any
 
 import msgspec
 
-from exporter import api, done, effects, grants, guards, imagenames, overlay, verbs, view
+from exporter import api
+from exporter.admin import (
+    grants,
+    image_names,
+    job_verbs,
+    overlay_file,
+    postconditions,
+    preconditions,
+    present,
+    results,
+)
+from exporter.admin.commit import Commits
+from exporter.admin.grants import Permission
+from exporter.admin.job_records import Ledger
+from exporter.admin.lease import target, turn
+from exporter.admin.pending_completes import Pivots
+from exporter.admin.snapshot_records import Snapshots
 from exporter.collect import Fleet, Member
-from exporter.commits import Commits
 from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
-from exporter.grants import Permission
-from exporter.ledger import Ledger
 from exporter.model import Job
-from exporter.pivots import Pivots
 from exporter.qmp import commands
-from exporter.snapshots import Snapshots
-from exporter.turn import target, turn
 
 #: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
 _CROSSING = frozenset({"cancel", "pause"})
@@ -71,18 +81,18 @@ class Actions:
         async with turn(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._pivots.update(mine.member, snapshot)
-            job = guards.job(snapshot, job_id, mine.job(snapshot, job_id))
-            known = view.job(vm, job)
+            job = preconditions.job(snapshot, job_id, mine.job(snapshot, job_id))
+            known = present.job(vm, job)
             waits = known.status in _AFTER_COMPLETE
             crosses = verb == "complete" or (verb in _CROSSING and not waits)
             if crosses and self._pivots.is_under_way(mine.member, job_id):
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
-            verbs.guard(snapshot, job, verb, request)
-            command = verbs.command(qemu, job, verb, request)
+            job_verbs.guard(snapshot, job, verb, request)
+            command = job_verbs.command(qemu, job, verb, request)
             # These let QEMU wait for the storage.
             drains = verb in ("complete", "cancel", "finalize")
-            warnings = guards.storage(snapshot) if drains else []
-            passed = done.checked(
+            warnings = preconditions.storage(snapshot) if drains else []
+            passed = results.checked(
                 mine, snapshot, verb, command, job.device or None, job_id, warnings
             )
             if dry_run:
@@ -91,7 +101,7 @@ class Actions:
                 await self._record_before_dismissal(mine.member, job)
             if verb == "complete":
                 self._pivots.begin(mine.member, job)
-            effect = effects.changed(verb, job, request, mine.member.ends, time.time())
+            effect = postconditions.changed(verb, job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
             except ActionError as error:
@@ -101,7 +111,7 @@ class Actions:
                 if verb == "complete" and not arrived:
                     self._pivots.withdraw(mine.member, job_id)
                 raise
-            return await done.after(mine, passed)
+            return await results.after(mine, passed)
 
     async def snapshot(
         self, user: str, vm: str, request: api.Snapshot, *, dry_run: bool = False
@@ -114,19 +124,19 @@ class Actions:
         permission = self._permission(user, "snapshot", vm)
         async with turn(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-            found = guards.device(snapshot, request.device)
-            where = overlay.granted(request.file, permission.of(snapshot), qemu.pid)
+            found = preconditions.device(snapshot, request.device)
+            where = overlay_file.granted(request.file, permission.of(snapshot), qemu.pid)
             await mine.reach(os.path.dirname(request.file), *where.directories)
             name = self._snapshots.node_name(vm, request)
             command = commands.snapshot(found.top_disk, request.file, request.format, name)
-            passed = done.checked(mine, snapshot, "snapshot", command, request.device, None, [])
+            passed = results.checked(mine, snapshot, "snapshot", command, request.device, None, [])
             if await run_blocking(self._snapshots.was_taken, vm, request, found):
                 again: dict[str, Any] = {"replayed": True, "command": None, "arguments": {}}
                 return msgspec.structs.replace(passed, dry_run=dry_run, **again)
-            guards.idle(snapshot, request.device)
-            guards.writable(found)
-            imagenames.may_be_backing(snapshot, found)
-            passed.warnings.extend(guards.storage(snapshot))
+            preconditions.idle(snapshot, request.device)
+            preconditions.writable(found)
+            image_names.may_be_backing(snapshot, found)
+            passed.warnings.extend(preconditions.storage(snapshot))
             await run_blocking(self._snapshots.check, vm, request, where, found)
             if dry_run:
                 return passed
@@ -134,7 +144,7 @@ class Actions:
                 self._snapshots.prepare, vm, request, user, name, where, found
             )
             try:
-                await mine.send(command, effects.has_layer(request.device, request.file))
+                await mine.send(command, postconditions.has_layer(request.device, request.file))
             except (Refused, Rejected):
                 await run_blocking(self._snapshots.undo, prepared)
                 raise
@@ -142,7 +152,7 @@ class Actions:
             if not await run_blocking(self._snapshots.is_there, vm, request):
                 # So QEMU does with a layer on top of `snapshot=on`, where that was not seen before.
                 raise LayerLost(f"{request.file} is the active layer, and has no name any more")
-            return await done.after(mine, passed)
+            return await results.after(mine, passed)
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
         return grants.permission(self._fleet.discovery.config.admin.grants, user, verb, vm)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from exporter import guards, imagenames
+from exporter.admin import image_names, preconditions
+from exporter.admin.lease import Turn
 from exporter.collect import Collected, Fleet, Member
 from exporter.errors import Refused
 from exporter.model import Node, Snapshot
 from exporter.redact import local_path
 from exporter.storage import open_files
-from exporter.turn import Turn
 
 #: The identity of a file: major and minor number of its file system, and its own. [`sight.Sight`]
 _OF_FILE = 3
@@ -35,7 +35,10 @@ async def see(others: Collection[Member]) -> dict[Member, str]:
 
 
 def unproven(
-    unseen: Mapping[Member, str], mine: Turn, found: guards.Found, layers: guards.Range
+    unseen: Mapping[Member, str],
+    mine: Turn,
+    found: preconditions.Found,
+    layers: preconditions.Range,
 ) -> list[str]:
     """Return which of the VMs that did not say may share a layer of a commit, a sentence for each.
 
@@ -51,7 +54,11 @@ def unproven(
 
 
 async def compared(
-    fleet: Fleet, mine: Turn, snapshot: Snapshot, found: guards.Found, layers: guards.Range
+    fleet: Fleet,
+    mine: Turn,
+    snapshot: Snapshot,
+    found: preconditions.Found,
+    layers: preconditions.Range,
 ) -> list[str]:
     """See that no other disk reads a layer that is written to; return what could not be compared.
 
@@ -71,7 +78,7 @@ async def compared(
         for path, file in member.image_files.items()
         if file.identity
     }
-    guards.unshared(snapshot, found, layers, others, known, opened)
+    preconditions.unshared(snapshot, found, layers, others, known, opened)
     paths = {
         path
         for _, device in others
@@ -82,7 +89,7 @@ async def compared(
         identities = await mine.identities(paths)
     except Refused as error:
         return [f"layers of other disks were compared by name alone: {error}"]
-    guards.unshared(snapshot, found, layers, others, known | dict(identities), opened)
+    preconditions.unshared(snapshot, found, layers, others, known | dict(identities), opened)
     return []
 
 
@@ -104,7 +111,7 @@ def _inodes(member: Member, layers: Sequence[Node]) -> frozenset[int] | None:
 
 def _unsaid(member: Member, look: asyncio.Task[Collected]) -> str:
     snapshot = member.outcome(look).snapshot
-    why = guards.unsaid(snapshot)
+    why = preconditions.unsaid(snapshot)
     if not why and member.open_identities is None:
-        why = imagenames.unseen(snapshot)
+        why = image_names.unseen(snapshot)
     return why

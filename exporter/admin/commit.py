@@ -11,17 +11,25 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from exporter import api, done, effects, guards, imagenames, neighbours, view
+from exporter import api
+from exporter.admin import (
+    image_names,
+    postconditions,
+    preconditions,
+    present,
+    results,
+    shared_layers,
+)
+from exporter.admin.grants import Permission
+from exporter.admin.job_records import Entry, Ledger
+from exporter.admin.lease import Turn, target, turn
+from exporter.admin.postconditions import Effect
+from exporter.admin.preconditions import Found, Range
 from exporter.collect import Fleet, Member
 from exporter.concurrency import run_blocking
-from exporter.effects import Effect
 from exporter.errors import Refused, Rejected
-from exporter.grants import Permission
-from exporter.guards import Found, Range
-from exporter.ledger import Entry, Ledger
 from exporter.model import Place, Snapshot
 from exporter.qmp import Command, Qemu, commands
-from exporter.turn import Turn, target, turn
 
 log = logging.getLogger(__name__)
 
@@ -60,28 +68,31 @@ class Commits:
         except Refused:
             if entry is None:
                 raise
-            return _replayed(entry, view.recorded(entry), wanted, dry_run=dry_run)
+            return _replayed(entry, present.recorded(entry), wanted, dry_run=dry_run)
         unseen: Mapping[Member, str] = {}
-        if entry is None and (others := neighbours.of(self._fleet, vm)):
+        if entry is None and (others := shared_layers.of(self._fleet, vm)):
             # Not while the neighbours are looked at: two commits would wait for each other.
             async with turn(member) as mine:
                 # The same request may have been carried out since: then it is answered below.
                 if self._ledger.get(vm, job_id) is None:
                     await _checked(mine, request, permission)
-            unseen = await neighbours.see(others)
+            unseen = await shared_layers.see(others)
         async with turn(member) as mine:
             if now := self._ledger.get(vm, job_id):
                 return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
             if entry is not None:
                 raise Refused("already-asked", f"{job_id} was being refused: ask again")
             snapshot, qemu, found, layers = await _checked(mine, request, permission)
-            unsure = neighbours.unproven(unseen, mine, found, layers)
-            unsure += await neighbours.compared(self._fleet, mine, snapshot, found, layers)
+            unsure = shared_layers.unproven(unseen, mine, found, layers)
+            unsure += await shared_layers.compared(self._fleet, mine, snapshot, found, layers)
             allowed = _may_be_unseen(request, permission)
-            warnings = [*guards.storage(snapshot), *guards.seen(unsure, allowed=allowed)]
+            warnings = [
+                *preconditions.storage(snapshot),
+                *preconditions.seen(unsure, allowed=allowed),
+            ]
             job_id = _usable_id(snapshot, qemu, request, job_id)
             command = _command(qemu, found, layers, job_id, request)
-            passed = done.checked(
+            passed = results.checked(
                 mine, snapshot, "commit", command, request.device, job_id, warnings
             )
             if dry_run:
@@ -100,14 +111,14 @@ class Commits:
                 base=layers.base,
             )
             since = entry.requested_timestamp_seconds
-            effect = effects.started(job_id, mine.member.ends, since)
+            effect = postconditions.started(job_id, mine.member.ends, since)
             if qemu.version >= commands.JOB_ID_VERSION:
                 await self._send_on_record(mine, command, effect, entry)
             else:
                 # Its jobs have the names of their devices: a record of one would be taken for the
                 # next one's.
                 await mine.send(command, effect)
-            return await done.after(mine, passed)
+            return await results.after(mine, passed)
 
     async def _send_on_record(
         self, mine: Turn, command: Command, effect: Effect, entry: Entry
@@ -141,12 +152,12 @@ async def _checked(
         Refused: they do not, or the VM does not answer.
     """
     snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-    guards.storage(snapshot)
-    found = guards.device(snapshot, request.device)
-    guards.idle(snapshot, request.device)
-    guards.writable(found)
-    layers = guards.commit_range(found, request)
-    imagenames.may_be_merged(snapshot, found, layers)
+    preconditions.storage(snapshot)
+    found = preconditions.device(snapshot, request.device)
+    preconditions.idle(snapshot, request.device)
+    preconditions.writable(found)
+    layers = preconditions.commit_range(found, request)
+    image_names.may_be_merged(snapshot, found, layers)
     return snapshot, qemu, found, layers
 
 
@@ -168,7 +179,7 @@ def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str)
         return request.device
     for job in snapshot.jobs:
         if job.job_id == job_id:
-            known = view.job(snapshot.vm, job)
+            known = present.job(snapshot.vm, job)
             raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already", known)
     return job_id
 
@@ -193,7 +204,7 @@ async def _now(mine: Turn, entry: Entry) -> api.Job:
     snapshot = await mine.look_again()
     told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
     known = told is not None and (told.status is not None or entry.outcome is None)
-    return told if told is not None and known else view.recorded(entry)
+    return told if told is not None and known else present.recorded(entry)
 
 
 def _replayed(entry: Entry, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import msgspec
 
 from exporter import api
+from exporter.admin.lease import Turn
 from exporter.model import Snapshot
 from exporter.qmp import Command
 from exporter.redact import public
-from exporter.turn import Turn
 
 
 def checked(

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from exporter import verbs
+from exporter.admin import job_verbs
 from exporter.collect import Member
 from exporter.model import Job, Snapshot
 
@@ -52,5 +52,5 @@ class Pivots:
             job = listed.get(job_id)
             first_seen = pivot.first_seen_timestamp_seconds
             same = job is not None and job.first_seen_timestamp_seconds == first_seen
-            if job is None or not same or (pivot.sent_at < since and verbs.rests(job)):
+            if job is None or not same or (pivot.sent_at < since and job_verbs.rests(job)):
                 self.withdraw(member, job_id)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import api
+from exporter.admin.job_records import Entry
 from exporter.jobs import End
-from exporter.ledger import Entry
 from exporter.model import Device, Job, Node, Snapshot
 
 

@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from exporter import audit
-from exporter.audit import Audit
+from exporter.admin import audit
+from exporter.admin.audit import Audit
+from exporter.admin.job_records import Entry, Ledger
+from exporter.admin.lease import Turn, turn
 from exporter.collect import Fleet, Member, Observer
 from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
-from exporter.ledger import Entry, Ledger
 from exporter.model import Job, Place, Snapshot
 from exporter.qmp import Command, commands
-from exporter.turn import Turn, turn
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from exporter.admin.preconditions import Found, Range
 from exporter.errors import Refused
-from exporter.guards import Found, Range
 from exporter.model import FileName, ImageFile, Node, Snapshot
 from exporter.redact import local_path
 

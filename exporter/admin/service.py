@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
-from exporter.actions import Actions
+from exporter.admin.audit import OWN, Audit
+from exporter.admin.job_records import Ledger
+from exporter.admin.reconciler import Keeper
+from exporter.admin.requests import Actions
+from exporter.admin.snapshot_records import Snapshots
 from exporter.api import VERBS
-from exporter.audit import OWN, Audit
 from exporter.collect import Fleet
 from exporter.config import Config
 from exporter.errors import ConfigError
-from exporter.keeper import Keeper
-from exporter.ledger import Ledger
-from exporter.snapshots import Snapshots
 
 
 class Hand:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from exporter import qcow2
+from exporter.admin import qcow2
 from exporter.config import Grant
 from exporter.errors import Refused
 from exporter.qmp import Image, peer

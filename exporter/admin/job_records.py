@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from exporter import durable
+from exporter.admin import atomic_file
 from exporter.api import Outcome
 from exporter.errors import ConfigError, Refused
 from exporter.jobs import End
@@ -39,7 +39,7 @@ _SUFFIX = ".json"
 _held: dict[tuple[int, int], int] = {}
 _NAME_LIMIT_BYTES = 200
 #: A file that was not replaced whole, as this program or its host ended.
-_UNFINISHED = re.compile(r"@qbe-[^@]*\.json" + durable.UNFINISHED)
+_UNFINISHED = re.compile(r"@qbe-[^@]*\.json" + atomic_file.UNFINISHED)
 
 
 class Entry(Struct, kw_only=True, frozen=True):
@@ -162,7 +162,7 @@ class Ledger:
                 )
         try:
             text = msgspec.json.format(msgspec.json.encode(entry)) + b"\n"
-            durable.write(self._path(entry.vm, entry.job_id), text)
+            atomic_file.write(self._path(entry.vm, entry.job_id), text)
         except OSError as error:
             if known is None:
                 # It may be there all the same; the next process must not take it for sent.
@@ -182,7 +182,7 @@ class Ledger:
         if not of_vm:
             self._entries.pop(entry.vm, None)
         try:
-            durable.remove(self._path(entry.vm, entry.job_id))
+            atomic_file.remove(self._path(entry.vm, entry.job_id))
         except OSError as error:
             log.warning("record not removed", extra={"job_id": entry.job_id, "err": error.strerror})
 

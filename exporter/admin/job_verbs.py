@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from msgspec import UnsetType
 
-from exporter import api, view
+from exporter import api
+from exporter.admin import present
 from exporter.errors import Refused
 from exporter.model import Job, Snapshot
 from exporter.qmp import Command, Qemu, commands
@@ -70,7 +71,7 @@ def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
     if status(each) in ("concluded", "aborting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
     if _is_ready(each) and force is None:
-        known = view.job(snapshot.vm, each)
+        known = present.job(snapshot.vm, each)
         detail = f"{each.job_type} {each.job_id} is ready, and force is not said"
         raise Refused("force-required", detail, known)
 
@@ -118,7 +119,7 @@ GUARDS: dict[str, Callable[[Snapshot, Job], None]] = {
 
 def _refused(problem: str, snapshot: Snapshot, each: Job, what: str) -> Refused:
     state = status(each) or ("ready" if _is_ready(each) else "running")
-    known = view.job(snapshot.vm, each)
+    known = present.job(snapshot.vm, each)
     return Refused(problem, f"{each.job_type} {each.job_id} {what}: it is {state}", known)
 
 

@@ -1,0 +1,10 @@
+"""The only place that may change a VM: requests, preconditions, records."""
+
+from __future__ import annotations
+
+from exporter.admin import audit, present, service
+from exporter.admin.audit import Audit
+from exporter.admin.job_records import Ledger
+from exporter.admin.requests import Actions
+
+__all__ = ["Actions", "Audit", "Ledger", "audit", "present", "service"]

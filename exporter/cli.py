@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from exporter.ctl import OPERATING
 from exporter.errors import ConfigError
-from exporter.shell.commands import OPERATING
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         if given and given[0] in OPERATING:
-            from exporter.shell import main as shell  # noqa: PLC0415  # rich, and no collecting
+            from exporter.ctl import main as shell  # noqa: PLC0415  # rich, and no collecting
 
             return shell.run(given[0], given[1:])
         from exporter import serving  # noqa: PLC0415  # collecting, and no rich

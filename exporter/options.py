@@ -20,10 +20,10 @@ from exporter.config import (
     Topology,
     check_glob,
 )
+from exporter.ctl import OPERATING
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.process import Parser, seconds
-from exporter.shell.commands import OPERATING
 from exporter.web.app import OTHER_PATHS, Options
 from exporter.web.reading import GRACE_SECONDS
 

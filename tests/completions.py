@@ -7,7 +7,7 @@ import re
 
 import shtab
 
-from exporter.shell.commands import OPERATING
+from exporter.ctl.commands import OPERATING
 from tests.parsers import OPERATORS, serving_commands, serving_parser
 
 #: Where each shell's stand, here and below share/ of what is installed.

@@ -14,7 +14,7 @@ import yaml
 from exporter.api.openapi import description
 from exporter.api.problems import PROBLEMS
 from exporter.config import settings
-from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
+from exporter.ctl.commands import EXIT_CODES_HELP, OPERATING
 from exporter.web import config as web_config
 from exporter.web.app import OTHER_PATHS, Options
 from tests.parsers import OPERATORS, serving_commands, serving_parser

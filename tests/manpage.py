@@ -6,7 +6,7 @@ import argparse
 import re
 
 from exporter import __version__
-from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
+from exporter.ctl.commands import EXIT_CODES_HELP, OPERATING
 from tests.parsers import OPERATORS, serving_commands, serving_parser
 
 #: When something in it last changed that is not a flag.

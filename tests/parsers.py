@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from exporter import options
-from exporter.shell.commands import OPERATING
-from exporter.shell.options import parser
+from exporter.ctl.commands import OPERATING
+from exporter.ctl.options import parser
 
 OPERATORS = {name: parser(name) for name in OPERATING}
 

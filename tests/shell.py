@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from exporter.shell import main, options
+from exporter.ctl import main, options
 from tests.fakeapi import FakeApi
 from tests.process import COMMAND
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.shell.commands import OPERATING
+from exporter.ctl.commands import OPERATING
 from tests.completions import PLACES, completions
 from tests.manpage import exit_codes, manpage
 from tests.parsers import OPERATORS, serving_commands, serving_parser

@@ -12,10 +12,10 @@ import pytest
 from exporter import options
 from exporter.collect.discovery import _target
 from exporter.config.settings import Settings, load
+from exporter.ctl.commands import EXIT_CODES_HELP, OPERATING
+from exporter.ctl.options import parser
 from exporter.errors import REASONS
 from exporter.metrics.table import METRICS
-from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
-from exporter.shell.options import parser
 from exporter.web.config import Tls, read
 
 ROOT = Path(__file__).parent.parent

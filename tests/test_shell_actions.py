@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from exporter.api.types import Done, Job, JobId, Problem
-from exporter.shell.actions import made_job_id
+from exporter.ctl.actions import made_job_id
 from tests.fakeapi import FakeApi, device, ended, job, problem, ready, vm
 from tests.shell import FAST, Shell
 

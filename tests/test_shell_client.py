@@ -13,9 +13,9 @@ import trustme
 from aiohttp import web
 
 from exporter.api.types import Commit, Pause
-from exporter.shell import client as client_module
-from exporter.shell.client import Client, NoAnswer, NotSent, Refused
-from exporter.shell.credentials import Credentials, load
+from exporter.ctl import client as client_module
+from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
+from exporter.ctl.credentials import Credentials, load
 from tests.fakeapi import FakeApi, job, problem, vm
 
 COMMIT = Commit(action="commit", device="disk0", job_id="qbe-1")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from exporter.ctl.credentials import load
 from exporter.errors import ConfigError
-from exporter.shell.credentials import load
 
 
 def written(folder: Path, text: str) -> str:

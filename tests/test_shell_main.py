@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from exporter.api.types import JobList
-from exporter.shell.commands import OPERATING
-from exporter.shell.main import _overheard
+from exporter.ctl.commands import OPERATING
+from exporter.ctl.main import _overheard
 from tests.fakeapi import FakeApi, ended, job, problem, ready, vm
 from tests.shell import FAST, Shell, Terminal, program, ran
 

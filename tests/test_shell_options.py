@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.shell import options
-from exporter.shell.commands import OPERATING
+from exporter.ctl import options
+from exporter.ctl.commands import OPERATING
 
 
 @pytest.mark.parametrize(

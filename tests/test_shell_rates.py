@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.shell.rates import Rates
+from exporter.ctl.rates import Rates
 from tests.fakeapi import ended, job, ready
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.api.types import Job
-from exporter.shell import text, words
-from exporter.shell.text import clean, duration, is_ready, percent, size, state
+from exporter.ctl import text, words
+from exporter.ctl.text import clean, duration, is_ready, percent, size, state
 from tests.fakeapi import ended, job, ready
 
 

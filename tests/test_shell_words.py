@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 
 from exporter.api.types import Done, Outcome, Problem
-from exporter.shell import words
-from exporter.shell.words import Prompt, about, done, exit_code, name, next_step, refusal
+from exporter.ctl import words
+from exporter.ctl.words import Prompt, about, done, exit_code, name, next_step, refusal
 from tests.fakeapi import ended, job, problem, ready
 
 PROMPT = Prompt(("--url=http://x",))

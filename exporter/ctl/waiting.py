@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from exporter.api import Job
+from exporter.ctl import words
+from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
+from exporter.ctl.progress import Progress
+from exporter.ctl.rates import Rates
+from exporter.ctl.screen import Screen
+from exporter.ctl.text import is_ready, is_seen, state
+from exporter.ctl.words import Prompt
 from exporter.errors import ExporterError
-from exporter.shell import words
-from exporter.shell.client import Client, NoAnswer, NotSent, Refused
-from exporter.shell.progress import Progress
-from exporter.shell.rates import Rates
-from exporter.shell.screen import Screen
-from exporter.shell.text import is_ready, is_seen, state
-from exporter.shell.words import Prompt
 
 #: An exporter that was just restarted may not have seen its VMs yet.
 _GONE_POLLS = 3

@@ -13,11 +13,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from exporter.api import Job
-from exporter.shell import tables
-from exporter.shell.client import Client, NoAnswer, NotSent, Refused
-from exporter.shell.rates import Rates
-from exporter.shell.screen import Screen
-from exporter.shell.text import SENTENCE_LIMIT, clean
+from exporter.ctl import tables
+from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
+from exporter.ctl.rates import Rates
+from exporter.ctl.screen import Screen
+from exporter.ctl.text import SENTENCE_LIMIT, clean
 
 #: A job that ended longer ago is not shown unasked.
 _RECENT_SECONDS = 3600.0

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from exporter.api import Job
-from exporter.shell import tables, text
-from exporter.shell.rates import Rates
-from exporter.shell.screen import Screen
-from exporter.shell.text import clean
+from exporter.ctl import tables, text
+from exporter.ctl.rates import Rates
+from exporter.ctl.screen import Screen
+from exporter.ctl.text import clean
 
 #: Where no terminal is, a line is written each time that so much more is done.
 _STEP_PERCENT = 10

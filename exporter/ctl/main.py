@@ -9,13 +9,13 @@ import signal
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exporter.shell import credentials, options, words
-from exporter.shell.actions import ACTIONS, UNKNOWN, Actions
-from exporter.shell.client import Client, NoAnswer, NotSent, Refused
-from exporter.shell.screen import Screen
-from exporter.shell.views import VIEWS
-from exporter.shell.waiting import Lost
-from exporter.shell.words import Prompt
+from exporter.ctl import credentials, options, words
+from exporter.ctl.actions import ACTIONS, UNKNOWN, Actions
+from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
+from exporter.ctl.screen import Screen
+from exporter.ctl.views import VIEWS
+from exporter.ctl.waiting import Lost
+from exporter.ctl.words import Prompt
 
 
 def run(command: str, arguments: Sequence[str]) -> int:

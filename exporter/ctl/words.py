@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from exporter.api import Done, Job, Outcome, Problem
-from exporter.shell.text import SENTENCE_LIMIT, clean, is_seen, percent, state
+from exporter.ctl.text import SENTENCE_LIMIT, clean, is_seen, percent, state
 
 PROGRAM = "qemu-block-exporter"
 _EXIT_CODES: dict[Outcome, int] = {

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from exporter.api import Commit, Job, Request, SetSpeed, Snapshot, Verb
-from exporter.shell.client import Client, NoAnswer, NotSent, Refused
-from exporter.shell.text import is_seen
+from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
+from exporter.ctl.text import is_seen
 
 #: How often it is looked, an interval apart.
 POLLS = 5

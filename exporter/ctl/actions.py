@@ -29,12 +29,12 @@ from exporter.api import (
     Snapshot,
     Verb,
 )
-from exporter.shell import lookup, words
-from exporter.shell.client import Client, NoAnswer, NotSent, Refused
-from exporter.shell.screen import Screen
-from exporter.shell.text import is_ready, state
-from exporter.shell.waiting import Wait, waits_for
-from exporter.shell.words import Prompt
+from exporter.ctl import lookup, words
+from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
+from exporter.ctl.screen import Screen
+from exporter.ctl.text import is_ready, state
+from exporter.ctl.waiting import Wait, waits_for
+from exporter.ctl.words import Prompt
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from exporter.shell.text import SENTENCE_LIMIT, clean
-from exporter.shell.words import PROGRAM
+from exporter.ctl.text import SENTENCE_LIMIT, clean
+from exporter.ctl.words import PROGRAM
 
 #: Where no terminal is, no line is ever cut or wrapped.
 _ENDLESS_COLUMNS = 100_000

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.api import Device, Job, Layer, Vm, VmSummary
-from exporter.shell import text
-from exporter.shell.rates import Rates
-from exporter.shell.text import NOTHING, SENTENCE_LIMIT, clean
+from exporter.ctl import text
+from exporter.ctl.rates import Rates
+from exporter.ctl.text import NOTHING, SENTENCE_LIMIT, clean
 
 _BAR_COLUMNS = 16
 #: What is folded where a terminal is narrow, and how narrow it may get. Names are to be copied.

@@ -11,9 +11,9 @@ import msgspec
 
 from exporter.api import JobId, Speed
 from exporter.config import DEFAULT_PORT
+from exporter.ctl.commands import EXIT_CODES_HELP, OPERATING
+from exporter.ctl.words import PROGRAM, Prompt
 from exporter.process import Parser, seconds
-from exporter.shell.commands import EXIT_CODES_HELP, OPERATING
-from exporter.shell.words import PROGRAM, Prompt
 
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 _WATCH_SECONDS = 2.0

@@ -19,9 +19,9 @@ import msgspec
 from yarl import URL
 
 from exporter.api import Commit, Done, Job, JobList, Problem, Request, Snapshot, Verb, Vm, VmList
+from exporter.ctl.credentials import Credentials
+from exporter.ctl.text import SENTENCE_LIMIT, clean
 from exporter.errors import ExporterError
-from exporter.shell.credentials import Credentials
-from exporter.shell.text import SENTENCE_LIMIT, clean
 
 T = TypeVar("T")
 

@@ -24,8 +24,7 @@ from exporter.ctl import OPERATING
 from exporter.errors import ConfigError
 from exporter.metrics import COLLECTORS
 from exporter.process import Parser, seconds
-from exporter.web.app import OTHER_PATHS, Options
-from exporter.web.reading import GRACE_SECONDS
+from exporter.web import GRACE_SECONDS, OTHER_PATHS, Options
 
 #: systemd says where it is, where it made it. [systemd.exec(5), StateDirectory=]
 DEFAULT_STATE = "/var/lib/qemu-block-exporter"

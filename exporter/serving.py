@@ -17,12 +17,18 @@ from exporter.config import Config, Settings, load
 from exporter.errors import ConfigError
 from exporter.expose import exposition
 from exporter.process import gc_tuning, logs
-from exporter.web.admin import Changing
-from exporter.web.app import Endpoints, Options
-from exporter.web.auth import Gate, user_of
-from exporter.web.live import Live
-from exporter.web.reading import GRACE_SECONDS, Reading
-from exporter.web.server import listen, serve
+from exporter.web import (
+    GRACE_SECONDS,
+    Changing,
+    Endpoints,
+    Gate,
+    Live,
+    Options,
+    Reading,
+    listen,
+    serve,
+    user_of,
+)
 
 log = logging.getLogger(__name__)
 

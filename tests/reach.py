@@ -34,11 +34,11 @@ from exporter.config.settings import (
 from exporter.errors import Refused
 from exporter.storage.file_stat import Sight
 from exporter.storage.prober import Storage
-from exporter.web.admin import Changing
+from exporter.web.api_read import Reading
+from exporter.web.api_write import Changing
 from exporter.web.app import Endpoints, Options
 from exporter.web.auth import Gate, user_of
-from exporter.web.live import Live
-from exporter.web.reading import Reading
+from exporter.web.watched_config import Live
 from tests.disks import Disk, block_job, graph, plug, start
 from tests.fakeqmp import FakeQmp, speak
 from tests.pki import hashed

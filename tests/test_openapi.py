@@ -19,8 +19,8 @@ from exporter.api.routes import ROOT, ROUTES, Route
 from exporter.api.types import VERBS
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
+from exporter.web.api_read import Reading
 from exporter.web.app import Endpoints, Options
-from exporter.web.reading import Reading
 
 DESCRIPTION = openapi.description("")
 SCHEMAS: dict[str, Any] = DESCRIPTION["components"]["schemas"]

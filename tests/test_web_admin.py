@@ -21,7 +21,7 @@ from exporter.api.types import VERBS
 from exporter.collect.vm import Vm
 from exporter.process.logs import Formatter
 from exporter.qmp.commands import Command
-from exporter.web import admin as module
+from exporter.web import api_write as module
 from tests.conftest import series
 from tests.disks import Disk, block_job, plug, start
 from tests.fakeqmp import FakeQmp, dying, until

@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from exporter import api
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
-from exporter.web.answers import AUDIT, answer, problem, problems
+from exporter.web.responses import AUDIT, answer, problem, problems
 
 JOB = api.Job(vm="vm", job_id="j", job_type="commit", device=None)
 #: What the audit line of the last request is told.

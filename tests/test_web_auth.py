@@ -21,7 +21,7 @@ from exporter.web import auth, passwords
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.auth import Bucket, Gate, credentials, user_of
 from exporter.web.config import RateLimit
-from exporter.web.live import Live
+from exporter.web.watched_config import Live
 from tests.pki import hashed
 
 USERS = f"basic_auth_users:\n  prometheus: {hashed('right')}\n  operator: {hashed('other')}\n"

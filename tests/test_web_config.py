@@ -10,7 +10,7 @@ import pytest
 
 from exporter.errors import ConfigError
 from exporter.web.config import RateLimit, Tls, WebConfig, read
-from exporter.web.live import Live
+from exporter.web.watched_config import Live
 from tests.pki import Pki
 
 DATA = Path(__file__).parent / "data/web_config"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import ConfigError
-from exporter.web import live
-from exporter.web.live import Live
+from exporter.web import watched_config
+from exporter.web.watched_config import Live
 from tests.pki import Pki, hashed
 
 CERT = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
@@ -96,14 +96,14 @@ class Looks:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = 0
         self.path = path
-        read = live.read
+        read = watched_config.read
 
         def counted(name: str) -> object:
             self.reads += 1
             return read(name)
 
-        monkeypatch.setattr(live, "read", counted)
-        monkeypatch.setattr(live, "_TICK_NS", 0)
+        monkeypatch.setattr(watched_config, "read", counted)
+        monkeypatch.setattr(watched_config, "_TICK_NS", 0)
         self.live = Live(str(path))
 
     def look(self) -> int:
@@ -153,7 +153,7 @@ def test_a_file_that_was_just_written_is_read_again(
     """Two writes in one tick of the kernel's clock leave one time."""
     path = tmp_path / "web.yml"
     path.write_text("")
-    monkeypatch.setattr(live, "_TICK_NS", 10**18)
+    monkeypatch.setattr(watched_config, "_TICK_NS", 10**18)
     known = Live(str(path))
     found = path.stat()
     path.write_text("rate_limit: {interval: 1s, burst: 7}\n")

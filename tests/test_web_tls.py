@@ -18,10 +18,10 @@ from aiohttp import web
 
 from exporter.cli import main
 from exporter.errors import ConfigError
-from exporter.web import live, tls
+from exporter.web import tls, watched_config
 from exporter.web.config import Tls
-from exporter.web.live import Live
 from exporter.web.tls import CIPHERS, CIPHERS_13, sans
+from exporter.web.watched_config import Live
 from tests.pki import HOST, Pki
 
 CERT = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
@@ -513,7 +513,7 @@ async def test_a_session_ends_with_the_authority_that_vouched_for_it(
             return bool(secure.session_reused), secure.session
 
     # Not while the file is so young that it is read for each handshake.
-    monkeypatch.setattr(live, "_TICK_NS", 0)
+    monkeypatch.setattr(watched_config, "_TICK_NS", 0)
     first, session = await asyncio.to_thread(ask, None)
     again, session = await asyncio.to_thread(ask, session)
     assert (first, again) == (False, True)

@@ -25,8 +25,7 @@ from exporter.demo.lines import live_lines
 from exporter.demo.simulation import SimulatedMonitor, simulated_vms
 from exporter.demo.vms import DemoVm, real_vms
 from exporter.errors import ConfigError
-from exporter.web.app import Endpoints, Options
-from exporter.web.server import listen, serve
+from exporter.web import Endpoints, Options, listen, serve
 
 _LIVE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

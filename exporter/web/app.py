@@ -22,10 +22,10 @@ from exporter.config import describe
 from exporter.errors import ConfigError, Refused
 from exporter.expose import Blobs, exposition
 from exporter.process import Formatter
-from exporter.web.admin import Changing
-from exporter.web.answers import expect, problems
+from exporter.web.api_read import GRACE_SECONDS, Reading
+from exporter.web.api_write import Changing
 from exporter.web.auth import Gate
-from exporter.web.reading import GRACE_SECONDS, Reading
+from exporter.web.responses import expect, problems
 
 log = logging.getLogger(__name__)
 

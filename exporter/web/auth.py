@@ -12,8 +12,8 @@ from ipaddress import IPv6Address, ip_address
 from aiohttp import hdrs, web
 
 from exporter.web.config import RateLimit, WebConfig
-from exporter.web.live import Live
 from exporter.web.passwords import Passwords
+from exporter.web.watched_config import Live
 
 _USER = web.RequestKey("user", str)
 #: When who was refused for now may come again.

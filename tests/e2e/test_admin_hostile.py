@@ -22,7 +22,7 @@ from exporter.admin.snapshot_records import Snapshots
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.qmp import commands
-from exporter.web.admin import Changing
+from exporter.web.api_write import Changing
 from exporter.web.app import Endpoints, Options
 from tests.e2e.api import Admin, admin, grant
 from tests.e2e.lab import MIB, Disk, Lab, drive, plug, wait_until
@@ -223,7 +223,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer comes when its time is up, and the connection ends."""
-    monkeypatch.setattr("exporter.web.admin.BODY_SECONDS", 0.02)
+    monkeypatch.setattr("exporter.web.api_write.BODY_SECONDS", 0.02)
     fleet = Fleet(Config(groups=()))
     actions = Actions(fleet, Ledger(str(tmp_path)), Snapshots(str(tmp_path)))
     changing = Changing(actions, Audit(), prefix="")

@@ -12,7 +12,7 @@ from exporter.api import PROBLEMS, openapi
 from exporter.collect import Collected, Fleet
 from exporter.errors import Refused
 from exporter.jobs import End
-from exporter.web.answers import answer
+from exporter.web.responses import answer
 
 #: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
 GRACE_SECONDS = 0.25

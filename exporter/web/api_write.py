@@ -18,7 +18,7 @@ from exporter.admin import Actions, Audit, audit
 from exporter.api import ADMIN, ROOT, ROUTES, Route
 from exporter.errors import Refused
 from exporter.redact import public
-from exporter.web.answers import AUDIT, answer, ask_for_body
+from exporter.web.responses import AUDIT, answer, ask_for_body
 
 #: Largest body, and longest that it may take.
 BODY_LIMIT_BYTES = 16 * 1024

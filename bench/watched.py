@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from exporter import cli
+from exporter.cli import entry
 from exporter.collect import fleet
 
 LIMIT_SECONDS = 0.02
@@ -89,7 +89,7 @@ def main() -> int:
         flags.remove("--each-its-own-sweep")
         fleet.JOIN_SECONDS = 0.0
     asyncio.set_event_loop_policy(Policy())
-    return cli.main(flags)
+    return entry.main(flags)
 
 
 if __name__ == "__main__":

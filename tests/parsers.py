@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from exporter import options
+from exporter.cli import serve_flags
 from exporter.ctl.commands import OPERATING
 from exporter.ctl.options import parser
 
@@ -13,7 +13,7 @@ OPERATORS = {name: parser(name) for name in OPERATING}
 
 def serving_parser() -> argparse.ArgumentParser:
     """Return the parser of the serving commands, without the name of the command."""
-    made = options.parser()
+    made = serve_flags.parser()
     command = next(action for action in made._actions if action.dest == "command")
     made._remove_action(command)
     made._positionals._group_actions.remove(command)
@@ -22,4 +22,4 @@ def serving_parser() -> argparse.ArgumentParser:
 
 def serving_commands() -> dict[str, str]:
     """Return the serving commands, each with what it does."""
-    return dict(options.SERVING)
+    return dict(serve_flags.SERVING)

@@ -17,7 +17,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from exporter import __version__, cli, options
+from exporter import __version__
+from exporter.cli import entry, serve_flags
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
@@ -99,7 +100,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_1(
     flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It names the flag; --config.check finds it too."""
-    code = cli.main([*flags, "--config.check"])
+    code = entry.main([*flags, "--config.check"])
     captured = capsys.readouterr()
 
     assert (code, captured.out, captured.err) == (1, "", f"{BEGIN}{said}\n")
@@ -124,7 +125,7 @@ def test_an_address_that_cannot_be_listened_on_is_exit_code_1(
     address: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything else is done."""
-    code = cli.main([f"--web.listen-address={address}"])
+    code = entry.main([f"--web.listen-address={address}"])
     captured = capsys.readouterr()
 
     assert code == 1
@@ -179,7 +180,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(
 ) -> None:
     """It names the flag, and where all flags are listed."""
     with pytest.raises(SystemExit) as caught:
-        cli.main(flags)
+        entry.main(flags)
     captured = capsys.readouterr()
 
     assert (caught.value.code, captured.out) == (2, "")
@@ -217,11 +218,11 @@ def test_the_admin_api_is_refused_without_users(
     admin: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A web config file of nothing but headers has none; without the flag nobody needs any."""
-    assert cli.main([*admin, "--config.check"]) == 0
+    assert entry.main([*admin, "--config.check"]) == 0
     (tmp_path / "web.yml").write_text("http_server_config: {http2: true}\n")
-    codes = [cli.main([*admin, "--config.check"]), cli.main(admin)]
+    codes = [entry.main([*admin, "--config.check"]), entry.main(admin)]
     said = capsys.readouterr().err
-    assert cli.main([*admin[1:], "--config.check"]) == 0
+    assert entry.main([*admin[1:], "--config.check"]) == 0
 
     assert codes == [1, 1]
     assert said == f"{BEGIN}--web.enable-admin-api: needs users, in --web.config.file\n" * 2
@@ -235,7 +236,7 @@ def test_a_grant_for_nobody_is_refused(
     grants = "[{users: [a], verbs: [pause], vms: ['*']}, {users: [b, a], verbs: [pause], vms: [x]}]"
     (tmp_path / "config.yml").write_text(f"admin: {{grants: {grants}}}\n")
 
-    assert cli.main([*admin, "--config.check"]) == 1
+    assert entry.main([*admin, "--config.check"]) == 1
     assert capsys.readouterr().err == (
         f"{BEGIN}admin.grants[1]: there is no user 'b' in --web.config.file\n"
     )
@@ -245,7 +246,7 @@ def test_the_state_directory_is_where_systemd_made_it(monkeypatch: pytest.Monkey
     """The first one, if there are several; a flag beats it."""
 
     def chosen(*flags: str) -> str:
-        return str(options.parser().parse_args(flags).admin_state_directory)
+        return str(serve_flags.parser().parse_args(flags).admin_state_directory)
 
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     assert chosen() == "/var/lib/qemu-block-exporter"
@@ -343,7 +344,7 @@ def test_a_good_file_is_valid() -> None:
 
 def test_flags_are_settings() -> None:
     """Each flag has its place."""
-    flags = options.parser().parse_args(
+    flags = serve_flags.parser().parse_args(
         [
             "--qmp.timeout=3",
             "--qmp.connection=per-scrape",
@@ -353,7 +354,7 @@ def test_flags_are_settings() -> None:
             "--collector.topology.max-age=7",
         ]
     )
-    settings = options.settings(flags)
+    settings = serve_flags.settings(flags)
 
     assert settings.timeout_seconds == 3.0
     assert settings.connection == "per-scrape"
@@ -364,7 +365,7 @@ def test_flags_are_settings() -> None:
 
 def test_addresses_given_replace_the_default() -> None:
     """And may be several."""
-    parse = options.parser().parse_args
+    parse = serve_flags.parser().parse_args
 
     assert parse([]).web_listen_address == ["127.0.0.1:9709"]
     assert parse(["--web.listen-address=:1", "--web.listen-address=:2"]).web_listen_address == [
@@ -387,7 +388,7 @@ def test_addresses_given_replace_the_default() -> None:
 )
 def test_the_route_prefix_is_that_of_the_external_url(flags: list[str], prefix: str) -> None:
     """Unless it is given."""
-    assert options.web(options.parser().parse_args(flags)).route_prefix == prefix
+    assert serve_flags.web(serve_flags.parser().parse_args(flags)).route_prefix == prefix
 
 
 # once

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter import options
+from exporter.cli import serve_flags
 from exporter.collect.discovery import _target
 from exporter.config.settings import Settings, load
 from exporter.ctl.commands import EXIT_CODES_HELP, OPERATING
@@ -28,7 +28,7 @@ PAGES = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.y
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_a_page_names_exists(page: str) -> None:
     """A flag that was renamed is renamed everywhere."""
-    known = set(options.parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
+    known = set(serve_flags.parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
     known |= {"--http.config.file"}
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 

@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from exporter import __version__
+from exporter.cli.serve_flags import parser
 from exporter.config.settings import Settings, load
-from exporter.options import parser
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.cli import main
+from exporter.cli.entry import main
 from exporter.errors import ConfigError
 from exporter.web import tls, watched_config
 from exporter.web.config import Tls

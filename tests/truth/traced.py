@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from exporter import cli
+from exporter.cli import entry
 from exporter.jobs.outcomes import Outcomes
 
 _EXPECTED = 6  # job_id, device, job_type, result, now, error
@@ -57,4 +57,4 @@ def hook(path: str) -> None:
 
 if __name__ == "__main__":
     hook(sys.argv[1])
-    sys.exit(cli.main(sys.argv[sys.argv.index("exporter") + 1 :]))
+    sys.exit(entry.main(sys.argv[sys.argv.index("exporter") + 1 :]))

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from exporter import options
 from exporter.admin import service
+from exporter.cli import serve_flags
 from exporter.collect import Fleet, printable
 from exporter.config import Config, Settings, load
 from exporter.errors import ConfigError
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: a flag or a file is wrong.
     """
-    flags = options.parser().parse_args(arguments)
+    flags = serve_flags.parser().parse_args(arguments)
     logs.set_up_logging(flags.log_level, flags.log_format)
     return _run(flags)
 
@@ -51,9 +51,9 @@ def _run(flags: argparse.Namespace) -> int:
         from exporter.demo import main as demo  # noqa: PLC0415  # it is no part of the serving process
 
         return demo.run(flags.web_listen_address)
-    settings = options.settings(flags)
+    settings = serve_flags.settings(flags)
     sockets = tuple(flags.qmp_sockets)
-    web = options.web(flags)
+    web = serve_flags.web(flags)
     config = load(flags.config_file, settings, sockets)
     live = Live(flags.web_config_file) if flags.web_config_file else None
     if flags.command == "serve":

@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from exporter.ctl import main as shell  # noqa: PLC0415  # rich, and no collecting
 
             return shell.run(given[0], given[1:])
-        from exporter import serving  # noqa: PLC0415  # collecting, and no rich
+        from exporter.cli import serve  # noqa: PLC0415  # collecting, and no rich
 
-        return serving.run(given)
+        return serve.run(given)
     except ConfigError as error:
         print(f"qemu-block-exporter: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from exporter import pace
+from exporter import concurrency
 from exporter.concurrency import LoopPacer
 
 
@@ -27,7 +27,7 @@ async def test_a_few_go_on_in_each_turn_and_others_are_served_between_them() -> 
     await asyncio.gather(*working)
     runs = "".join(each[0] for each in order).split("o")
 
-    assert max(map(len, runs)) <= pace._AT_ONCE
+    assert max(map(len, runs)) <= concurrency._AT_ONCE
     assert order.count("work") == 12
 
 

@@ -18,8 +18,8 @@ from exporter.expose.families import join
 from exporter.expose.plan import Plan
 from exporter.model import build, chain
 from exporter.model.build import Topology
-from exporter.model.device_names import key
-from exporter.model.state import Snapshot
+from exporter.model.device_names import join_key
+from exporter.model.state import VmState
 from exporter.qmp import queries
 
 _SAMPLES = 100_000
@@ -89,13 +89,13 @@ def rendering(results: Results, rounds: int = 5) -> None:
     results.bars.append(Bar("100,000 samples to text, of generate_latest's", value, 0.1, 0.05))
 
 
-def snapshot(vm: str, replies: dict[str, str]) -> Snapshot:
+def snapshot(vm: str, replies: dict[str, str]) -> VmState:
     """Return what the exporter makes of a VM that said this."""
     entries: Any = queries.BLOCKSTATS.decoder.decode(replies["query-blockstats"]).return_
     blocks: Any = queries.BLOCK.decoder.decode(replies["query-block"]).return_
-    topology = Topology(blocks={key(info): info for info in blocks})
+    topology = Topology(blocks={join_key(info): info for info in blocks})
     known = build.devices(entries, topology, lambda _: 0)
-    return Snapshot(
+    return VmState(
         vm=vm,
         up=True,
         running=True,

@@ -40,7 +40,7 @@ _CREDENTIAL = re.compile(
 _TEXT_LIMIT = 2048
 
 
-def public(filename: str) -> str:
+def redact_filename(filename: str) -> str:
     """Return the part of a QEMU `filename` that identifies the image and holds no credential.
 
     A path is returned as it is. A `json:{...}` name becomes the path of the file that it opens,
@@ -75,7 +75,7 @@ def local_path(filename: str) -> str | None:
     if debugged := _DEBUGGED.match(filename):
         filename = debugged["image"]
     is_json = filename.startswith("json:")
-    name = _of_json(filename[5:], _CHILDREN) if is_json else public(filename)
+    name = _of_json(filename[5:], _CHILDREN) if is_json else redact_filename(filename)
     return None if _SCHEME.match(name) else name
 
 
@@ -85,10 +85,10 @@ def data_file(filename: str) -> str | None:
     return local_path(f"json:{json.dumps(child)}") if isinstance(child, dict) else None
 
 
-def public_text(text: str, limit: int = 200) -> str:
+def redact_text(text: str, limit: int = 200) -> str:
     """Return an error text of QEMU without credentials, at most `limit` characters long."""
     text = _without_user(text[:_TEXT_LIMIT])
-    text = _IN_TEXT.sub(lambda match: public(match[0]), text)
+    text = _IN_TEXT.sub(lambda match: redact_filename(match[0]), text)
     text = _CREDENTIAL.sub(lambda match: f"{match[1]}=...", text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

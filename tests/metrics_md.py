@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.errors import REASONS
 from exporter.metrics.table import COLLECTORS, METRICS
-from exporter.metrics.types import Metric, Scope, Zero
+from exporter.metrics.types import Metric, Scope, ZeroMeaning
 
 _INTRO = """\
 # Metrics
@@ -48,11 +48,11 @@ def _row(metric: Metric) -> str:
     more += ["le"] if metric.kind == "histogram" else []
     label_text = "{" + ",".join(more) + "}" if more else ""
     zero = {
-        Zero.VALUE: "",
-        Zero.UNSET: " Absent while 0: not set, or unlimited.",
-        Zero.UNUSED: "",
+        ZeroMeaning.VALUE: "",
+        ZeroMeaning.UNSET: " Absent while 0: not set, or unlimited.",
+        ZeroMeaning.UNUSED: "",
     }[metric.zero]
-    if metric.zero is Zero.UNUSED and "absent before" not in metric.text:
+    if metric.zero is ZeroMeaning.UNUSED and "absent before" not in metric.text:
         zero = " Absent until one was not 0."
     text = metric.text + zero + (f" `[{metric.field}]`" if metric.field else "")
     return f"| `{name}{label_text}` | {metric.kind} | {metric.collector} | {text} |\n"

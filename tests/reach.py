@@ -16,12 +16,12 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from exporter.admin.job_records import Entry
-from exporter.admin.requests import Actions
-from exporter.admin.service import Hand
+from exporter.admin.job_records import JobRecord
+from exporter.admin.requests import AdminRequests
+from exporter.admin.service import AdminService
 from exporter.api.types import VERBS, Commit
 from exporter.collect.fleet import Fleet
-from exporter.collect.scrape_target import Collected, Member
+from exporter.collect.scrape_target import Collected, ScrapeTarget
 from exporter.config.settings import (
     Admin,
     Config,
@@ -32,13 +32,13 @@ from exporter.config.settings import (
     Target,
 )
 from exporter.errors import Refused
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
-from exporter.web.api_read import Reading
-from exporter.web.api_write import Changing
+from exporter.web.api_read import ReadApi
+from exporter.web.api_write import WriteApi
 from exporter.web.app import Endpoints, Options
-from exporter.web.auth import Gate, user_of
-from exporter.web.watched_config import Live
+from exporter.web.auth import AuthMiddleware, user_of
+from exporter.web.watched_config import WatchedWebConfig
 from tests.disks import Disk, block_job, graph, plug, start
 from tests.fakeqmp import FakeQmp, speak
 from tests.pki import hashed
@@ -78,8 +78,8 @@ class Reach:
         chosen = msgspec.convert(settings, Settings)
         self._group = Group(name="g", settings=chosen, sockets=(f"{sockets}/*.sock",))
         #: What is seen of each image file.
-        self.sight = Sight(visible=True)
-        self.hand = Hand(None if state is None else str(state))
+        self.sight = FileStat(visible=True)
+        self.hand = AdminService(None if state is None else str(state))
         self.fleet = Fleet(
             Config(groups=(self._group,)),
             Storage(lambda path: self.sight),
@@ -88,7 +88,7 @@ class Reach:
         self.fleet.actions = self.hand.trail.counts
         self.grant(grant())
         if self.hand.ledger is not None and self.hand.snapshots is not None:
-            self.actions = Actions(self.fleet, self.hand.ledger, self.hand.snapshots)
+            self.actions = AdminRequests(self.fleet, self.hand.ledger, self.hand.snapshots)
 
     def grant(self, *grants: Grant) -> None:
         """Have these be the grants from now on."""
@@ -106,7 +106,7 @@ class Reach:
         """(action, result) -> how many, of what is not 0."""
         return {key: count for key, count in self.hand.trail.counts.items() if count}
 
-    def member(self, vm: str = "vm") -> Member:
+    def member(self, vm: str = "vm") -> ScrapeTarget:
         """Return a target."""
         self.fleet.discover()
         return self.fleet.members[vm]
@@ -117,7 +117,7 @@ class Reach:
         await self.hand.keeper.close()
         return collected
 
-    def entry(self, job_id: str, vm: str = "vm") -> Entry:
+    def entry(self, job_id: str, vm: str = "vm") -> JobRecord:
         """Return what is on record of a job."""
         assert self.hand.ledger is not None
         found = self.hand.ledger.get(vm, job_id)
@@ -200,17 +200,17 @@ async def serving(
 ) -> AsyncIterator[Site]:
     """Serve the API as the program does, with users if there are any."""
     async with reach.hand.over(reach.fleet) as actions:
-        changing = Changing(
+        changing = WriteApi(
             actions, reach.hand.trail, prefix=prefix, origins=origins, user_of=user_of
         )
-        reading = Reading(reach.fleet, reach.hand.ledger, prefix)
+        reading = ReadApi(reach.fleet, reach.hand.ledger, prefix)
         chosen = msgspec.convert({"route_prefix": prefix, **options}, Options)
         gate = None
         if users:
             file = folder / "web.json"
             hashes = {user: hashed(user * 2) for user in users}
             file.write_text(json.dumps({"basic_auth_users": hashes}))
-            gate = Gate(Live(str(file)))
+            gate = AuthMiddleware(WatchedWebConfig(str(file)))
         endpoints = Endpoints(reach.fleet, chosen, lambda: None, reading, changing)
         async with TestClient(TestServer(endpoints.application(gate))) as client:
             yield Site(reach, client, prefix)

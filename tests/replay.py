@@ -13,9 +13,9 @@ from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
 from exporter.expose.families import join
 from exporter.expose.plan import Plan
-from exporter.model.state import Snapshot
-from exporter.qmp.client import Tally
-from exporter.storage.file_stat import Sight
+from exporter.model.state import VmState
+from exporter.qmp.client import CommandStats
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.fakeqmp import GREETING, FakeQmp
 
@@ -85,7 +85,7 @@ class Recording:
 
 async def replay(
     version: str, names: list[str], folder: Path, settings: Settings | None = None
-) -> AsyncIterator[tuple[str, Snapshot, str]]:
+) -> AsyncIterator[tuple[str, VmState, str]]:
     """Yield each step with its snapshot and exposition, of one collector that lives through all."""
     recording = Recording(version)
     settings = settings or Settings()
@@ -94,7 +94,7 @@ async def replay(
         fake.greeting = recording.greeting()
         target = Target(vm="vm", socket=socket, group="test", settings=settings)
         # The recorded files are not on this host, whose own mounts have nothing to do with it.
-        vm = Vm(target, Tally(), Storage(lambda path: Sight(visible=False)))
+        vm = Vm(target, CommandStats(), Storage(lambda path: FileStat(visible=False)))
         try:
             for step in names:
                 recording.step = step
@@ -106,7 +106,7 @@ async def replay(
             await vm.close()
 
 
-def exposition(snapshot: Snapshot, folder: Path) -> str:
+def exposition(snapshot: VmState, folder: Path) -> str:
     """Return the text of one VM without what differs from run to run."""
     text = join([Plan().render(snapshot)], openmetrics=False).decode()
     return _VOLATILE.sub(r"\1 <varies>", text).replace(str(folder), "/run/test")

@@ -10,7 +10,7 @@ import pytest
 
 from exporter.api.problems import PROBLEMS
 from exporter.errors import Refused
-from exporter.model.state import Counters, Device, Job, Node, Snapshot
+from exporter.model.state import Counters, Device, Job, Node, VmState
 from exporter.qmp import schema
 from tests.disks import block_job
 
@@ -47,7 +47,7 @@ def job(job_id: str = "disk0", kind: str = "commit", device: str = "disk0", **mo
     return Job(device, job_id, kind, told)
 
 
-def vm(*devices: Device, entries: Sequence[schema.BlockStats] = (), **more: Any) -> Snapshot:
+def vm(*devices: Device, entries: Sequence[schema.BlockStats] = (), **more: Any) -> VmState:
     """A VM that is up."""
     chosen = devices or (disk(),)
     told = entries or [
@@ -55,7 +55,7 @@ def vm(*devices: Device, entries: Sequence[schema.BlockStats] = (), **more: Any)
         for each in chosen
     ]
     more = {"storage_responding": True, "status": "running", **more}
-    return Snapshot(vm="vm", up=True, devices=chosen, counters=Counters(told), **more)
+    return VmState(vm="vm", up=True, devices=chosen, counters=Counters(told), **more)
 
 
 def _root(each: Device) -> str:

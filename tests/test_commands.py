@@ -13,7 +13,7 @@ import pytest
 
 from exporter.errors import CommandRefused
 from exporter.qmp import commands, queries
-from exporter.qmp.client import Tally
+from exporter.qmp.client import CommandStats
 from exporter.qmp.commands import Command, DiskName, LayerName, Qemu
 from exporter.qmp.queries import Query
 from exporter.qmp.session import Session
@@ -108,7 +108,7 @@ async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
 @pytest.fixture
 async def session(fake: FakeQmp) -> AsyncIterator[Session]:
     """A session with it."""
-    session = Session(fake.path, Tally(), lambda name, data: None)
+    session = Session(fake.path, CommandStats(), lambda name, data: None)
     await session.connect(PATIENCE, keep_waiting=True)
     yield session
     await session.close()

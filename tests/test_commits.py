@@ -16,7 +16,7 @@ import pytest
 from exporter import api
 from exporter.api.types import Commit
 from exporter.errors import Refused, Rejected
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
 from tests.reach import USER, Reach, begin, commit, end, files, grant, refused, run
@@ -227,7 +227,7 @@ async def test_a_dry_run_checks_everything_and_sends_nothing(fake: FakeQmp, reac
 
 async def test_storage_that_cannot_be_seen_is_a_warning(fake: FakeQmp, reach: Reach) -> None:
     """The request is done all the same."""
-    reach.sight = Sight(visible=False)
+    reach.sight = FileStat(visible=False)
     done = await reach.commit()
 
     assert done.warnings == [
@@ -253,7 +253,7 @@ async def test_the_checks_come_in_one_order(fake: FakeQmp, reach: Reach) -> None
     reach.grant(grant("bob"))
     vm_is("inmigrate")
     plug(fake, Disk(nodes=("qemu-x", "libvirt-1-format")))
-    reach.sight = Sight(visible=True)
+    reach.sight = FileStat(visible=True)
     await step()
     reach.grant(grant())
     await step()

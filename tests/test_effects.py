@@ -11,7 +11,7 @@ from exporter import api
 from exporter.admin import postconditions
 from exporter.jobs.outcomes import End
 from exporter.jobs.verdict import RESULTS
-from exporter.model.state import Device, Job, Snapshot
+from exporter.model.state import Device, Job, VmState
 from exporter.qmp import schema
 from tests.disks import block_job
 
@@ -24,10 +24,10 @@ def job(job_id: str = "qbe-a", **more: object) -> Job:
     return Job("disk0", job_id, "commit", told)
 
 
-def now(*jobs: Job, file: str = "/base") -> Snapshot:
+def now(*jobs: Job, file: str = "/base") -> VmState:
     """The VM after the connection was lost."""
     device = Device(device="disk0", nodes=(), backing_depth=0, expected_backing_depth=0, file=file)
-    return Snapshot(vm="vm", up=True, devices=(device,), jobs=jobs, duration_seconds=0.0)
+    return VmState(vm="vm", up=True, devices=(device,), jobs=jobs, duration_seconds=0.0)
 
 
 def ended(result: str, at: float = SINCE, job_id: str = "qbe-a") -> dict[str, End]:

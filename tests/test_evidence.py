@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.collect.event_watcher import Watch
+from exporter.collect.event_watcher import EventWatcher
 from exporter.jobs.evidence import Span, compare
 from exporter.jobs.verdict import RESULTS, TABLE, Seen, State
 from exporter.model import build
@@ -157,7 +157,7 @@ class World:
         async def look() -> None:
             """Ask nothing: the test does."""
 
-        self.watch = Watch(self.session, look)  # type: ignore[arg-type]
+        self.watch = EventWatcher(self.session, look)  # type: ignore[arg-type]
         self.watch.jobs.places_told = True
         outcomes = self.watch.jobs.outcomes
         count = outcomes.count

@@ -12,8 +12,8 @@ from exporter.collect.discovery import Target
 from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
 from exporter.expose.plan import Plan
-from exporter.model.state import Snapshot
-from exporter.qmp.client import Tally
+from exporter.model.state import VmState
+from exporter.qmp.client import CommandStats
 from exporter.storage.prober import Storage
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
@@ -51,7 +51,7 @@ def export(name: str, node: str = "node") -> dict[str, Any]:
 def collector(fake: FakeQmp, **settings: Any) -> Vm:
     """Return a collector of a VM."""
     target = Target(vm="vm", socket=fake.path, group="", settings=Settings(**settings))
-    return Vm(target, Tally(), Storage())
+    return Vm(target, CommandStats(), Storage())
 
 
 def asked(fake: FakeQmp) -> int:
@@ -59,7 +59,7 @@ def asked(fake: FakeQmp) -> int:
     return fake.commands.count(_COMMAND)
 
 
-def exports(snapshot: Snapshot) -> list[str]:
+def exports(snapshot: VmState) -> list[str]:
     """Return the samples."""
     text = b"".join(Plan().render(snapshot)).decode()
     return [line for line in text.splitlines() if line.startswith("qemu_block_export_info")]

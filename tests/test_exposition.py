@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from exporter.expose import exposition
 from exporter.expose.exposition import scrape_seconds, wants_gzip, wants_openmetrics
 from exporter.expose.plan import Plan
-from exporter.model.state import Snapshot
+from exporter.model.state import VmState
 
 #: What Prometheus 2 and 3 send.
 PROMETHEUS_2 = (
@@ -133,7 +133,7 @@ def test_no_header_fails_a_scrape(text: str) -> None:
 def body(*, openmetrics: bool, process: bool) -> str:
     """An exposition of two VMs that are down."""
     plan = Plan()
-    blobs = [plan.render(Snapshot(vm=vm, up=False, reason="busy")) for vm in ("a", "b")]
+    blobs = [plan.render(VmState(vm=vm, up=False, reason="busy")) for vm in ("a", "b")]
     return exposition.body(blobs, openmetrics=openmetrics, process=process).decode()
 
 
@@ -177,7 +177,7 @@ def test_a_compressed_exposition_is_the_exposition(
 ) -> None:
     """With the fast library and without it, in one portion and in many."""
     monkeypatch.setattr(exposition, "_zlib", library)
-    blobs = [Plan().render(Snapshot(vm=f"vm{i}", up=True, status="running")) for i in range(vms)]
+    blobs = [Plan().render(VmState(vm=f"vm{i}", up=True, status="running")) for i in range(vms)]
     [packed], compressed = exposition.encoded(blobs, openmetrics=True, process=False, gzip=True)
     plain, _ = exposition.encoded(blobs, openmetrics=True, process=False, gzip=False)
     whole = exposition.body(blobs, openmetrics=True, process=False)

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.redact import data_file, is_on_device, local_path, public, public_text, throttle_group
+from exporter.redact import (
+    data_file,
+    is_on_device,
+    local_path,
+    redact_filename,
+    redact_text,
+    throttle_group,
+)
 from tests.conftest import series
 from tests.disks import block_job
 from tests.fakeqmp import FakeQmp
@@ -73,7 +80,7 @@ RECORDED_SECRETS = ("SECRETPW", "SECRETCOOKIE", "SECRETKEY")
 )
 def test_a_name_shows_which_image_it_is(filename: str, shown: str) -> None:
     """And nothing that opens it."""
-    assert public(filename) == shown
+    assert redact_filename(filename) == shown
 
 
 @pytest.mark.parametrize(
@@ -108,8 +115,8 @@ def test_a_json_name_shows_the_file_that_it_opens_or_its_driver(
     options: object, shown: str
 ) -> None:
     """Its other options may hold anything."""
-    assert public("json:" + json.dumps(options)) == shown
-    assert public("json: " + json.dumps(options)) == shown
+    assert redact_filename("json:" + json.dumps(options)) == shown
+    assert redact_filename("json: " + json.dumps(options)) == shown
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_a_json_name_shows_the_file_that_it_opens_or_its_driver(
 )
 def test_a_json_name_that_is_no_json_shows_nothing(text: str) -> None:
     """QEMU cuts names that are too long."""
-    assert public("json:" + text) == "json:"
+    assert redact_filename("json:" + text) == "json:"
 
 
 @pytest.mark.parametrize(
@@ -184,14 +191,14 @@ def test_a_throttle_filter_names_its_group(options: object, group: str | None) -
 )
 def test_an_error_text_keeps_its_reason_and_loses_credentials(text: str, shown: str) -> None:
     """Rather too little is shown than too much."""
-    assert public_text(text) == shown
+    assert redact_text(text) == shown
 
 
 def test_a_long_error_text_is_cut() -> None:
     """At 200 characters, of the text as it is shown."""
-    assert public_text("x" * 200) == "x" * 200
-    assert public_text("x" * 201) == "x" * 197 + "..."
-    assert public_text("http://u:" + "P" * 1500 + "@host/a failed") == "http://host/a failed"
+    assert redact_text("x" * 200) == "x" * 200
+    assert redact_text("x" * 201) == "x" * 197 + "..."
+    assert redact_text("http://u:" + "P" * 1500 + "@host/a failed") == "http://host/a failed"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +208,7 @@ def test_a_text_of_megabytes_takes_no_time(text: str) -> None:
     """A VM that lies must not stop the process for the others."""
     started = time.process_time()
     for _ in range(100):
-        assert len(public_text(text)) <= 200
+        assert len(redact_text(text)) <= 200
 
     assert time.process_time() - started < 10
 
@@ -225,18 +232,18 @@ def test_a_password_in_a_url_is_never_shown(scheme: str, secret: str, before: st
     """Whatever characters it has."""
     for user in (f"user:{secret}", f"user%{secret}", secret, f"{secret}:x"):
         url = f"{scheme}://{user}@host/a.img"
-        assert is_hidden(public(url))
-        assert is_hidden(public(json_name({"driver": "http", "url": url})))
-        assert is_hidden(public_text(f"{before}{url}': failed"))
+        assert is_hidden(redact_filename(url))
+        assert is_hidden(redact_filename(json_name({"driver": "http", "url": url})))
+        assert is_hidden(redact_text(f"{before}{url}': failed"))
 
 
 @given(SCHEMES, SECRETS, AROUND, st.sampled_from(["?", "#"]))
 def test_a_token_in_a_url_is_never_shown(scheme: str, secret: str, before: str, mark: str) -> None:
     """Queries and fragments go."""
     url = f"{scheme}://host/a.img{mark}token={secret}"
-    assert is_hidden(public(url))
-    assert is_hidden(public(json_name({"driver": "http", "url": url})))
-    assert is_hidden(public_text(f"{before}{url}': failed"))
+    assert is_hidden(redact_filename(url))
+    assert is_hidden(redact_filename(json_name({"driver": "http", "url": url})))
+    assert is_hidden(redact_text(f"{before}{url}': failed"))
 
 
 def json_name(options: object) -> str:
@@ -255,8 +262,8 @@ def test_an_option_of_a_json_name_is_never_shown(
 ) -> None:
     """Only a file's name is, and a URL's host and path."""
     name = json_name({"driver": driver, option: secret, "more": {"deep": [secret]}})
-    assert is_hidden(public(name))
-    assert is_hidden(public_text(f"{before}{name}': failed"))
+    assert is_hidden(redact_filename(name))
+    assert is_hidden(redact_text(f"{before}{name}': failed"))
 
 
 @given(
@@ -266,8 +273,8 @@ def test_an_option_of_a_json_name_is_never_shown(
 )
 def test_an_rbd_key_is_never_shown(name: str, secret: str, before: str) -> None:
     """In a name of the old style, as a qcow2 header may hold it."""
-    assert is_hidden(public(f"{name}key={secret}"))
-    assert is_hidden(public_text(f"{before}{name}key={secret}': failed"))
+    assert is_hidden(redact_filename(f"{name}key={secret}"))
+    assert is_hidden(redact_text(f"{before}{name}key={secret}': failed"))
 
 
 @given(
@@ -276,14 +283,14 @@ def test_an_rbd_key_is_never_shown(name: str, secret: str, before: str) -> None:
 )
 def test_a_credential_in_an_error_text_is_never_shown(name: str, text: str) -> None:
     """Written as an option."""
-    assert is_hidden(public_text(f"failed: {name}={BEGIN}{text}{END}, sorry"))
+    assert is_hidden(redact_text(f"failed: {name}={BEGIN}{text}{END}, sorry"))
 
 
 @given(st.text())
 def test_any_name_is_shown_somehow(text: str) -> None:
     """Whatever a header holds."""
-    assert isinstance(public(text), str)
-    assert isinstance(public_text(text), str)
+    assert isinstance(redact_filename(text), str)
+    assert isinstance(redact_text(text), str)
     assert throttle_group(text) is None or text.startswith(("json:", "{"))
 
 
@@ -355,7 +362,7 @@ async def test_no_recorded_secret_leaves_the_process(version: str, sockets: Path
 def test_the_file_below_a_debugging_filter_is_found(filename: str, path: str | None) -> None:
     """Its storage is that of the image; the label stays the filter's."""
     assert local_path(filename) == path
-    assert "PW" not in public(filename)
+    assert "PW" not in redact_filename(filename)
 
 
 def test_a_data_file_is_found_in_the_options_of_a_name() -> None:

@@ -15,7 +15,7 @@ from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.expose.families import join
 from exporter.metrics.table import METRICS
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.conftest import samples
 from tests.dashboards import queries
@@ -75,7 +75,7 @@ def test_there_are_such_queries_in_each_place() -> None:
 async def test_a_counter_has_a_sample_before_its_first_event(sockets: Path) -> None:
     """Or the query sees the first one by itself."""
     first = await _names(sockets)
-    fleet = Fleet(Config(groups=()), Storage(lambda path: Sight(visible=True)))
+    fleet = Fleet(Config(groups=()), Storage(lambda path: FileStat(visible=True)))
     own = samples(join([fleet.own(())], openmetrics=False).decode())
     first |= {re.split(r"[{ ]", sample)[0] for sample in own}
     blind = [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from exporter.process import gc_tuning
-from exporter.process.gc_tuning import Keeper
+from exporter.process.gc_tuning import GcTuner
 
 
 class Cycle:
@@ -30,7 +30,7 @@ def collector_as_before() -> Iterator[None]:
 
 def test_what_a_sweep_left_is_collected() -> None:
     """Requests leave cycles behind."""
-    keeper = Keeper()
+    keeper = GcTuner()
     left = weakref.ref(Cycle())
     assert left() is not None
     keeper.settle(0)
@@ -42,7 +42,7 @@ def test_what_a_sweep_left_is_collected() -> None:
 def test_what_stays_is_out_of_sight(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To look at a thousand VMs stops the event loop for longer than anybody should wait."""
     monkeypatch.setattr(gc_tuning, "_LITTLE", 2000)
-    keeper = Keeper()
+    keeper = GcTuner()
     stays = []
     for _ in range(batches):
         stays += [Cycle() for _ in range(3000 // batches)]
@@ -54,7 +54,7 @@ def test_what_stays_is_out_of_sight(batches: int, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_alive_after_one_sweep_is_collected_after_another() -> None:
     """As a request that was under way: nothing of it piles up over the months."""
-    keeper = Keeper()
+    keeper = GcTuner()
     request = Cycle()
     left = weakref.ref(request)
     keeper.settle(0)
@@ -68,7 +68,7 @@ def test_what_left_with_its_vm_is_found_in_the_end(monkeypatch: pytest.MonkeyPat
     """VMs that come and go do not fill the memory."""
     monkeypatch.setattr(gc_tuning, "_GONE_LIMIT", 10)
     monkeypatch.setattr(gc_tuning, "_LITTLE", 0)
-    keeper = Keeper()
+    keeper = GcTuner()
     vm = Cycle()
     left = weakref.ref(vm)
     keeper.settle(0)

@@ -17,7 +17,7 @@ from exporter import api
 from exporter.admin import preconditions
 from exporter.admin.preconditions import Found, Range
 from exporter.errors import Refused
-from exporter.model.state import Device, Node, Snapshot
+from exporter.model.state import Device, Node, VmState
 from exporter.qmp import schema
 from exporter.qmp.commands import DiskName, LayerName, Qemu
 from tests.snapshots import CHAIN, STATUSES, disk, job, node, refused, vm
@@ -568,7 +568,7 @@ def test_the_name_of_a_driver_alone_is_not_compared() -> None:
 def test_a_vm_that_does_not_answer_is_one_of_which_nothing_is_known(reason: str) -> None:
     """But where nobody listens there is no VM."""
     gone = reason in ("no_socket", "refused")
-    down = Snapshot(vm="vm", up=False, reason=reason)
+    down = VmState(vm="vm", up=False, reason=reason)
 
     assert preconditions.unsaid(down) == ("" if gone else f"does not answer ({reason})")
 
@@ -582,7 +582,7 @@ def test_a_vm_of_which_not_every_layer_is_known_may_have_any() -> None:
         "does not tell the files of all its disks"
     )
     assert preconditions.unsaid(vm(disk(), disk(node(0, "y"), protocol, name="disk1"))) == ""
-    assert preconditions.unsaid(Snapshot(vm="vm", up=True)) == ""
+    assert preconditions.unsaid(VmState(vm="vm", up=True)) == ""
 
 
 # Jobs.

@@ -9,8 +9,8 @@ import pytest
 
 from exporter.admin import service
 from exporter.admin.audit import OWN
-from exporter.admin.requests import Actions
-from exporter.admin.service import Hand
+from exporter.admin.requests import AdminRequests
+from exporter.admin.service import AdminService
 from exporter.api.types import VERBS
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Admin, Config
@@ -54,7 +54,7 @@ def test_where_it_is_off_nothing_is_needed() -> None:
 
 async def test_where_it_is_off_there_is_no_way_to_ask(sockets: Path, tmp_path: Path) -> None:
     """No actions, no account, and what is counted is what is done unasked."""
-    reaching = Hand(None)
+    reaching = AdminService(None)
     fleet = Fleet(configured(), observer=reaching.keeper)
     async with reaching.over(fleet) as actions:
         assert actions is None
@@ -68,7 +68,7 @@ async def test_where_it_is_on_every_verb_is_counted(sockets: Path, tmp_path: Pat
     """By the fleet, whose metrics tell of it."""
     reach = Reach(sockets, tmp_path / "new" / "state")
     async with reach.hand.over(reach.fleet) as actions:
-        assert isinstance(actions, Actions)
+        assert isinstance(actions, AdminRequests)
     await reach.close()
 
     assert {action for action, _ in reach.fleet.actions} == {*VERBS, *OWN}
@@ -79,6 +79,6 @@ def test_an_account_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """Before anything is listened on."""
     (tmp_path / "x.json").write_text("nonsense")
     with pytest.raises(ConfigError) as caught:
-        Hand(str(tmp_path))
+        AdminService(str(tmp_path))
 
     assert str(caught.value).startswith(f"--admin.state-directory: {tmp_path}/x.json: ")

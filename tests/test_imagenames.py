@@ -9,12 +9,12 @@ import pytest
 
 from exporter.admin import image_names, preconditions
 from exporter.admin.preconditions import Found, Range
-from exporter.model.state import Counters, FileName, ImageFile, Node, Snapshot
+from exporter.model.state import Counters, FileName, ImageFile, Node, VmState
 from exporter.qmp import schema
 from tests.snapshots import CHAIN, disk, node, refused, vm
 
 
-def look(*names: FileName, **more: Any) -> tuple[Snapshot, Found]:
+def look(*names: FileName, **more: Any) -> tuple[VmState, Found]:
     """A disk whose images have names of these kinds, from the active one down."""
     snapshot = vm(disk(*more.pop("layers", ()), **more))
     files = [ImageFile(name=name) for name in names]

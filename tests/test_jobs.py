@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from exporter.jobs import tracker as module
 from exporter.jobs.outcomes import ENDS_LIMIT, KEYS_LIMIT, End, Outcomes
-from exporter.jobs.tracked_job import LIVE, Known, Sight
-from exporter.jobs.tracker import Jobs
+from exporter.jobs.tracked_job import LIVE, Heard, TrackedJob
+from exporter.jobs.tracker import JobTracker
 from exporter.jobs.verdict import RESULTS
 from exporter.metrics.types import Scope
 from exporter.model.job_placement import Place
@@ -56,7 +56,7 @@ class Watched:
     """The jobs of a VM with one disk, and a clock that counts what is told."""
 
     def __init__(self, *layers: str, process: Process = HERE) -> None:
-        self.jobs = Jobs()
+        self.jobs = JobTracker()
         self.now = 0.0
         self.devices = (device(*(layers or CHAIN)),)
         self.generation = 0
@@ -936,12 +936,12 @@ def test_the_last_ends_are_remembered() -> None:
 @pytest.mark.parametrize(
     ("known", "may"),
     [
-        ({"ready_at": 1.0, "place": MIDDLE, "sight": Sight.WHOLE}, True),
-        ({"place": ACTIVE, "sight": Sight.WHOLE}, True),
+        ({"ready_at": 1.0, "place": MIDDLE, "sight": Heard.WHOLE}, True),
+        ({"place": ACTIVE, "sight": Heard.WHOLE}, True),
         ({"place": MIDDLE}, False),
-        ({"place": Place("disk0"), "sight": Sight.WHOLE}, False),
+        ({"place": Place("disk0"), "sight": Heard.WHOLE}, False),
         ({"place": Place("disk0")}, True),
-        ({"sight": Sight.WHOLE}, False),
+        ({"sight": Heard.WHOLE}, False),
         ({}, True),
     ],
 )
@@ -949,7 +949,7 @@ def test_a_commit_may_have_been_ready_unless_it_is_known_that_it_was_not(
     known: dict[str, Any], may: bool
 ) -> None:
     """Only one of the active layer ever is; where neither is known, what was missed counts."""
-    assert Known(0.0, 0.0, **known).may_have_been_ready is may
+    assert TrackedJob(0.0, 0.0, **known).may_have_been_ready is may
 
 
 @pytest.mark.parametrize(
@@ -959,8 +959,8 @@ def test_a_commit_may_have_been_ready_unless_it_is_known_that_it_was_not(
         ({"type": "commit"}, ("commit", "running", 5), False),
         ({}, ("mirror", "running", 5), False),
         ({"ended": True}, ("", "concluded", 5), False),
-        ({"sight": Sight.STALE, "progress": 6}, ("", "running", 5), True),
-        ({"sight": Sight.STALE, "progress": 5}, ("", "running", 5), False),
+        ({"sight": Heard.STALE, "progress": 6}, ("", "running", 5), True),
+        ({"sight": Heard.STALE, "progress": 5}, ("", "running", 5), False),
         ({"progress": 6}, ("", "running", 5), False),
         *(({"ended": True}, ("", status, 5), True) for status in sorted(LIVE)),
     ],
@@ -969,4 +969,4 @@ def test_a_job_is_another_one_where_it_cannot_be_the_same(
     known: dict[str, Any], told: tuple[str, str, int], another: bool
 ) -> None:
     """Another type, alive after its end, or further back than before nobody looked."""
-    assert Known(0.0, 0.0, **known).is_not(*told) is another
+    assert TrackedJob(0.0, 0.0, **known).is_not(*told) is another

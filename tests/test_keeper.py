@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from exporter.admin import reconciler as module
-from exporter.admin.job_records import Ledger
+from exporter.admin.job_records import JobRecords
 from exporter.api.types import SetSpeed
 from exporter.errors import OutcomeUnknown
 from tests.disks import Disk, block_job, plug, start
@@ -409,14 +409,14 @@ async def test_a_slow_disk_costs_scrapes_nothing(
     await reach.commit()
     end(fake, "qbe-1", "base")
     writing, written = threading.Event(), threading.Event()
-    put = Ledger.put
+    put = JobRecords.put
 
-    def slowly(self: Ledger, entry: Any) -> None:
+    def slowly(self: JobRecords, entry: Any) -> None:
         writing.set()
         written.wait(60)
         put(self, entry)
 
-    monkeypatch.setattr(Ledger, "put", slowly)
+    monkeypatch.setattr(JobRecords, "put", slowly)
     while not writing.is_set():
         await reach.fleet.probe("vm", 20.0)
         await asyncio.sleep(0)

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from exporter.admin import atomic_file, job_records
-from exporter.admin.job_records import KEPT_SECONDS, OPEN_SECONDS, Entry, Ledger
+from exporter.admin.job_records import KEPT_SECONDS, OPEN_SECONDS, JobRecord, JobRecords
 from exporter.errors import ConfigError, Refused
 from exporter.jobs.outcomes import End
 
 DAY = 24 * 3600.0
 
 
-def entry(job_id: str = "qbe-a", vm: str = "vm", **more: Any) -> Entry:
+def entry(job_id: str = "qbe-a", vm: str = "vm", **more: Any) -> JobRecord:
     """A request as it is recorded before its command leaves."""
     known = {"requested_timestamp_seconds": time.time(), **more}
     request = {"action": "commit", "device": "disk0"}
-    return Entry(
+    return JobRecord(
         vm=vm, job_id=job_id, job_type="commit", device="disk0", user="u", request=request, **known
     )
 
@@ -36,14 +36,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def entries(account: Ledger) -> list[Entry]:
+def entries(account: JobRecords) -> list[JobRecord]:
     """Return all that is on record."""
     return [each for vm in account.vms() for each in account.of(vm)]
 
 
-def reopened(folder: Path) -> dict[tuple[str, str], Entry]:
+def reopened(folder: Path) -> dict[tuple[str, str], JobRecord]:
     """What another process reads there."""
-    return {(each.vm, each.job_id): each for each in entries(Ledger(str(folder)))}
+    return {(each.vm, each.job_id): each for each in entries(JobRecords(str(folder)))}
 
 
 def failing(*_: Any, **__: Any) -> Any:
@@ -58,14 +58,14 @@ def mode(path: Path) -> int:
 def test_an_entry_is_read_back_by_another_process(folder: Path) -> None:
     """With all that is known of it."""
     told = entry(chain=["top", "base"], top=0, base=1, kept_by_qemu=True, started=True)
-    Ledger(str(folder)).put(told)
+    JobRecords(str(folder)).put(told)
 
     assert reopened(folder) == {("vm", "qbe-a"): told}
 
 
 def test_an_entry_that_was_replaced_is_read_as_it_was_last(folder: Path) -> None:
     """The outcome takes the place of the request."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry())
     ended = entry().with_end(End("commit", "disk0", "completed", time.time(), ""))
     account.put(ended)
@@ -76,7 +76,7 @@ def test_an_entry_that_was_replaced_is_read_as_it_was_last(folder: Path) -> None
 
 def test_an_outcome_is_not_lost_to_what_was_seen_before_it(folder: Path) -> None:
     """A look that was made while the job ran may be recorded after the job's end is."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry())
     ended = entry().with_end(End("commit", "disk0", "failed", time.time(), "e"))
     account.put(ended)
@@ -88,7 +88,7 @@ def test_an_outcome_is_not_lost_to_what_was_seen_before_it(folder: Path) -> None
 
 def test_an_entry_that_was_removed_is_gone(folder: Path) -> None:
     """QEMU refused: the id is free."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry())
     account.remove(entry())
 
@@ -100,7 +100,7 @@ def test_an_entry_is_not_removed_while_another_is_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are done in threads, and what one finds the other must not change."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry())
     alone, real = [], os.unlink
 
@@ -121,7 +121,7 @@ def test_nobody_else_can_read_it(folder: Path) -> None:
     """Neither the directory nor a file in it, whatever the umask."""
     before = os.umask(0)
     try:
-        Ledger(str(folder)).put(entry())
+        JobRecords(str(folder)).put(entry())
     finally:
         os.umask(before)
 
@@ -141,7 +141,7 @@ def test_a_write_that_does_not_end_leaves_the_entry_as_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Wherever it ends, and what it leaves behind is cleared away by the next process."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry())
     real = getattr(os, at)
 
@@ -166,7 +166,7 @@ def test_a_write_that_is_not_synced_to_its_end_has_happened(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is in its place; only a crash of the host could undo that."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
 
     def killed(_: str) -> None:
         raise Killed("sync")
@@ -183,7 +183,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First its content, then its name, then the directory."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     done = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -203,7 +203,7 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """The request may be made again, also of the next process."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     with monkeypatch.context() as patch:
         patch.setattr(job_records.os, at, failing)
         with pytest.raises(Refused) as refusal:
@@ -219,7 +219,7 @@ def test_a_first_write_whose_directory_cannot_be_synced_leaves_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next process would take a request that was refused for one that was sent."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     with monkeypatch.context() as patch:
         patch.setattr(atomic_file, "sync", failing)
         with pytest.raises(Refused):
@@ -232,7 +232,7 @@ def test_a_later_write_that_fails_keeps_the_entry(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What may have been sent stays on record."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry())
     with monkeypatch.context() as patch:
         patch.setattr(atomic_file, "sync", failing)
@@ -255,12 +255,12 @@ def test_a_later_write_that_fails_keeps_the_entry(
 )
 def test_a_file_that_is_broken_is_named_and_nothing_starts(folder: Path, text: bytes) -> None:
     """To go on without it could start a job for a second time."""
-    Ledger(str(folder)).put(entry("qbe-good"))
+    JobRecords(str(folder)).put(entry("qbe-good"))
     broken = folder / "vm@qbe-bad.json"
     broken.write_bytes(text)
 
     with pytest.raises(ConfigError) as error:
-        Ledger(str(folder))
+        JobRecords(str(folder))
     assert str(broken) in str(error.value)
 
 
@@ -270,7 +270,7 @@ def test_a_directory_in_the_place_of_a_file_is_named(folder: Path) -> None:
     odd.mkdir(parents=True)
 
     with pytest.raises(ConfigError) as error:
-        Ledger(str(folder))
+        JobRecords(str(folder))
     assert str(odd) in str(error.value)
 
 
@@ -280,7 +280,7 @@ def test_a_state_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
     path.write_text("")
 
     with pytest.raises(ConfigError) as error:
-        Ledger(str(path))
+        JobRecords(str(path))
     assert str(error.value) == f"--admin.state-directory: {path}: File exists"
 
 
@@ -303,7 +303,7 @@ def test_files_of_others_are_left_alone(folder: Path) -> None:
 def test_what_is_done_is_forgotten_after_a_week(folder: Path, more: dict[str, Any]) -> None:
     """In memory and on the disk, at the start and when something new is recorded."""
     old, young = time.time() - KEPT_SECONDS - 1, time.time() - KEPT_SECONDS + 60
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry("qbe-old", requested_timestamp_seconds=old, **more))
     account.put(entry("qbe-young", requested_timestamp_seconds=young, **more))
     account.put(entry("qbe-new", **more))
@@ -316,7 +316,7 @@ def test_a_week_is_counted_from_the_end_of_a_job(folder: Path) -> None:
     """A job may take longer than that."""
     asked, ended = time.time() - 30 * DAY, time.time() - DAY
     told = entry(requested_timestamp_seconds=asked)
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(told.with_end(End("commit", "disk0", "completed", ended, "")))
 
     assert list(reopened(folder)) == [("vm", "qbe-a")]
@@ -324,7 +324,7 @@ def test_a_week_is_counted_from_the_end_of_a_job(folder: Path) -> None:
 
 def test_a_job_that_has_not_ended_is_not_forgotten_after_a_week(folder: Path) -> None:
     """Nobody would record its outcome, or let go of it."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     old = time.time() - KEPT_SECONDS - DAY
     account.put(entry(requested_timestamp_seconds=old, started=True))
     account.put(entry("qbe-other"))
@@ -334,7 +334,7 @@ def test_a_job_that_has_not_ended_is_not_forgotten_after_a_week(folder: Path) ->
 
 def test_a_job_whose_vm_is_gone_is_not_waited_for_for_ever(folder: Path) -> None:
     """The account does not fill with them."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry(requested_timestamp_seconds=time.time() - OPEN_SECONDS - 1, started=True))
 
     assert reopened(folder) == {}
@@ -345,7 +345,7 @@ def test_there_is_a_limit_to_what_is_recorded(
 ) -> None:
     """More is refused, and what is on record can still be changed."""
     monkeypatch.setattr(job_records, "ENTRIES_LIMIT", 2)
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry("qbe-a"))
     account.put(entry("qbe-b"))
     with pytest.raises(Refused) as refusal:
@@ -368,7 +368,7 @@ NAMES = [
 
 def test_every_name_of_a_vm_has_a_file_of_its_own_in_the_directory(folder: Path) -> None:
     """Whatever is in it, and however long it is."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     job_id = "qbe-" + "j" * 59
     for name in NAMES:
         account.put(entry(job_id, vm=name))
@@ -382,7 +382,7 @@ def test_every_name_of_a_vm_has_a_file_of_its_own_in_the_directory(folder: Path)
 
 def test_a_name_that_looks_like_a_shortened_one_is_another(folder: Path) -> None:
     """A digest that a name itself ends with is no digest of a longer one."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry(vm=LONG))
     short = next(folder.iterdir()).name.rpartition("@")[0]
     account.put(entry(vm=short))
@@ -410,7 +410,7 @@ def test_an_entry_is_open_until_its_job_is_known_to_be_done_with(
     folder: Path, more: dict[str, Any], is_open: bool
 ) -> None:
     """Its outcome is on record, and QEMU has let go of it."""
-    account = Ledger(str(folder))
+    account = JobRecords(str(folder))
     account.put(entry(**more))
 
     assert bool(account.open("vm")) is is_open
@@ -436,7 +436,7 @@ def test_a_directory_that_another_process_uses_is_refused(folder: Path) -> None:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(ConfigError, match="^--admin.state-directory: .*: another process"):
-            Ledger(str(folder))
+            JobRecords(str(folder))
         other.communicate(b"\n")
 
-    assert entries(Ledger(str(folder))) == []
+    assert entries(JobRecords(str(folder))) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exporter.errors import ProtocolError
 from exporter.qmp import line_protocol
-from exporter.qmp.line_protocol import Lines
+from exporter.qmp.line_protocol import LineProtocol
 from tests.fakeqmp import until
 
 
@@ -24,7 +24,7 @@ class Ends:
     ) -> None:
         self.reader, self.writer, self.far = reader, writer, far
         self.seen: list[bytes] = []
-        self.lines = Lines(self.seen.append, writer.transport)
+        self.lines = LineProtocol(self.seen.append, writer.transport)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_lines_are_the_same_however_they_are_cut(words: list[bytes], cuts: list[
         with near, far:
             _, writer = await asyncio.open_connection(sock=near)
             seen: list[bytes] = []
-            found = Lines(seen.append, writer.transport)
+            found = LineProtocol(seen.append, writer.transport)
             start = 0
             while start < len(text):
                 size = cuts[start % len(cuts)]

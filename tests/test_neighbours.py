@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter.admin.lease import Turn
+from exporter.admin.lease import VmLease
 from exporter.config.settings import Admin, Config, Group, Settings
 from exporter.errors import Refused
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
 from tests.reach import USER, Reach, commit, grant, refused, run
@@ -57,7 +57,7 @@ async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
 ) -> None:
     """The storage tells which file a name leads to."""
     monkeypatch.setattr("exporter.storage.prober._RECENT_SECONDS", 0.0)
-    reach.sight = Sight(visible=True, identity=(8, 1, 5))
+    reach.sight = FileStat(visible=True, identity=(8, 1, 5))
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y"), files=("/links/x", "/links/y")))
 
@@ -65,7 +65,7 @@ async def test_one_file_that_two_vms_know_by_two_names_is_not_written_to(
             "shared-layer",
             "/links/x is layer 0 of disk0 of other too",
         )
-        reach.sight = Sight(visible=True)
+        reach.sight = FileStat(visible=True)
         assert (await reach.commit()).command == "block-commit"
 
 
@@ -138,11 +138,11 @@ async def test_files_that_cannot_be_looked_at_are_compared_by_name_alone(
 ) -> None:
     """That is said; a name that is the same is refused as ever."""
 
-    async def see(self: Turn, paths: Collection[str]) -> Any:
+    async def see(self: VmLease, paths: Collection[str]) -> Any:
         assert "/mnt/y" in paths
         raise Refused("storage-hangs", "/mnt hangs")
 
-    monkeypatch.setattr(Turn, "identities", see)
+    monkeypatch.setattr(VmLease, "identities", see)
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y"), files=("/mnt/x", "/mnt/y")))
         told = "layers of other disks were compared by name alone: /mnt hangs"

@@ -19,7 +19,7 @@ from exporter.api.routes import ROOT, ROUTES, Route
 from exporter.api.types import VERBS
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
-from exporter.web.api_read import Reading
+from exporter.web.api_read import ReadApi
 from exporter.web.app import Endpoints, Options
 
 DESCRIPTION = openapi.description("")
@@ -200,7 +200,7 @@ async def test_what_is_described_is_served_and_the_other_way_round(prefix: str) 
 @by_route
 def test_what_changes_something_is_answered_where_it_is_audited(route: Route) -> None:
     """What reads has a method of its own, and nothing else is taken for one that does."""
-    assert hasattr(Reading, route.name) != route.changes
+    assert hasattr(ReadApi, route.name) != route.changes
 
 
 @by_route

@@ -16,7 +16,7 @@ import pytest
 
 from exporter.qmp import peer
 from exporter.storage import open_files
-from exporter.storage.file_stat import look_at
+from exporter.storage.file_stat import stat_file
 from exporter.storage.open_files import OpenFile
 from tests.fakeqmp import until
 
@@ -69,15 +69,15 @@ async def test_a_file_without_a_name_is_seen_by_its_descriptor(tmp_path: Path) -
     """It is asked for as it is open, whatever has its name by now."""
     image = tmp_path / "a (deleted)"
     with image.open("w+") as file:
-        identity = look_at(str(image)).identity
+        identity = stat_file(str(image)).identity
         image.unlink()
         image.write_text("another")
         async with running(tmp_path, b"qemu", file.fileno()) as qemu:
             found = by_name(qemu.pid)[str(image)]
-            sight = look_at(found.path)
+            sight = stat_file(found.path)
 
-    assert sight.identity == identity != look_at(str(image)).identity
-    assert (sight.visible, sight.size_bytes) == (True, look_at(str(tmp_path)).size_bytes)
+    assert sight.identity == identity != stat_file(str(image)).identity
+    assert (sight.visible, sight.size_bytes) == (True, stat_file(str(tmp_path)).size_bytes)
 
 
 async def test_what_is_no_image_is_not_asked(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ async def test_the_files_of_a_qemu_in_a_namespace_of_its_own_are_seen(tmp_path: 
     try:
         await until(lambda: open_files.read(qemu.pid))
         opened, found = open_files.read(qemu.pid), by_name(qemu.pid)[str(own / "a")]
-        sight = look_at(found.path)
-        names = [look_at(f"/proc/{qemu.pid}/root{own}/{name}") for name in ("a", "link", "gone")]
+        sight = stat_file(found.path)
+        names = [stat_file(f"/proc/{qemu.pid}/root{own}/{name}") for name in ("a", "link", "gone")]
     finally:
         qemu.kill()
         await qemu.wait()

@@ -67,7 +67,7 @@ def grant(*folders: object, same_files: bool = True) -> Grant:
 
 def make(
     path: object, *grants: Grant, active: schema.Image | None = None, process: int = SELF
-) -> overlay_file.Made:
+) -> overlay_file.CreatedFile:
     """Make a file as the grants allow it."""
     where = overlay_file.granted(str(path), grants, process)
     return overlay_file.make(str(path), where, active or image("/b"))
@@ -361,7 +361,7 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    made = next(each for each in results if isinstance(each, overlay_file.Made))
+    made = next(each for each in results if isinstance(each, overlay_file.CreatedFile))
     found = (granted / "new").stat()
 
     assert results.count("file-exists") == 15
@@ -373,7 +373,7 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
 USED = "it was made for this snapshot, and is not empty any more, or the disk is not as it was"
 
 
-def again(made: overlay_file.Made, active: schema.Image | None = None, process: int = SELF) -> set[str]:
+def again(made: overlay_file.CreatedFile, active: schema.Image | None = None, process: int = SELF) -> set[str]:
     """Return why a file that was made here is not used again, by a dry run and by a real one."""
     grants, said = [grant(Path(made.path).parent)], set()
     where = overlay_file.granted(made.path, grants, process)

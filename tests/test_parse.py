@@ -16,8 +16,8 @@ from exporter.expose.plan import Plan
 from exporter.model import build
 from exporter.model.build import Topology
 from exporter.model.chain import walk
-from exporter.model.device_names import key
-from exporter.model.state import Device, Snapshot
+from exporter.model.device_names import join_key
+from exporter.model.state import Device, VmState
 from exporter.qmp import queries, schema
 from exporter.qmp.queries import Query
 from tests.conftest import samples, series
@@ -72,7 +72,7 @@ def inserted(filename: str, node: str = "n0", **more: Any) -> dict[str, Any]:
 
 def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device, ...]:
     """Parse two replies that belong together."""
-    by_key = {key(block): block for block in blocks(*info)}
+    by_key = {join_key(block): block for block in blocks(*info)}
     known = Topology(blocks=by_key, **topology)
     return build.devices(entries(*stats), known, lambda device: 0).found
 
@@ -80,7 +80,7 @@ def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device,
 def rendered(found: build.Devices, told: list[schema.BlockStats]) -> str:
     """Return the text of a VM with these devices."""
     counters = build.count(found, told, walk(told))
-    snapshot = Snapshot(vm="v", up=True, devices=found.found, counters=counters)
+    snapshot = VmState(vm="v", up=True, devices=found.found, counters=counters)
     return join([Plan().render(snapshot)], openmetrics=False).decode()
 
 
@@ -209,7 +209,7 @@ def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
         id="s", type="snapshot-save", status="running", current_progress=1, total_progress=4
     )
     (job,) = build.jobs([], [other], {})
-    text = join([Plan().render(Snapshot(vm="v", up=True, jobs=(job,)))], openmetrics=False).decode()
+    text = join([Plan().render(VmState(vm="v", up=True, jobs=(job,)))], openmetrics=False).decode()
 
     assert list(series(text, "qemu_block_job_progress_ratio").values()) == ["0.25"]
     assert not series(text, "qemu_block_job_offset_bytes")

@@ -16,7 +16,7 @@ import pytest
 
 from exporter.errors import TargetError, TargetTimeout
 from exporter.qmp import connections, peer, socket_file
-from exporter.qmp.client import Tally
+from exporter.qmp.client import CommandStats
 from exporter.qmp.queries import STATUS
 from exporter.qmp.session import Session
 from tests.fakeqmp import until
@@ -106,7 +106,7 @@ async def test_a_stopped_vm_is_stopped_and_not_busy(
 ) -> None:
     """It greets nobody; it looks like a socket that serves another client, and is not waited for."""
     await stop(process)
-    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
     async with asyncio.timeout(20):
         with pytest.raises(TargetError) as caught:
             await session.connect(1000.0, keep_waiting=True)
@@ -119,7 +119,7 @@ async def test_a_vm_that_is_stopped_while_it_answers_is_stopped(
     process: subprocess.Popen[bytes], sockets: Path
 ) -> None:
     """Not merely slow."""
-    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
     await session.connect(20.0, keep_waiting=True)
     await stop(process)
     with pytest.raises(TargetTimeout) as caught:
@@ -133,7 +133,7 @@ async def test_a_stopped_vm_with_a_full_backlog_is_stopped_once_it_is_known(
     process: subprocess.Popen[bytes], sockets: Path
 ) -> None:
     """A connection that is refused names nobody; the one before it did."""
-    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
     await session.connect(20.0, keep_waiting=True)
     await stop(process)
     await session.close()
@@ -185,12 +185,12 @@ async def test_a_process_that_was_stopped_before_this_one_began_is_stopped(
     process: subprocess.Popen[bytes], sockets: Path, keep_waiting: bool
 ) -> None:
     """Its connection to the exporter of before, which has ended, is no other client."""
-    before = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    before = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
     await before.connect(20.0, keep_waiting=True)
     await stop(process)
     await before.close()
     for _ in range(2):
-        session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+        session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
         for _ in range(2):
             with pytest.raises(TargetError) as caught:
                 await session.connect(20.0, keep_waiting=keep_waiting)
@@ -203,7 +203,7 @@ async def test_a_shared_socket_of_a_stopped_process_is_left_alone(
 ) -> None:
     """A connection that was dropped stays in its backlog and keeps others out."""
     path = str(sockets / "vm.sock")
-    session = Session(path, Tally(), deaf)
+    session = Session(path, CommandStats(), deaf)
     await session.connect(20.0, keep_waiting=False)
     await session.close()
     await stop(process)
@@ -234,7 +234,7 @@ async def test_a_qemu_is_found_by_its_socket(sockets: Path, tmp_path: Path) -> N
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.setblocking(False)
                 sock.connect(path)
-    session = Session(path, Tally(), deaf)
+    session = Session(path, CommandStats(), deaf)
     with pytest.raises(TargetError) as caught:
         await session.connect(20.0, keep_waiting=True)
     found = peer.holder(inode)

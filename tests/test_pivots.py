@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from exporter.admin import pending_completes
-from exporter.admin.pending_completes import Pivots
-from exporter.collect.scrape_target import Member
+from exporter.admin.pending_completes import PendingCompletes
+from exporter.collect.scrape_target import ScrapeTarget
 from tests.reach import Reach
 from tests.snapshots import job, vm
 
@@ -18,22 +18,22 @@ READY = job("j", status="ready", ready=True)
 
 
 @pytest.fixture
-def member(sockets: Path) -> Member:
+def member(sockets: Path) -> ScrapeTarget:
     """A target whose job `j` was told to complete, by `sent`."""
     (sockets / "vm.sock").touch()
     return Reach(sockets, None).member()
 
 
 @pytest.fixture
-def sent(member: Member) -> Pivots:
+def sent(member: ScrapeTarget) -> PendingCompletes:
     """What was sent."""
-    made = Pivots()
+    made = PendingCompletes()
     made.begin(member, READY)
     return made
 
 
 def test_a_complete_is_under_way_while_the_job_does_not_rest(
-    member: Member, sent: Pivots, monkeypatch: pytest.MonkeyPatch
+    member: ScrapeTarget, sent: PendingCompletes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long that takes: QEMU drains the disk first."""
     monkeypatch.setattr(pending_completes, "_COMPLETING_SECONDS", -1.0)
@@ -44,7 +44,7 @@ def test_a_complete_is_under_way_while_the_job_does_not_rest(
 
 
 def test_a_job_that_rests_a_moment_later_has_not_taken_it(
-    member: Member, sent: Pivots, monkeypatch: pytest.MonkeyPatch
+    member: ScrapeTarget, sent: PendingCompletes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right after it was sent QEMU may not have begun."""
     resting = vm(jobs=(job("j", status="ready", ready=True, busy=False),))
@@ -56,7 +56,7 @@ def test_a_job_that_rests_a_moment_later_has_not_taken_it(
     assert (before, sent.is_under_way(member, "j")) == (True, False)
 
 
-def test_it_is_over_when_the_job_is_gone_or_another_one(member: Member, sent: Pivots) -> None:
+def test_it_is_over_when_the_job_is_gone_or_another_one(member: ScrapeTarget, sent: PendingCompletes) -> None:
     """An id may be used again."""
     sent.update(member, vm())
     gone = sent.is_under_way(member, "j")
@@ -66,7 +66,7 @@ def test_it_is_over_when_the_job_is_gone_or_another_one(member: Member, sent: Pi
     assert (gone, sent.is_under_way(member, "j")) == (False, False)
 
 
-def test_what_was_not_sent_after_all_is_not_under_way(member: Member, sent: Pivots) -> None:
+def test_what_was_not_sent_after_all_is_not_under_way(member: ScrapeTarget, sent: PendingCompletes) -> None:
     """It may be asked for again."""
     sent.withdraw(member, "j")
 
@@ -77,7 +77,7 @@ async def test_a_vm_that_is_gone_leaves_nothing_behind(sockets: Path) -> None:
     """VMs come and go for as long as the exporter runs."""
     (sockets / "vm.sock").touch()
     reach = Reach(sockets, None)
-    sent = Pivots()
+    sent = PendingCompletes()
     sent.begin(reach.member(), READY)
     (sockets / "vm.sock").unlink()
     reach.fleet.discover()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import ProtocolError, TargetTimeout
-from exporter.qmp.client import Tally
+from exporter.qmp.client import CommandStats
 from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
 from exporter.qmp.session import Session
 from tests.fakeqmp import FakeQmp, until
@@ -50,7 +50,7 @@ async def proxy(sockets: Path) -> AsyncIterator[Proxy]:
 @pytest.fixture
 async def session(sockets: Path) -> AsyncIterator[Session]:
     """A session that is not connected yet."""
-    session = Session(str(sockets / "vm.sock"), Tally(), lambda name, data: None)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), lambda name, data: None)
     yield session
     await session.close()
 
@@ -90,7 +90,7 @@ async def test_the_data_of_an_event_is_taken_out_of_its_text(proxy: Proxy, socke
     """The proxy quotes what QEMU has as an object."""
     seen: list[tuple[str, bytes]] = []
     proxy.replies["query-status"] = QUOTED + b'{"return": {"running": true, "status": "running"}}\r\n'
-    session = Session(str(sockets / "vm.sock"), Tally(), lambda name, data: seen.append((name, data)))
+    session = Session(str(sockets / "vm.sock"), CommandStats(), lambda name, data: seen.append((name, data)))
     await session.connect(20, keep_waiting=True)
     await session.ask(STATUS, timeout_seconds=20)
     await session.close()

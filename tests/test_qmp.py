@@ -26,7 +26,7 @@ from exporter.errors import (
 )
 from exporter.qmp import connections, queries, schema, socket_file
 from exporter.qmp import session as session_module
-from exporter.qmp.client import Tally
+from exporter.qmp.client import CommandStats
 from exporter.qmp.line_protocol import LINE_LIMIT_BYTES
 from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
 from exporter.qmp.session import Session
@@ -60,7 +60,7 @@ async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
 @pytest.fixture
 async def session(sockets: Path) -> AsyncIterator[Session]:
     """A session that is not connected yet."""
-    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
     yield session
     await session.close()
 
@@ -133,7 +133,7 @@ async def test_events_come_before_between_and_after_answers(fake: FakeQmp, socke
     fake.replies["query-name"] = wire(SAFE_SET["query-name"], event("D"))
     session = Session(
         str(sockets / "vm.sock"),
-        Tally(),
+        CommandStats(),
         lambda name, data: seen.append((name, json.loads(data or b"null"))),
     )
     await connect(session)
@@ -150,7 +150,7 @@ async def test_events_come_before_between_and_after_answers(fake: FakeQmp, socke
 async def test_an_event_without_data_is_an_event(fake: FakeQmp, sockets: Path) -> None:
     """STOP and RESUME have none."""
     seen: list[tuple[str, bytes]] = []
-    session = Session(str(sockets / "vm.sock"), Tally(), lambda *event: seen.append(event))
+    session = Session(str(sockets / "vm.sock"), CommandStats(), lambda *event: seen.append(event))
     await connect(session)
     await fake.send({"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 2}})
     await until(lambda: seen)
@@ -181,7 +181,7 @@ async def test_no_queries_need_no_answer(fake: FakeQmp, session: Session) -> Non
 async def test_commands_and_errors_are_counted(fake: FakeQmp, sockets: Path) -> None:
     """The tally is of all sessions; the negotiation is a command too."""
     del fake.replies["query-name"]
-    tally = Tally()
+    tally = CommandStats()
     session = Session(str(sockets / "vm.sock"), tally, deaf)
     await connect(session)
     await ask(session, NAME, STATUS)
@@ -226,7 +226,7 @@ async def test_an_error_class_that_is_none_of_qemus_goes_nowhere(
 ) -> None:
     """It would be a label value and a log line of the VM's choice."""
     fake.replies["query-name"] = {"error": {"class": SECRET, "desc": ""}}
-    tally = Tally()
+    tally = CommandStats()
     session = Session(str(sockets / "vm.sock"), tally, deaf)
     await connect(session)
     answers = await ask(session, NAME)
@@ -729,7 +729,7 @@ async def test_a_tool_that_leaves_in_a_moment_is_waited_for(
     monkeypatch.setattr(session_module.connections, "is_served", lambda *_: False)
     monkeypatch.setattr(session_module, "GREETING_PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(session_module, "BUSY_PATIENCE_SECONDS", PATIENCE)
-    session = Session(str(sockets / "vm.sock"), Tally(), deaf)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
     with client(sockets / "vm.sock") as other:
         await until(lambda: fake.serves)
         connecting = asyncio.create_task(session.connect(PATIENCE, keep_waiting=False))
@@ -801,7 +801,7 @@ async def test_a_vm_that_quits_is_not_busy(
     listener: socket.socket, session: Session, sockets: Path, keep_waiting: bool
 ) -> None:
     """Its end of our connection of before is there for as long as it takes to end."""
-    first = Session(session.path, Tally(), deaf)
+    first = Session(session.path, CommandStats(), deaf)
     connecting = asyncio.create_task(connect(first))
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
@@ -851,7 +851,7 @@ async def test_a_folder_that_is_a_file_has_no_socket(sockets: Path) -> None:
     """ENOTDIR is no reason of its own."""
     (sockets / "file").touch()
     with pytest.raises(Unreachable) as caught:
-        await connect(Session(str(sockets / "file" / "vm.sock"), Tally(), deaf))
+        await connect(Session(str(sockets / "file" / "vm.sock"), CommandStats(), deaf))
 
     assert caught.value.reason == "no_socket"
 
@@ -890,7 +890,7 @@ async def test_a_path_too_long_for_a_socket_address_is_connected_to(sockets: Pat
     folder.mkdir(parents=True)
     here = os.open(folder, os.O_PATH)
     async with FakeQmp(f"/proc/self/fd/{here}/vm.sock"):
-        session = Session(str(folder / "vm.sock"), Tally(), deaf)
+        session = Session(str(folder / "vm.sock"), CommandStats(), deaf)
         assert await works(session)
         await session.close()
     os.close(here)
@@ -900,7 +900,7 @@ async def test_a_path_of_107_bytes_is_connected_to(sockets: Path) -> None:
     """The longest that needs no detour."""
     path = str(sockets / "x") + "y" * (107 - len(str(sockets / "x")))
     async with FakeQmp(path):
-        session = Session(path, Tally(), deaf)
+        session = Session(path, CommandStats(), deaf)
         assert await works(session)
         await session.close()
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from exporter import __version__
-from exporter.admin.job_records import Ledger
-from exporter.admin.snapshot_records import Snapshots
+from exporter.admin.job_records import JobRecords
+from exporter.admin.snapshot_records import SnapshotRecords
 from exporter.api.types import Snapshot
 from exporter.metrics.table import COLLECTORS, METRICS
 from exporter.metrics.types import Metric
@@ -121,7 +121,7 @@ def test_the_records_of_a_release_can_be_read(version: str, tmp_path: Path) -> N
     record = json.loads((RELEASED / "ledger" / f"{version}.json").read_text())
     record["ended_timestamp_seconds"] = time.time()
     (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
-    entry = Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly")
+    entry = JobRecords(str(tmp_path)).get("web1", "qbe-web1-nightly")
 
     assert entry is not None
     assert (entry.outcome, entry.request) == ("completed", {"action": "commit", "device": "disk0"})
@@ -133,7 +133,7 @@ def test_a_record_of_a_newer_version_can_be_read(tmp_path: Path) -> None:
     record |= {"ended_timestamp_seconds": time.time(), "of_the_future": [1, {"x": None}]}
     (tmp_path / "web1@qbe-web1-nightly.json").write_text(json.dumps(record))
 
-    assert Ledger(str(tmp_path)).get("web1", "qbe-web1-nightly") is not None
+    assert JobRecords(str(tmp_path)).get("web1", "qbe-web1-nightly") is not None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -148,7 +148,7 @@ def test_the_record_of_a_snapshot_can_be_read_by_another_version(
     for name, more in (("web1", {}), ("web2", {"of_the_future": [1, {"x": None}]})):
         told = record | {"vm": name} | more
         (tmp_path / f"{name}@{digest}.snapshot").write_text(json.dumps(told))
-    account = Snapshots(str(tmp_path))
+    account = SnapshotRecords(str(tmp_path))
     found = [account.get(name, request) for name in ("web1", "web2")]
 
     assert [asked.made.inode if asked else None for asked in found] == [record["file_inode"]] * 2

@@ -21,7 +21,7 @@ from exporter.expose.plan import Plan, render_exporter
 from exporter.expose.samples import escape
 from exporter.metrics.table import COLLECTORS
 from exporter.metrics.types import Scope
-from exporter.model.state import Counters, Device, Export, Exporter, Job, Node, Snapshot, VmEvents
+from exporter.model.state import Counters, Device, Export, Exporter, Job, Node, VmEvents, VmState
 from exporter.qmp import schema
 from tests.conftest import samples, series
 from tests.replay import replay, steps
@@ -38,13 +38,13 @@ def device(name: str = "disk0", **fields: object) -> schema.BlockStats:
     return schema.BlockStats(stats=stats, device=name)
 
 
-def of(*entries: schema.BlockStats, vm: str = "vm", **more: Any) -> Snapshot:
+def of(*entries: schema.BlockStats, vm: str = "vm", **more: Any) -> VmState:
     """A VM with these devices, of which nothing else is known."""
     devices = tuple(
         Device(device=entry.device, nodes=(), backing_depth=None, expected_backing_depth=None)
         for entry in entries
     )
-    return Snapshot(vm=vm, up=True, devices=devices, counters=Counters(entries), **more)
+    return VmState(vm=vm, up=True, devices=devices, counters=Counters(entries), **more)
 
 
 def text(*entries: schema.BlockStats, vm: str = "vm", without: tuple[str, ...] = ()) -> str:
@@ -187,7 +187,7 @@ def _families(blobs: tuple[bytes, ...]) -> Counter[str]:
 
 def test_an_unknown_state_is_shown_beside_the_known_ones() -> None:
     """A newer QEMU may have a state that this table has not."""
-    snapshot = Snapshot(vm="vm", up=True, status="brand-new", running=False)
+    snapshot = VmState(vm="vm", up=True, status="brand-new", running=False)
     found = series(join([Plan().render(snapshot)], openmetrics=False).decode(), "qemu_vm_status")
 
     assert [s for s, value in found.items() if value == "1"] == [
@@ -197,7 +197,7 @@ def test_an_unknown_state_is_shown_beside_the_known_ones() -> None:
 
 def test_a_vm_that_is_down_has_its_reason_and_no_block_series() -> None:
     """Never zeros, never old values."""
-    snapshot = Snapshot(vm="vm", up=False, reason="busy", last_seen_timestamp_seconds=7.5)
+    snapshot = VmState(vm="vm", up=False, reason="busy", last_seen_timestamp_seconds=7.5)
     found = samples(join([Plan().render(snapshot)], openmetrics=False).decode())
 
     assert found == {
@@ -297,7 +297,7 @@ def test_a_node_that_nobody_uses_has_neither_device_nor_layer() -> None:
     stats = schema.NodeStats()
     stats.wr_highest_offset = 5  # type: ignore[attr-defined]
     counters = Counters(free_nodes=[schema.BlockNode(stats=stats)])
-    snapshot = Snapshot(vm="vm", up=True, free_nodes=(node,), counters=counters)
+    snapshot = VmState(vm="vm", up=True, free_nodes=(node,), counters=counters)
     exposition = join([Plan().render(snapshot)], openmetrics=False)
 
     name = "qemu_block_node_write_highest_offset_bytes"

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from exporter.admin.lease import turn
+from exporter.admin.lease import lease
 from exporter.collect.scrape_target import Collected
 from exporter.errors import OutcomeUnknown, Refused, TargetError
 from exporter.expose.families import join
-from exporter.model.state import Snapshot
+from exporter.model.state import VmState
 from exporter.qmp.queries import BLOCKSTATS, STATUS
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start
@@ -75,17 +75,17 @@ async def persistent(sockets: Path, tmp_path: Path) -> AsyncIterator[Reach]:
     await made.close()
 
 
-async def seen(fleet: Reach) -> Snapshot:
+async def seen(fleet: Reach) -> VmState:
     """Scrape the VM."""
     return (await fleet.look()).snapshot
 
 
-def layers(snapshot: Snapshot) -> list[str]:
+def layers(snapshot: VmState) -> list[str]:
     """Return the nodes of the disk."""
     return [node.node_name for device in snapshot.devices for node in device.nodes if node.role == "format"]
 
 
-def is_second(snapshot: Snapshot) -> bool:
+def is_second(snapshot: VmState) -> bool:
     """Whether all that is told is of the second VM."""
     return snapshot.up and snapshot.name == "two" and layers(snapshot) == ["two-top", "two-base"]
 
@@ -420,7 +420,7 @@ async def test_a_command_does_not_leave_when_the_path_has_changed_at_the_last_mo
 ) -> None:
     """After all guards; what is removed will be whatever binds it next."""
     member = fleet.member()
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await mine.look(allow_managed=False)
         if how == "removed":
             os.unlink(pair.first.path)
@@ -450,7 +450,7 @@ async def test_what_a_lost_command_did_is_not_looked_up_at_another_vm(
             loop.call_later(0.1, pair.take_over)
 
     pair.first.replies[SPEED] = dying(pair.first, first=leave)
-    async with turn(fleet.member()) as mine:
+    async with lease(fleet.member()) as mine:
         await mine.look(allow_managed=False)
         with pytest.raises(OutcomeUnknown):
             await mine.send(COMMAND, lambda snapshot: snapshot.name == "two")

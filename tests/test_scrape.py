@@ -16,7 +16,7 @@ from exporter.collect.fleet import Fleet
 from exporter.collect.scrape_target import Collected
 from exporter.config.settings import Config, Group, Settings, Target
 from exporter.expose.families import join
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.conftest import series
 from tests.disks import Disk, plug
@@ -64,7 +64,7 @@ async def start(sockets: Path) -> AsyncIterator[Start]:
 @pytest.fixture
 async def fleet(sockets: Path) -> AsyncIterator[Fleet]:
     """The fleet of the folder of sockets."""
-    fleet = Fleet(config(sockets), Storage(lambda path: Sight(visible=True)))
+    fleet = Fleet(config(sockets), Storage(lambda path: FileStat(visible=True)))
     yield fleet
     await fleet.close()
 
@@ -124,7 +124,7 @@ async def test_a_sweep_that_nobody_can_join_any_more_is_let_go(
     """What a fleet said is much; the process is told how many targets have left by then."""
     monkeypatch.setattr(fleet_module, "JOIN_SECONDS", 0.01)
     swept: list[int] = []
-    fleet = Fleet(config(sockets), Storage(lambda path: Sight(visible=True)), swept.append)
+    fleet = Fleet(config(sockets), Storage(lambda path: FileStat(visible=True)), swept.append)
     for number in range(9):
         await start(f"vm{number}")
     await fleet.scrape(PATIENCE)
@@ -234,7 +234,7 @@ async def test_a_vm_that_hangs_costs_the_next_scrapes_nothing(
     start: Start, sockets: Path, clock: Clock
 ) -> None:
     """While it owes an answer it is not waited for."""
-    fleet = Fleet(config(sockets, timeout_seconds=2.0), Storage(lambda path: Sight(visible=True)))
+    fleet = Fleet(config(sockets, timeout_seconds=2.0), Storage(lambda path: FileStat(visible=True)))
     await start("quick")
     slow = await start("slow")
     await fleet.scrape(PATIENCE)

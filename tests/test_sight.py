@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter.storage import file_stat as sights
-from exporter.storage.file_stat import Sight, look_at
+from exporter.storage.file_stat import FileStat, stat_file
 
 
 def test_a_file_is_seen_with_the_space_of_its_file_system(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_file_is_seen_with_the_space_of_its_file_system(tmp_path: Path) -> Non
     image = tmp_path / "a.qcow2"
     image.touch()
     space = os.statvfs(tmp_path)
-    sight = look_at(str(image))
+    sight = stat_file(str(image))
 
     assert sight.visible
     assert sight.size_bytes == space.f_blocks * space.f_frsize
@@ -36,10 +36,10 @@ def test_a_block_device_has_its_own_size(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(sights, "Path", sysfs)
     monkeypatch.setattr(sights, "_statx", lambda path: (stat.S_IFBLK, (0, 5), 99, (8, 17)))
-    assert look_at(str(tmp_path)) == Sight(visible=True, identity=(8, 17))
+    assert stat_file(str(tmp_path)) == FileStat(visible=True, identity=(8, 17))
     size.write_text("2048\n")
 
-    assert look_at(str(tmp_path)) == Sight(visible=True, size_bytes=1048576, identity=(8, 17))
+    assert stat_file(str(tmp_path)) == FileStat(visible=True, size_bytes=1048576, identity=(8, 17))
     assert asked[0] == "/sys/dev/block/8:17/size"
 
 
@@ -63,10 +63,10 @@ def test_a_file_is_one_under_all_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "hard").hardlink_to(file)
     (tmp_path / "soft").symlink_to("a")
     paths = [file, tmp_path / "hard", tmp_path / "soft", folder / "hard", f"{tmp_path}/../{tmp_path.name}/a"]
-    identities = {look_at(str(path)).identity for path in paths}
+    identities = {stat_file(str(path)).identity for path in paths}
 
     assert len(identities) == 1
-    assert identities != {look_at(str(other)).identity}
+    assert identities != {stat_file(str(other)).identity}
     assert None not in identities
 
 
@@ -81,7 +81,7 @@ def test_a_block_device_is_one_under_all_of_its_nodes(
         f"{tmp_path}/file": (stat.S_IFREG | 0o600, (253, 4), 11, (0, 0)),
     }
     monkeypatch.setattr(sights, "_statx", lambda path: nodes[os.fsdecode(path)])
-    one, again, other, file = (look_at(path).identity for path in nodes)
+    one, again, other, file = (stat_file(path).identity for path in nodes)
 
     assert one == again
     assert len({one, other, file}) == 3
@@ -90,8 +90,8 @@ def test_a_block_device_is_one_under_all_of_its_nodes(
 @pytest.mark.parametrize("name", ["gone", "\0"])
 def test_what_cannot_be_seen_is_no_file_that_is_known(tmp_path: Path, name: str) -> None:
     """Two of them are not taken for one."""
-    assert look_at(str(tmp_path / name)).identity is None
-    assert look_at("relative").identity is None
+    assert stat_file(str(tmp_path / name)).identity is None
+    assert stat_file("relative").identity is None
 
 
 @pytest.mark.parametrize("name", ["gone", "file/below", ""])
@@ -99,21 +99,21 @@ def test_a_file_that_is_not_there_cannot_be_seen(tmp_path: Path, name: str) -> N
     """It is in another namespace, as is one whose path is relative to QEMU's folder."""
     (tmp_path / "file").touch()
 
-    sight = look_at(str(tmp_path / name) if name else "relative.qcow2")
-    assert sight == Sight(visible=False, missing=bool(name))
+    sight = stat_file(str(tmp_path / name) if name else "relative.qcow2")
+    assert sight == FileStat(visible=False, missing=bool(name))
 
 
 def test_a_path_of_any_bytes_can_be_looked_at(tmp_path: Path) -> None:
     """What QEMU shows of it may be no path at all."""
-    assert look_at(str(tmp_path / "\ufffd\n")) == Sight(visible=False, missing=True)
-    assert look_at("/" + "x" * 10_000) == Sight(visible=True)
+    assert stat_file(str(tmp_path / "\ufffd\n")) == FileStat(visible=False, missing=True)
+    assert stat_file("/" + "x" * 10_000) == FileStat(visible=True)
 
 
 def test_a_path_with_a_nul_cannot_be_seen() -> None:
     """JSON has it; no file system does."""
-    assert look_at("/etc\0/passwd") == Sight(visible=False)
+    assert stat_file("/etc\0/passwd") == FileStat(visible=False)
 
 
 def test_a_path_with_a_lone_surrogate_cannot_be_seen() -> None:
     """JSON has it; UTF-8 does not."""
-    assert look_at("/images/\ud800.img") == Sight(visible=False)
+    assert stat_file("/images/\ud800.img") == FileStat(visible=False)

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from exporter.admin import atomic_file, snapshot_records
-from exporter.admin.job_records import KEPT_SECONDS, Ledger
+from exporter.admin.job_records import KEPT_SECONDS, JobRecords
 from exporter.admin.overlay_file import granted
 from exporter.admin.preconditions import Found
-from exporter.admin.snapshot_records import Asked, Snapshots
+from exporter.admin.snapshot_records import SnapshotRecord, SnapshotRecords
 from exporter.api.types import Snapshot
 from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
@@ -53,7 +53,7 @@ def found(*files: str) -> Found:
     return Found(disk, DiskName("disk0", ""), nodes)
 
 
-def prepare(account: Snapshots, request: Snapshot, vm: str = "vm") -> Asked | None:
+def prepare(account: SnapshotRecords, request: Snapshot, vm: str = "vm") -> SnapshotRecord | None:
     """Have all that is needed on the disk."""
     folder = os.path.dirname(request.file)
     grants = [Grant(users=(), verbs=(), vms=(), directories=(folder,), same_files=True)]
@@ -71,11 +71,11 @@ def problem(ask: Any, *arguments: Any) -> tuple[str, str]:
 
 def test_a_file_is_made_once_for_one_request(folder: Path, request_: Snapshot) -> None:
     """Also where another process made it: it is on record before the command leaves."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     asked = prepare(account, request_)
     names = {account.node_name("vm", request_)}
     again = prepare(account, request_)
-    later = Snapshots(str(folder))
+    later = SnapshotRecords(str(folder))
 
     assert asked is not None
     assert (asked.vm, asked.device, asked.file, asked.user) == (
@@ -88,7 +88,7 @@ def test_a_file_is_made_once_for_one_request(folder: Path, request_: Snapshot) -
 
 def test_the_file_of_one_request_is_not_that_of_another(folder: Path, request_: Snapshot) -> None:
     """Of another VM or another disk."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     prepare(account, request_)
     other = msgspec.structs.replace(request_, device="disk1")
 
@@ -98,7 +98,7 @@ def test_the_file_of_one_request_is_not_that_of_another(folder: Path, request_: 
 
 def test_a_disk_that_has_the_layer_was_given_it(folder: Path, request_: Snapshot) -> None:
     """Also where other layers were put on it since."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     before = account.was_taken("vm", request_, found("/base"))
     prepare(account, request_)
 
@@ -113,7 +113,7 @@ def test_a_layer_of_that_name_that_was_not_made_for_it_is_refused(
     folder: Path, request_: Snapshot, whose: str
 ) -> None:
     """A layer on top of itself would be the end of the disk."""
-    account, file = Snapshots(str(folder)), Path(request_.file)
+    account, file = SnapshotRecords(str(folder)), Path(request_.file)
     if whose == "another-disk's":
         prepare(account, msgspec.structs.replace(request_, device="disk1"))
     elif whose != "nobody's":
@@ -128,7 +128,7 @@ def test_a_layer_of_that_name_that_was_not_made_for_it_is_refused(
 
 def test_a_layer_whose_file_was_removed_is_told_as_such(folder: Path, request_: Snapshot) -> None:
     """To be told that the file exists would be no help."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     prepare(account, request_)
     Path(request_.file).unlink()
 
@@ -142,7 +142,7 @@ def test_a_file_that_was_a_layer_is_not_used_for_another_one(
     folder: Path, request_: Snapshot, known: str
 ) -> None:
     """The layer was merged: who asks again has forgotten to name another file, or to remove it."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     prepare(account, request_)
     if known == "by-the-answer":
         account.note_taken("vm", request_)
@@ -151,7 +151,7 @@ def test_a_file_that_was_a_layer_is_not_used_for_another_one(
     says = ("file-exists", f"{request_.file} exists: it was a layer of disk0 before")
 
     assert problem(prepare, account, request_) == says
-    assert problem(prepare, Snapshots(str(folder)), request_) == says
+    assert problem(prepare, SnapshotRecords(str(folder)), request_) == says
     Path(request_.file).rename(f"{request_.file}.old")
     assert prepare(account, request_) is not None
 
@@ -160,7 +160,7 @@ def test_a_record_that_cannot_be_completed_stays_as_it_is(
     folder: Path, request_: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The snapshot was taken, which is what was asked for."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     asked = prepare(account, request_)
 
     def full(*_: object) -> None:
@@ -170,12 +170,12 @@ def test_a_record_that_cannot_be_completed_stays_as_it_is(
         patch.setattr(os, "replace", full)
         account.note_taken("vm", request_)
 
-    assert account.get("vm", request_) == Snapshots(str(folder)).get("vm", request_) == asked
+    assert account.get("vm", request_) == SnapshotRecords(str(folder)).get("vm", request_) == asked
 
 
 def test_what_was_prepared_in_vain_is_undone(folder: Path, request_: Snapshot) -> None:
     """The file and its record; then the same request is a new one."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     asked = prepare(account, request_)
     account.undo(asked)
     left = [*folder.iterdir(), account.get("vm", request_), Path(request_.file).exists()]
@@ -186,7 +186,7 @@ def test_what_was_prepared_in_vain_is_undone(folder: Path, request_: Snapshot) -
 
 def test_what_was_there_before_is_not_undone(folder: Path, request_: Snapshot) -> None:
     """QEMU may have the file, whatever it says at the second try."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     asked = prepare(account, request_)
     account.undo(prepare(account, request_))
 
@@ -196,7 +196,7 @@ def test_what_was_there_before_is_not_undone(folder: Path, request_: Snapshot) -
 
 def test_a_name_that_is_free_again_is_taken_anew(folder: Path, request_: Snapshot) -> None:
     """The file of last time was merged and removed."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
     first = prepare(account, request_)
     Path(request_.file).rename(f"{request_.file}.old")
     second = prepare(account, request_)
@@ -204,7 +204,7 @@ def test_a_name_that_is_free_again_is_taken_anew(folder: Path, request_: Snapsho
     assert first is not None
     assert second is not None
     assert second.file_inode != first.file_inode
-    assert Snapshots(str(folder)).get("vm", request_) == second
+    assert SnapshotRecords(str(folder)).get("vm", request_) == second
 
 
 @pytest.mark.parametrize("at", ["replace", "sync", "limit"])
@@ -212,7 +212,7 @@ def test_what_cannot_be_recorded_leaves_nothing(
     folder: Path, request_: Snapshot, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Neither a file nor a record: nothing was sent."""
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -235,10 +235,10 @@ def test_a_request_is_forgotten_after_a_week(
     folder: Path, request_: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file is then one that is there, as any other."""
-    prepare(Snapshots(str(folder)), request_)
+    prepare(SnapshotRecords(str(folder)), request_)
     later = time.time() + KEPT_SECONDS + 60
     monkeypatch.setattr(snapshot_records.time, "time", lambda: later)
-    account = Snapshots(str(folder))
+    account = SnapshotRecords(str(folder))
 
     assert list(folder.iterdir()) == []
     assert problem(prepare, account, request_) == ("file-exists", f"{request_.file} exists")
@@ -246,8 +246,8 @@ def test_a_request_is_forgotten_after_a_week(
 
 def test_it_shares_a_directory_with_the_ledger(folder: Path, request_: Snapshot) -> None:
     """Neither reads what is the other's, nor does an older version of this program."""
-    prepare(Snapshots(str(folder)), request_)
-    account = Ledger(str(folder))
+    prepare(SnapshotRecords(str(folder)), request_)
+    account = JobRecords(str(folder))
 
     assert account.vms() == []
     assert len(list(folder.iterdir())) == 1
@@ -257,11 +257,11 @@ def test_what_a_killed_process_left_unfinished_is_cleared_away(
     folder: Path, request_: Snapshot
 ) -> None:
     """And nothing else."""
-    prepare(Snapshots(str(folder)), request_)
+    prepare(SnapshotRecords(str(folder)), request_)
     record = next(folder.iterdir())
     (folder / f"{record.name}.0123abcd").write_text("{")
     (folder / "notes.snapshot.0123abcd").write_text("")
-    Snapshots(str(folder))
+    SnapshotRecords(str(folder))
 
     assert {path.name for path in folder.iterdir()} == {record.name, "notes.snapshot.0123abcd"}
 
@@ -270,6 +270,6 @@ def test_a_record_that_is_broken_is_named_and_nothing_starts(folder: Path) -> No
     """To go on without it could put a layer on a disk twice."""
     (folder / "vm@1.snapshot").write_text("{")
     with pytest.raises(ConfigError) as caught:
-        Snapshots(str(folder))
+        SnapshotRecords(str(folder))
 
     assert str(caught.value).startswith(f"--admin.state-directory: {folder}/vm@1.snapshot: ")

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from exporter.storage import mounts, prober
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile
 from exporter.storage.prober import Storage, StorageBusy, StorageHangs
@@ -31,16 +31,16 @@ class Eye:
         self.inside = 0
         self.most_inside = 0
 
-    def __call__(self, path: str) -> Sight:
+    def __call__(self, path: str) -> FileStat:
         """Look at a file of /slow or elsewhere."""
         self.looks[path] += 1
         if not path.startswith("/slow"):
-            return Sight(visible=True, size_bytes=7)
+            return FileStat(visible=True, size_bytes=7)
         self.inside += 1
         self.most_inside = max(self.inside, self.most_inside)
         self.free.wait(PATIENCE)
         self.inside -= 1
-        return Sight(visible=True, size_bytes=8)
+        return FileStat(visible=True, size_bytes=8)
 
 
 @pytest.fixture
@@ -153,9 +153,9 @@ async def test_a_mount_is_asked_again_even_of_files_that_were_just_seen(
 async def test_a_mount_that_is_slow_and_goes_on_answering_does_not_hang(slow: Storage) -> None:
     """A fleet on a server of a millisecond a file wants more of it than a deadline has."""
 
-    def look(path: str) -> Sight:
+    def look(path: str) -> FileStat:
         time.sleep(0.01)
-        return Sight(visible=True)
+        return FileStat(visible=True)
 
     slow = Storage(look)
     asking = [slow.see([f"/slow/{number}"], 0.8) for number in range(100)]

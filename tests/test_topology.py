@@ -15,9 +15,9 @@ from exporter.collect.discovery import Target
 from exporter.collect.topology_cache import EVENTS, TopologyCache
 from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
-from exporter.model.state import FileName, Snapshot
-from exporter.qmp.client import Tally
-from exporter.storage.file_stat import Sight
+from exporter.model.state import FileName, VmState
+from exporter.qmp.client import CommandStats
+from exporter.storage.file_stat import FileStat
 from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile, OpenFiles
 from exporter.storage.prober import Storage, StorageBusy, StorageHangs
@@ -65,7 +65,7 @@ class Seer(Storage):
     """Storage that says what a test wants."""
 
     def __init__(self) -> None:
-        super().__init__(lambda path: Sight(visible=True))
+        super().__init__(lambda path: FileStat(visible=True))
         self.visible = True
         self.hangs = False
         self.busy = False
@@ -77,16 +77,16 @@ class Seer(Storage):
         self.opened: list[frozenset[str]] = []
         self.named: list[frozenset[str]] = []
         #: What a path, or a descriptor, leads to where it is no file of its own.
-        self.sights: dict[str, Sight] = {}
+        self.sights: dict[str, FileStat] = {}
 
-    async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, Sight]:
+    async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, FileStat]:
         """Say whether the storage answers."""
         self.seen.append(frozenset(paths))
         return self._found(paths)
 
     async def see_open(
         self, files: Collection[OpenFile], timeout_seconds: float, *, anew: bool = False
-    ) -> dict[OpenFile, Sight]:
+    ) -> dict[OpenFile, FileStat]:
         """Say whether the storage of what is open answers."""
         self.opened.append(frozenset(file.path for file in files))
         found = self._found([file.path for file in files])
@@ -94,7 +94,7 @@ class Seer(Storage):
 
     async def see_names(
         self, names: Mapping[str, str | None], timeout_seconds: float, *, anew: bool = False
-    ) -> dict[str, Sight]:
+    ) -> dict[str, FileStat]:
         """Say where names lead."""
         self.named.append(frozenset(names))
         return {} if self.hangs else self._found(names)
@@ -108,13 +108,13 @@ class Seer(Storage):
         assert hanging == [NET]
         return self.is_used
 
-    def _found(self, paths: Iterable[str]) -> dict[str, Sight]:
+    def _found(self, paths: Iterable[str]) -> dict[str, FileStat]:
         if self.hangs:
             raise StorageHangs("/images did not answer within 1 s")
         if self.busy:
             raise StorageBusy("not every file was looked at within 1 s")
         return {
-            path: self.sights.get(path, Sight(self.visible, 1000, 100, (8, hash(path))))
+            path: self.sights.get(path, FileStat(self.visible, 1000, 100, (8, hash(path))))
             for path in paths
         }
 
@@ -145,7 +145,7 @@ async def make(sockets: Path, storage: Seer) -> AsyncIterator[Make]:
             group="g",
             settings=Settings(**settings),  # type: ignore[arg-type]
         )
-        made.append(Vm(target, Tally(), storage))
+        made.append(Vm(target, CommandStats(), storage))
         return made[-1]
 
     yield vm
@@ -153,7 +153,7 @@ async def make(sockets: Path, storage: Seer) -> AsyncIterator[Make]:
         await each.close()
 
 
-async def collect(vm: Vm) -> Snapshot:
+async def collect(vm: Vm) -> VmState:
     """Scrape once."""
     return await vm.collect(20.0)
 
@@ -163,7 +163,7 @@ def asked(fake: FakeQmp) -> int:
     return fake.commands.count("query-block")
 
 
-def sizes(snapshot: Snapshot) -> set[tuple[int | None, int | None]]:
+def sizes(snapshot: VmState) -> set[tuple[int | None, int | None]]:
     """What the storage of the images has, and what of it is left."""
     images = [node.image for device in snapshot.devices for node in device.nodes if node.counts]
     found = snapshot.counters.files or [None] * len(images)
@@ -750,7 +750,7 @@ def opened(number: int, name: str, *, locked: bool = True, device: str = "8:1") 
 def seen_as(storage: Seer, *files: OpenFile, names: Sequence[str] = ()) -> None:
     """Have a file be the same by its descriptor and by its name, and by other names."""
     for file in files:
-        sight = Sight(True, 1000, 100, (8, int(file.inode)))
+        sight = FileStat(True, 1000, 100, (8, int(file.inode)))
         storage.sights |= dict.fromkeys((file.path, file.name, *names), sight)
 
 
@@ -805,7 +805,7 @@ async def test_a_file_that_qemu_opened_since_is_looked_at(
 # Images that nobody finds by their names.
 
 
-def names(snapshot: Snapshot) -> dict[str, tuple[int | None, FileName]]:
+def names(snapshot: VmState) -> dict[str, tuple[int | None, FileName]]:
     """What the names of the images are worth."""
     nodes = [node for device in snapshot.devices for node in device.nodes if node.counts]
     files = snapshot.counters.files or [None] * len(nodes)
@@ -831,11 +831,11 @@ async def test_an_image_that_was_removed_or_replaced_costs_nobody_anything(
     vm = make()
     await collect(vm)
     storage.sights["/images/base.qcow2"] = (
-        Sight(False, missing=True) if how == "removed" else Sight(True, 7, 7, (9, 9))
+        FileStat(False, missing=True) if how == "removed" else FileStat(True, 7, 7, (9, 9))
     )
     if how == "moved-and-replaced":
         qemu.files[1] = opened(11, "/images/base.moved")
-        storage.sights["fd11"] = Sight(True, 1000, 100, (8, 11))
+        storage.sights["fd11"] = FileStat(True, 1000, 100, (8, 11))
     for _ in range(5):
         clock.now += 60
         snapshot = await collect(vm)
@@ -889,10 +889,10 @@ async def test_an_image_with_a_data_file_needs_both_names(
     }  # fmt: skip
     fake.replies["query-block"] = {"return": [block]}
     qemu.files.append(opened(12, "/images/data.raw"))
-    data = Sight(True, 5000, 500, (8, 12))
+    data = FileStat(True, 5000, 500, (8, 12))
     storage.sights |= {"fd12": data, "/images/data.raw": data}
     if gone:
-        storage.sights[gone] = Sight(False, missing=True)
+        storage.sights[gone] = FileStat(False, missing=True)
     (top, *_) = [file for file in (await collect(make())).counters.files if file]
 
     assert (top.size_bytes, top.available_bytes, top.identity) == (5000, 500, (8, 10))
@@ -927,7 +927,7 @@ async def test_a_name_is_looked_for_in_the_namespace_of_qemu(
     pid = vm._session.peer_pid
     there = {f"/proc/{pid}/root/images/{name}.qcow2" for name in ("top", "base")}
     assert storage.named[0] == there
-    storage.sights |= {path: Sight(True, 7, 7, (8, 10 + i)) for i, path in enumerate(sorted(there))}
+    storage.sights |= {path: FileStat(True, 7, 7, (8, 10 + i)) for i, path in enumerate(sorted(there))}
     clock.now += 60
     snapshot = await collect(vm)
 
@@ -939,7 +939,7 @@ async def test_a_name_that_does_not_answer_is_not_known(
 ) -> None:
     """Something is mounted over it by now; what QEMU has open answers."""
 
-    async def nothing(*_: object, **__: object) -> dict[str, Sight]:
+    async def nothing(*_: object, **__: object) -> dict[str, FileStat]:
         return {}
 
     monkeypatch.setattr(storage, "see_names", nothing)
@@ -975,7 +975,7 @@ async def test_a_layer_that_was_merged_and_removed_meanwhile_is_not_an_image_wit
     fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
 ) -> None:
     """QEMU told of it, and has closed it by the time its name leads nowhere."""
-    storage.sights["/images/top.qcow2"] = Sight(False, missing=True)
+    storage.sights["/images/top.qcow2"] = FileStat(False, missing=True)
     del qemu.files[0]
     snapshot = await collect(make())
 
@@ -998,7 +998,7 @@ async def test_layers_that_are_opened_and_closed_all_the_while_are_not_images_wi
     def read(process: int) -> OpenFiles:
         # What was the base is another file by now.
         torn = opened(next(busy), base.name)
-        storage.sights[torn.path] = Sight(True, 1000, 100, (8, int(torn.inode)))
+        storage.sights[torn.path] = FileStat(True, 1000, 100, (8, int(torn.inode)))
         return OpenFiles(process, (qemu.files[0], torn))
 
     monkeypatch.setattr("exporter.storage.open_files.read", read)

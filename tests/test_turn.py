@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 
 from exporter.admin import lease as turns
-from exporter.admin.lease import Turn, turn
+from exporter.admin.lease import VmLease, lease
 from exporter.collect.discovery import Target
 from exporter.collect.fleet import Fleet
-from exporter.collect.scrape_target import Member, Observer
+from exporter.collect.scrape_target import Observer, ScrapeTarget
 from exporter.concurrency import LoopPacer
 from exporter.config.settings import Config, Group, Settings
 from exporter.errors import OutcomeUnknown, Refused, Rejected
-from exporter.model.state import Snapshot
-from exporter.qmp.client import Tally
+from exporter.model.state import VmState
+from exporter.qmp.client import CommandStats
 from exporter.qmp.commands import set_speed
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.disks import Disk, block_job, plug
 from tests.fakeqmp import FakeQmp, Reply, until
 
 SPEED = "block-job-set-speed"
 COMMAND = set_speed("qbe-a", 1)
-SEEN = Storage(lambda path: Sight(visible=True))
+SEEN = Storage(lambda path: FileStat(visible=True))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def fake(sockets: Path) -> AsyncIterator[FakeQmp]:
         yield server
 
 
-Make = Callable[..., Member]
+Make = Callable[..., ScrapeTarget]
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
     """Makes the target, with settings."""
     made = []
 
-    def member(**settings: object) -> Member:
+    def member(**settings: object) -> ScrapeTarget:
         target = Target(
             vm="vm",
             socket=str(sockets / "vm.sock"),
             group="g",
             settings=Settings(**settings),  # type: ignore[arg-type]
         )
-        storage = Storage(lambda path: Sight(visible=True))
-        made.append(Member(target, Tally(), storage, LoopPacer(), Observer()))
+        storage = Storage(lambda path: FileStat(visible=True))
+        made.append(ScrapeTarget(target, CommandStats(), storage, LoopPacer(), Observer()))
         return made[-1]
 
     yield member
@@ -80,21 +80,21 @@ def hang_up(fake: FakeQmp, answer: bytes = b"") -> Callable[[Mapping[str, Any]],
     return reply
 
 
-async def looked(mine: Turn) -> Snapshot:
+async def looked(mine: VmLease) -> VmState:
     snapshot, _ = await mine.look(allow_managed=False)
     return snapshot
 
 
-async def send(member: Member, effect: Callable[[Snapshot], bool] | None = None) -> None:
+async def send(member: ScrapeTarget, effect: Callable[[VmState], bool] | None = None) -> None:
     """Have a turn, look, and send a command."""
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await looked(mine)
         await mine.send(COMMAND, effect)
 
 
 async def test_a_command_that_is_answered_was_done(fake: FakeQmp, make: Make) -> None:
     """It is sent once, and nobody looks whether it was."""
-    effects: list[Snapshot] = []
+    effects: list[VmState] = []
     await send(make(), lambda now: bool(effects.append(now)))
 
     assert fake.commands.count(SPEED) == 1
@@ -121,9 +121,9 @@ async def test_a_command_whose_answer_is_cut_is_looked_up(
 ) -> None:
     """It was done, if the VM shows that it was: then nobody is told of the cut."""
     fake.replies[SPEED] = hang_up(fake, answer)
-    looks: list[Snapshot] = []
+    looks: list[VmState] = []
 
-    def second(now: Snapshot) -> bool:
+    def second(now: VmState) -> bool:
         looks.append(now)
         return len(looks) == 2
 
@@ -139,7 +139,7 @@ async def test_a_command_that_nothing_shows_is_unknown_and_not_sent_again(
 ) -> None:
     """It is looked for three times."""
     fake.replies[SPEED] = hang_up(fake)
-    looks: list[Snapshot] = []
+    looks: list[VmState] = []
     with pytest.raises(OutcomeUnknown) as error:
         await send(make(), lambda now: bool(looks.append(now)))
 
@@ -175,7 +175,7 @@ async def test_a_command_without_an_effect_to_see_is_unknown_at_once(
     """There is nothing to look for."""
     fake.replies[SPEED] = hang_up(fake)
     member = make()
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await looked(mine)
         before = len(fake.commands)
         with pytest.raises(OutcomeUnknown):
@@ -223,7 +223,7 @@ async def test_a_late_answer_is_dropped_and_the_vm_is_there_again(
 async def test_a_vm_that_hangs_up_before_the_command_gets_none(fake: FakeQmp, make: Make) -> None:
     """Nothing was sent: that is a refusal, and no unknown outcome."""
     member = make()
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await looked(mine)
         fake.hang_up()
         await until(lambda: not member._vm._session.connected)
@@ -249,7 +249,7 @@ async def test_an_answer_that_is_none_is_no_success(fake: FakeQmp, make: Make) -
 async def test_scrapes_and_turns_wait_for_each_other(fake: FakeQmp, make: Make) -> None:
     """The queries of a scrape never stand between a look and its command."""
     member = make()
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await looked(mine)
         scrape = member.start()
         before = len(fake.commands)
@@ -268,7 +268,7 @@ async def test_a_scrape_does_not_wait_longer_for_a_turn_than_for_the_vm(
 ) -> None:
     """A sweep waits for all its VMs: the others must not be late for a change of this one."""
     member = make(timeout_seconds=2.0)
-    async with turn(member):
+    async with lease(member):
         collected = await member.collect()
     after = await member.collect()
 
@@ -282,7 +282,7 @@ async def test_whoever_waits_too_long_for_a_turn_is_refused_and_in_nobodys_way(
     """The next turn is had as if nobody had waited."""
     monkeypatch.setattr(turns, "_WAIT_SECONDS", 0.05)
     member = make()
-    async with turn(member):
+    async with lease(member):
         with pytest.raises(Refused) as refusal:
             await send(member)
     await send(member)
@@ -296,7 +296,7 @@ async def test_a_turn_lasts_as_long_as_it_takes(
 ) -> None:
     """The time to wait for a turn is not the time to have it."""
     monkeypatch.setattr(turns, "_WAIT_SECONDS", 0.05)
-    async with turn(make()) as mine:
+    async with lease(make()) as mine:
         await asyncio.sleep(0.1)
         await looked(mine)
         await mine.send(COMMAND)
@@ -329,7 +329,7 @@ async def test_a_turn_that_is_cancelled_is_over(fake: FakeQmp, make: Make) -> No
 async def test_a_target_is_left_after_the_turn_that_somebody_has(fake: FakeQmp, make: Make) -> None:
     """A command that was sent is answered, whatever a reload does to the configuration."""
     member = make()
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await looked(mine)
         leaving = asyncio.create_task(member.leave())
         await asyncio.sleep(0)
@@ -344,7 +344,7 @@ async def test_a_target_is_left_after_the_turn_that_somebody_has(fake: FakeQmp, 
 async def test_a_target_that_was_left_is_not_connected_to_again(fake: FakeQmp, make: Make) -> None:
     """Whoever waited for it would keep its successor out of the socket."""
     member = make()
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         await looked(mine)
         waiting = asyncio.create_task(send(member))
         await asyncio.sleep(0)
@@ -366,7 +366,7 @@ async def test_a_vm_whose_change_takes_long_makes_no_other_late(sockets: Path) -
     async with FakeQmp(str(sockets / "a.sock")), FakeQmp(str(sockets / "b.sock")):
         fleet = Fleet(Config(groups=(group,)), SEEN)
         fleet.discover()
-        async with turn(fleet.members["a"]):
+        async with lease(fleet.members["a"]):
             first = await fleet.scrape(20.0)
             fleet._sweep = None
             second = await fleet.scrape(20.0)
@@ -392,7 +392,7 @@ async def test_a_job_that_runs_has_no_outcome_of_one_before_it(fake: FakeQmp, ma
     await member.collect()
     was = member.ends["disk0"].result
     fake.replies["query-block-jobs"] = {"return": [block_job(device="disk0", kind="stream")]}
-    async with turn(member) as mine:
+    async with lease(member) as mine:
         snapshot = await looked(mine)
         now = mine.job(snapshot, "disk0")
 

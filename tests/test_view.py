@@ -7,16 +7,16 @@ import pytest
 
 from exporter import api
 from exporter.admin import present
-from exporter.admin.job_records import Entry
+from exporter.admin.job_records import JobRecord
 from exporter.jobs.outcomes import End
 from exporter.jobs.verdict import RESULTS
-from exporter.model.state import Device, Job, Node, Snapshot
+from exporter.model.state import Device, Job, Node, VmState
 from exporter.qmp import schema
 from tests.disks import block_job
 from tests.test_guards import disk, vm
 
 END = End("commit", "disk0", "failed", 7.0, "No space left on device")
-ENTRY = Entry(
+ENTRY = JobRecord(
     vm="vm",
     job_id="qbe-1",
     job_type="commit",
@@ -37,7 +37,7 @@ def job(**more: object) -> Job:
 
 def test_a_vm_that_is_down_has_its_name_and_why() -> None:
     """And nothing else: no 0 that an alert would take for a number."""
-    down = msgspec.to_builtins(present.vm(Snapshot(vm="vm", up=False, reason="busy"), []))
+    down = msgspec.to_builtins(present.vm(VmState(vm="vm", up=False, reason="busy"), []))
     known = {name: value for name, value in down.items() if value is not None}
 
     assert known == {"vm": "vm", "up": False, "reason": "busy", "devices": [], "jobs": []}

@@ -21,10 +21,10 @@ from exporter.expose.families import join
 from exporter.expose.plan import Plan
 from exporter.model import build
 from exporter.model.chain import walk
-from exporter.model.state import Snapshot
+from exporter.model.state import VmState
 from exporter.qmp import queries
-from exporter.qmp.client import Tally
-from exporter.storage.file_stat import Sight
+from exporter.qmp.client import CommandStats
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter
@@ -53,7 +53,7 @@ Make = Callable[..., Vm]
 async def make(sockets: Path) -> AsyncIterator[Make]:
     """Makes the collector of the VM, with settings."""
     made = []
-    storage = Storage(lambda path: Sight(visible=True))
+    storage = Storage(lambda path: FileStat(visible=True))
 
     def vm(**settings: object) -> Vm:
         target = Target(
@@ -62,7 +62,7 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
             group="g",
             settings=Settings(**settings),  # type: ignore[arg-type]
         )
-        made.append(Vm(target, Tally(), storage))
+        made.append(Vm(target, CommandStats(), storage))
         return made[-1]
 
     yield vm
@@ -70,12 +70,12 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
         await each.close()
 
 
-async def collect(vm: Vm) -> Snapshot:
+async def collect(vm: Vm) -> VmState:
     """Scrape once, with patience."""
     return await vm.collect(20.0)
 
 
-def text(snapshot: Snapshot) -> str:
+def text(snapshot: VmState) -> str:
     """The lines of a snapshot."""
     return join([Plan().render(snapshot)], openmetrics=False).decode()
 
@@ -1003,7 +1003,7 @@ def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> Non
     counters = build.count(known, entries, walk(entries))
 
     with pytest.raises(ProtocolError):
-        Plan().render(Snapshot(vm="vm", up=True, devices=known.found, counters=counters))
+        Plan().render(VmState(vm="vm", up=True, devices=known.found, counters=counters))
 
 
 async def test_events_that_go_on_and_on_are_no_flood(

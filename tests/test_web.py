@@ -26,7 +26,7 @@ from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config, Group, Settings
 from exporter.errors import ConfigError
 from exporter.expose import exposition
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from exporter.web import server
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
@@ -86,7 +86,7 @@ async def serve(sockets: Path) -> AsyncIterator[Serve]:
 
     async def start(**options: object) -> Web:
         group = Group(name="g", settings=Settings(), sockets=(f"{sockets}/*.sock",))
-        fleet = Fleet(Config(groups=(group,)), Storage(lambda path: Sight(visible=True)))
+        fleet = Fleet(Config(groups=(group,)), Storage(lambda path: FileStat(visible=True)))
         web = Web(fleet, None)  # type: ignore[arg-type]
         chosen = Options(**options)  # type: ignore[arg-type]
         web.endpoints = Endpoints(fleet, chosen, web.reload)

@@ -19,9 +19,9 @@ from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config, Group, Settings
 from exporter.web import auth, passwords
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
-from exporter.web.auth import Bucket, Gate, credentials, user_of
+from exporter.web.auth import AuthMiddleware, Bucket, credentials, user_of
 from exporter.web.config import RateLimit
-from exporter.web.watched_config import Live
+from exporter.web.watched_config import WatchedWebConfig
 from tests.pki import hashed
 
 USERS = f"basic_auth_users:\n  prometheus: {hashed('right')}\n  operator: {hashed('other')}\n"
@@ -51,7 +51,7 @@ class Clock:
 class Site:
     """Pages behind a gate."""
 
-    def __init__(self, file: Path, client: TestClient[Any, Any], gate: Gate, clock: Clock) -> None:
+    def __init__(self, file: Path, client: TestClient[Any, Any], gate: AuthMiddleware, clock: Clock) -> None:
         self._file = file
         self.client = client
         self.gate = gate
@@ -95,7 +95,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         file = tmp_path / "web.yml"
         file.write_text(text)
         clock = Clock()
-        gate = Gate(Live(str(file)), clock=clock)
+        gate = AuthMiddleware(WatchedWebConfig(str(file)), clock=clock)
         if app is None:
             app = web.Application()
             app.router.add_get("/who", who)

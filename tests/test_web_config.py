@@ -10,7 +10,7 @@ import pytest
 
 from exporter.errors import ConfigError
 from exporter.web.config import RateLimit, Tls, WebConfig, read
-from exporter.web.watched_config import Live
+from exporter.web.watched_config import WatchedWebConfig
 from tests.pki import Pki
 
 DATA = Path(__file__).parent / "data/web_config"
@@ -38,7 +38,7 @@ def test_each_mistake_has_one_message_that_names_the_place(path: Path, folder: P
     expected = path.read_text().partition("\n")[0].removeprefix("# FILE")
     copy = shutil.copy(path, folder / "web.yml")
     with pytest.raises(ConfigError) as caught:
-        Live(str(copy))
+        WatchedWebConfig(str(copy))
 
     assert str(caught.value) == f"{copy}{expected.replace('FOLDER', str(folder))}"
     assert len(expected) > 10

@@ -11,7 +11,7 @@ import pytest
 
 from exporter.errors import ConfigError
 from exporter.web import watched_config
-from exporter.web.watched_config import Live
+from exporter.web.watched_config import WatchedWebConfig
 from tests.pki import Pki, hashed
 
 CERT = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
@@ -64,7 +64,7 @@ def test_what_protects_is_turned_off_by_a_restart_only(
     pki.write(tmp_path)
     path = tmp_path / "web.yml"
     path.write_text(before)
-    known = Live(str(path))
+    known = WatchedWebConfig(str(path))
     config = known.config
     path.write_text(after)
 
@@ -84,10 +84,10 @@ def test_what_protects_is_turned_on_at_once(
     pki.write(tmp_path)
     path = tmp_path / "web.yml"
     path.write_text(before)
-    known = Live(str(path))
+    known = WatchedWebConfig(str(path))
     path.write_text(after)
 
-    assert known.config == Live(str(path)).config
+    assert known.config == WatchedWebConfig(str(path)).config
 
 
 class Looks:
@@ -104,7 +104,7 @@ class Looks:
 
         monkeypatch.setattr(watched_config, "read", counted)
         monkeypatch.setattr(watched_config, "_TICK_NS", 0)
-        self.live = Live(str(path))
+        self.live = WatchedWebConfig(str(path))
 
     def look(self) -> int:
         """Look a few times, and return how often the file was read for it."""
@@ -154,7 +154,7 @@ def test_a_file_that_was_just_written_is_read_again(
     path = tmp_path / "web.yml"
     path.write_text("")
     monkeypatch.setattr(watched_config, "_TICK_NS", 10**18)
-    known = Live(str(path))
+    known = WatchedWebConfig(str(path))
     found = path.stat()
     path.write_text("rate_limit: {interval: 1s, burst: 7}\n")
     with monkeypatch.context() as patch:
@@ -169,7 +169,7 @@ def test_whoever_asks_is_told_whether_the_file_is_good(tmp_path: Path) -> None:
     """For the metric of the last reload."""
     path = tmp_path / "web.yml"
     path.write_text("")
-    known = Live(str(path))
+    known = WatchedWebConfig(str(path))
     told: list[bool] = []
     known.told = told.append
     for text in ("broken", ""):
@@ -184,7 +184,7 @@ def test_whoever_asks_is_told_that_the_file_changed(tmp_path: Path) -> None:
     """Not of one that is broken, nor of a reload that they asked for themselves."""
     path = tmp_path / "web.yml"
     path.write_text(USERS)
-    known = Live(str(path))
+    known = WatchedWebConfig(str(path))
     users: list[list[str]] = []
     known.changed = lambda: users.append(list(known.config.users))
     for text in ("broken", USERS.replace("a:", "b:", 1)):
@@ -202,7 +202,7 @@ def test_a_reload_that_somebody_asks_for_says_what_is_wrong(
     """To who asked, who logs it; the next look says nothing a second time."""
     path = tmp_path / "web.yml"
     path.write_text(USERS)
-    known = Live(str(path))
+    known = WatchedWebConfig(str(path))
     path.write_text("broken")
     with pytest.raises(ConfigError, match=r"/web.yml: Expected `object`, got `str`$"):
         known.reload()
@@ -219,6 +219,6 @@ def test_a_socket_without_tls_needs_no_context(tmp_path: Path, pki: Pki) -> None
     pki.write(tmp_path)
     path = tmp_path / "web.yml"
     path.write_text(USERS)
-    assert Live(str(path)).context is None
+    assert WatchedWebConfig(str(path)).context is None
     path.write_text(CERT)
-    assert Live(str(path)).context is not None
+    assert WatchedWebConfig(str(path)).context is not None

@@ -21,7 +21,7 @@ from exporter.errors import ConfigError
 from exporter.web import tls, watched_config
 from exporter.web.config import Tls
 from exporter.web.tls import CIPHERS, CIPHERS_13, sans
-from exporter.web.watched_config import Live
+from exporter.web.watched_config import WatchedWebConfig
 from tests.pki import HOST, Pki
 
 CERT = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
@@ -35,14 +35,14 @@ class Site:
     def __init__(self, folder: Path, pki: Pki) -> None:
         self.folder = folder
         self.pki = pki
-        self.live: Live
+        self.live: WatchedWebConfig
         self.port = 0
         self._runner: web.AppRunner
 
     async def serve(self, text: str) -> None:
         """Serve what a web config file says."""
         self.write(text)
-        self.live = Live(str(self.folder / "web.yml"))
+        self.live = WatchedWebConfig(str(self.folder / "web.yml"))
 
         async def page(request: web.Request) -> web.Response:
             return web.Response(text="page")

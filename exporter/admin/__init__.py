@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.admin import audit, present, service
 from exporter.admin.audit import Audit
-from exporter.admin.job_records import Ledger
-from exporter.admin.requests import Actions
+from exporter.admin.job_records import JobRecords
+from exporter.admin.requests import AdminRequests
 
-__all__ = ["Actions", "Audit", "Ledger", "audit", "present", "service"]
+__all__ = ["AdminRequests", "Audit", "JobRecords", "audit", "present", "service"]

@@ -21,14 +21,14 @@ from exporter.admin import (
     shared_layers,
 )
 from exporter.admin.grants import Permission
-from exporter.admin.job_records import Entry, Ledger
-from exporter.admin.lease import Turn, target, turn
+from exporter.admin.job_records import JobRecord, JobRecords
+from exporter.admin.lease import VmLease, lease, target
 from exporter.admin.postconditions import Effect
 from exporter.admin.preconditions import Found, Range
-from exporter.collect import Fleet, Member
+from exporter.collect import Fleet, ScrapeTarget
 from exporter.concurrency import run_blocking
 from exporter.errors import Refused, Rejected
-from exporter.model import Place, Snapshot
+from exporter.model import Place, VmState
 from exporter.qmp import Command, Qemu, commands
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class Commits:
     """The commits of one fleet, on record in one account."""
 
-    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(self, fleet: Fleet, ledger: JobRecords) -> None:
         self._fleet = fleet
         self._ledger = ledger
 
@@ -69,15 +69,15 @@ class Commits:
             if entry is None:
                 raise
             return _replayed(entry, present.recorded(entry), wanted, dry_run=dry_run)
-        unseen: Mapping[Member, str] = {}
+        unseen: Mapping[ScrapeTarget, str] = {}
         if entry is None and (others := shared_layers.of(self._fleet, vm)):
             # Not while the neighbours are looked at: two commits would wait for each other.
-            async with turn(member) as mine:
+            async with lease(member) as mine:
                 # The same request may have been carried out since: then it is answered below.
                 if self._ledger.get(vm, job_id) is None:
                     await _checked(mine, request, permission)
             unseen = await shared_layers.see(others)
-        async with turn(member) as mine:
+        async with lease(member) as mine:
             if now := self._ledger.get(vm, job_id):
                 return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
             if entry is not None:
@@ -97,7 +97,7 @@ class Commits:
             )
             if dry_run:
                 return passed
-            entry = Entry(
+            entry = JobRecord(
                 vm=vm,
                 job_id=job_id,
                 job_type="commit",
@@ -121,7 +121,7 @@ class Commits:
             return await results.after(mine, passed)
 
     async def _send_on_record(
-        self, mine: Turn, command: Command, effect: Effect, entry: Entry
+        self, mine: VmLease, command: Command, effect: Effect, entry: JobRecord
     ) -> None:
         """Send a command; what may have left this process is on record before and afterwards."""
         await run_blocking(self._ledger.put, entry)
@@ -144,8 +144,8 @@ class Commits:
 
 
 async def _checked(
-    mine: Turn, request: api.Commit, permission: Permission
-) -> tuple[Snapshot, Qemu, Found, Range]:
+    mine: VmLease, request: api.Commit, permission: Permission
+) -> tuple[VmState, Qemu, Found, Range]:
     """Look at the VM, and see that it and its disk allow the commit.
 
     Raises:
@@ -172,7 +172,7 @@ def _new_id(device: str) -> str:
     return f"{api.JOB_ID_PREFIX}{safe[:32]}-{secrets.token_hex(8)}"
 
 
-def _usable_id(snapshot: Snapshot, qemu: Qemu, request: api.Commit, job_id: str) -> str:
+def _usable_id(snapshot: VmState, qemu: Qemu, request: api.Commit, job_id: str) -> str:
     if qemu.version < commands.JOB_ID_VERSION:
         if request.job_id:
             raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
@@ -199,7 +199,7 @@ def _command(qemu: Qemu, found: Found, layers: Range, job_id: str, request: api.
     return command
 
 
-async def _now(mine: Turn, entry: Entry) -> api.Job:
+async def _now(mine: VmLease, entry: JobRecord) -> api.Job:
     """Return the job of an entry as it is now, or as the account has it where that tells more."""
     snapshot = await mine.look_again()
     told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
@@ -207,7 +207,7 @@ async def _now(mine: Turn, entry: Entry) -> api.Job:
     return told if told is not None and known else present.recorded(entry)
 
 
-def _replayed(entry: Entry, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
+def _replayed(entry: JobRecord, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
     if entry.request != wanted:
         raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)

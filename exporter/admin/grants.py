@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from exporter.config import Grant
 from exporter.errors import Refused
-from exporter.model import Snapshot
+from exporter.model import VmState
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Permission:
         """Whether a commit may start while other VMs do not answer."""
         return any(grant.unseen_neighbours == "allow" for grant in self.grants)
 
-    def of(self, snapshot: Snapshot) -> tuple[Grant, ...]:
+    def of(self, snapshot: VmState) -> tuple[Grant, ...]:
         """Return those that hold of the VM as it is; what none allows alone, two do not either."""
         return tuple(g for g in self.grants if g.allow_managed or not snapshot.manager)
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 
 from exporter.admin.preconditions import Found, Range
 from exporter.errors import Refused
-from exporter.model import FileName, ImageFile, Node, Snapshot
+from exporter.model import FileName, ImageFile, Node, VmState
 from exporter.redact import local_path
 
 #: Names by which nobody, or nobody but QEMU, finds the image.
 _MISLEADING = frozenset({FileName.FDSET, FileName.REMOVED, FileName.OTHER})
 
 
-def may_be_backing(snapshot: Snapshot, found: Found) -> None:
+def may_be_backing(snapshot: VmState, found: Found) -> None:
     """The active layer can be found by the name that the header of a new one would have.
 
     Raises:
@@ -26,7 +26,7 @@ def may_be_backing(snapshot: Snapshot, found: Found) -> None:
     _named(snapshot, found, found.layers[0])
 
 
-def may_be_merged(snapshot: Snapshot, found: Found, layers: Range) -> None:
+def may_be_merged(snapshot: VmState, found: Found, layers: Range) -> None:
     """All layers of a commit have names that lead to them.
 
     Raises:
@@ -46,7 +46,7 @@ def may_be_merged(snapshot: Snapshot, found: Found, layers: Range) -> None:
         )
 
 
-def unseen(snapshot: Snapshot) -> str:
+def unseen(snapshot: VmState) -> str:
     """Return why nobody knows which files a VM has whose open files are not seen, "" if one does."""
     for device in snapshot.devices:
         for node in device.nodes:
@@ -56,7 +56,7 @@ def unseen(snapshot: Snapshot) -> str:
     return ""
 
 
-def _named(snapshot: Snapshot, found: Found, node: Node) -> None:
+def _named(snapshot: VmState, found: Found, node: Node) -> None:
     file = _files(snapshot).get(_path(node) or "")
     if file is not None and file.name in _MISLEADING:
         raise Refused(
@@ -66,7 +66,7 @@ def _named(snapshot: Snapshot, found: Found, node: Node) -> None:
         )
 
 
-def _files(snapshot: Snapshot) -> Mapping[str, ImageFile]:
+def _files(snapshot: VmState) -> Mapping[str, ImageFile]:
     nodes = [node for device in snapshot.devices for node in device.nodes if node.counts]
     # `files` is empty where nothing was seen.
     each = zip(nodes, snapshot.counters.files, strict=False)

@@ -42,7 +42,7 @@ _NAME_LIMIT_BYTES = 200
 _UNFINISHED = re.compile(r"@qbe-[^@]*\.json" + atomic_file.UNFINISHED)
 
 
-class Entry(Struct, kw_only=True, frozen=True):
+class JobRecord(Struct, kw_only=True, frozen=True):
     """A job that was asked for, and what became of it."""
 
     vm: str
@@ -89,7 +89,7 @@ class Entry(Struct, kw_only=True, frozen=True):
         at = self.ended_timestamp_seconds
         return End(self.job_type, self.device, self.outcome, at, self.error)
 
-    def with_end(self, end: End, *, dismissed: bool = False) -> Entry:
+    def with_end(self, end: End, *, dismissed: bool = False) -> JobRecord:
         """Return the entry of a job that ended."""
         return msgspec.structs.replace(
             self,
@@ -101,7 +101,7 @@ class Entry(Struct, kw_only=True, frozen=True):
         )
 
 
-class Ledger:
+class JobRecords:
     """All entries, in memory and in a directory."""
 
     def __init__(self, folder: str) -> None:
@@ -113,7 +113,7 @@ class Ledger:
         self._folder = folder
         self._writing = threading.Lock()
         #: VM -> job id -> entry.
-        self._entries: dict[str, dict[str, Entry]] = {}
+        self._entries: dict[str, dict[str, JobRecord]] = {}
         where = "--admin.state-directory"
         try:
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -125,11 +125,11 @@ class Ledger:
         except OSError as error:
             raise ConfigError(f"{where}: {error.filename or folder}: {error.strerror}") from error
 
-    def get(self, vm: str, job_id: str) -> Entry | None:
+    def get(self, vm: str, job_id: str) -> JobRecord | None:
         """Return the entry of a job."""
         return self._entries.get(vm, {}).get(job_id)
 
-    def of(self, vm: str) -> list[Entry]:
+    def of(self, vm: str) -> list[JobRecord]:
         """Return the entries of a VM."""
         return list(self._entries.get(vm, {}).values())
 
@@ -137,11 +137,11 @@ class Ledger:
         """Return the VMs that there are entries of."""
         return list(self._entries)
 
-    def open(self, vm: str) -> list[Entry]:
+    def open(self, vm: str) -> list[JobRecord]:
         """Return the entries of a VM that something is to be done about yet."""
         return [entry for entry in self.of(vm) if entry.open]
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: JobRecord) -> None:
         """Write an entry; it is on the disk when this returns.
 
         Raises:
@@ -150,7 +150,7 @@ class Ledger:
         with self._writing:
             self._put(entry)
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, entry: JobRecord) -> None:
         known = self.get(entry.vm, entry.job_id)
         if known is not None and known.outcome and not entry.outcome:
             return  # what was seen before it ended, and comes late
@@ -171,12 +171,12 @@ class Ledger:
             raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
         self._keep(entry)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: JobRecord) -> None:
         """Forget an entry: nothing came of it."""
         with self._writing:
             self._remove(entry)
 
-    def _remove(self, entry: Entry) -> None:
+    def _remove(self, entry: JobRecord) -> None:
         of_vm = self._entries.get(entry.vm, {})
         of_vm.pop(entry.job_id, None)
         if not of_vm:
@@ -217,14 +217,14 @@ class Ledger:
             with open(path, "rb") as file:
                 text = file.read()
             try:
-                entry = msgspec.json.decode(text, type=Entry)
+                entry = msgspec.json.decode(text, type=JobRecord)
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 # To go on without it could start a job for a second time.
                 raise ConfigError(f"--admin.state-directory: {path}: {error}") from error
             self._keep(entry)
         self._forget_old()
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep(self, entry: JobRecord) -> None:
         self._entries.setdefault(entry.vm, {})[entry.job_id] = entry
 
     def _forget_old(self) -> None:

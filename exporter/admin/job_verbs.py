@@ -12,7 +12,7 @@ from msgspec import UnsetType
 from exporter import api
 from exporter.admin import present
 from exporter.errors import Refused
-from exporter.model import Job, Snapshot
+from exporter.model import Job, VmState
 from exporter.qmp import Command, Qemu, commands
 
 #: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
@@ -20,7 +20,7 @@ _PAUSABLE = frozenset({"running", "ready", "created"})
 _RESUMABLE = _PAUSABLE | {"paused", "standby"}
 
 
-def guard(snapshot: Snapshot, each: Job, verb: api.Verb, request: api.Request) -> None:
+def guard(snapshot: VmState, each: Job, verb: api.Verb, request: api.Request) -> None:
     """See that a job may be changed so.
 
     Raises:
@@ -58,7 +58,7 @@ def rests(each: Job) -> bool:
     return _is(each, "ready") and not _is(each, "paused") and not _is(each, "busy")
 
 
-def may_complete(snapshot: Snapshot, each: Job) -> None:
+def may_complete(snapshot: VmState, each: Job) -> None:
     """QEMU itself says that it is ready."""
     if not _is_ready(each):
         raise _refused("not-ready", snapshot, each, "is not ready")
@@ -66,7 +66,7 @@ def may_complete(snapshot: Snapshot, each: Job) -> None:
         raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
 
 
-def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
+def may_cancel(snapshot: VmState, each: Job, *, force: bool | None) -> None:
     """It has not ended, and of one that is ready it was said how."""
     if status(each) in ("concluded", "aborting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
@@ -76,38 +76,38 @@ def may_cancel(snapshot: Snapshot, each: Job, *, force: bool | None) -> None:
         raise Refused("force-required", detail, known)
 
 
-def may_pause(snapshot: Snapshot, each: Job) -> None:
+def may_pause(snapshot: VmState, each: Job) -> None:
     """It runs."""
     if _is(each, "paused") or status(each) not in ("", *_PAUSABLE):
         raise _refused("wrong-job-state", snapshot, each, "does not run")
 
 
-def may_resume(snapshot: Snapshot, each: Job) -> None:
+def may_resume(snapshot: VmState, each: Job) -> None:
     """It is paused; QEMU itself holds one that it has just completed, and says the same of it."""
     if not _is(each, "paused") or status(each) not in ("", *_RESUMABLE):
         raise _refused("wrong-job-state", snapshot, each, "is not paused")
 
 
-def may_finalize(snapshot: Snapshot, each: Job) -> None:
+def may_finalize(snapshot: VmState, each: Job) -> None:
     """It waits to be finalized."""
     if status(each) != "pending":
         raise _refused("wrong-job-state", snapshot, each, "is not pending")
 
 
-def may_dismiss(snapshot: Snapshot, each: Job) -> None:
+def may_dismiss(snapshot: VmState, each: Job) -> None:
     """It has ended."""
     if status(each) != "concluded":
         raise _refused("wrong-job-state", snapshot, each, "has not ended")
 
 
-def may_set_speed(snapshot: Snapshot, each: Job) -> None:
+def may_set_speed(snapshot: VmState, each: Job) -> None:
     """It has not ended."""
     if status(each) in ("concluded", "aborting", "pending", "waiting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
 
 
 #: Verb -> its guard; that of `cancel` takes `force` too.
-GUARDS: dict[str, Callable[[Snapshot, Job], None]] = {
+GUARDS: dict[str, Callable[[VmState, Job], None]] = {
     "complete": may_complete,
     "pause": may_pause,
     "resume": may_resume,
@@ -117,7 +117,7 @@ GUARDS: dict[str, Callable[[Snapshot, Job], None]] = {
 }
 
 
-def _refused(problem: str, snapshot: Snapshot, each: Job, what: str) -> Refused:
+def _refused(problem: str, snapshot: VmState, each: Job, what: str) -> Refused:
     state = status(each) or ("ready" if _is_ready(each) else "running")
     known = present.job(snapshot.vm, each)
     return Refused(problem, f"{each.job_type} {each.job_id} {what}: it is {state}", known)

@@ -14,12 +14,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from exporter import api
 from exporter.admin import preconditions, present
 from exporter.admin.postconditions import Effect
-from exporter.collect import CANARY_SECONDS, Fleet, Member, Vm
+from exporter.collect import CANARY_SECONDS, Fleet, ScrapeTarget, Vm
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
 from exporter.jobs import End
-from exporter.model import Snapshot
+from exporter.model import VmState
 from exporter.qmp import Command, Qemu, SocketFile
-from exporter.redact import public_text
+from exporter.redact import redact_text
 from exporter.storage import StorageBusy, StorageHangs
 
 #: Longest that a request waits for the VM: a scrape, or another request, is talking to it.
@@ -30,17 +30,17 @@ _LOOKUP_TRIES = 3
 _LOOKUP_PAUSE_SECONDS = 0.2
 
 
-class Turn:
+class VmLease:
     """The time in which nobody else talks to a VM."""
 
-    def __init__(self, member: Member, vm: Vm) -> None:
+    def __init__(self, member: ScrapeTarget, vm: Vm) -> None:
         self.member = member
         self._vm = vm
         #: Which QEMU was looked at first: no other one is taken for it later.
         self._peer: tuple[SocketFile | None, int] | None = None
         self._timeout_seconds = member.target.settings.timeout_seconds
 
-    async def look(self, *, allow_managed: bool) -> tuple[Snapshot, Qemu]:
+    async def look(self, *, allow_managed: bool) -> tuple[VmState, Qemu]:
         """Return the VM as it is now, with query-block asked anew, and what its QEMU can do.
 
         Raises:
@@ -56,11 +56,11 @@ class Turn:
         preconditions.unmanaged(snapshot, allow_managed=allow_managed)
         return snapshot, qemu
 
-    async def look_again(self) -> Snapshot | None:
+    async def look_again(self) -> VmState | None:
         """Return the VM as it is now, None where it does not answer."""
         return await self._look_at_same(self._timeout_seconds)
 
-    async def _look_at_same(self, timeout_seconds: float) -> Snapshot | None:
+    async def _look_at_same(self, timeout_seconds: float) -> VmState | None:
         try:
             snapshot = await self._vm.look(timeout_seconds)
         except TargetError:
@@ -105,7 +105,7 @@ class Turn:
         except TargetError as error:
             raise self._down(error) from None
         except Rejected as error:
-            raise Rejected(public_text(str(error))) from None
+            raise Rejected(redact_text(str(error))) from None
         except OutcomeUnknown as error:
             if error.late or effect is None or not await self._look_up(effect):
                 raise
@@ -128,7 +128,7 @@ class Turn:
         return Refused("vm-down", f"{self.member.name}: {error.reason}: {error}")
 
     def job(
-        self, snapshot: Snapshot, job_id: str | None, recorded: End | None = None
+        self, snapshot: VmState, job_id: str | None, recorded: End | None = None
     ) -> api.Job | None:
         """Return a job of a snapshot, or how it ended; None where nothing is known of it."""
         if job_id is None:
@@ -140,7 +140,7 @@ class Turn:
         return present.ended(self.member.name, job_id, end) if end else None
 
 
-def target(fleet: Fleet, vm: str) -> Member:
+def target(fleet: Fleet, vm: str) -> ScrapeTarget:
     """Return the target of this name; sockets are looked for where there is none.
 
     Raises:
@@ -154,7 +154,7 @@ def target(fleet: Fleet, vm: str) -> Member:
 
 
 @asynccontextmanager
-async def turn(member: Member) -> AsyncIterator[Turn]:
+async def lease(member: ScrapeTarget) -> AsyncIterator[VmLease]:
     """Wait until nobody talks to a VM, and have it.
 
     Raises:
@@ -170,4 +170,4 @@ async def turn(member: Member) -> AsyncIterator[Turn]:
             raise Refused(
                 "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
             ) from None
-        yield Turn(member, vm)
+        yield VmLease(member, vm)

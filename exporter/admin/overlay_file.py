@@ -26,7 +26,7 @@ _LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CreatedFile:
     """A file that was made here."""
 
     path: str
@@ -63,7 +63,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class AllowedLocation:
     """Where files may be made, and for whom."""
 
     #: Directories that grants name.
@@ -74,7 +74,7 @@ class Granted:
     same_files: bool
 
 
-def granted(path: str, grants: Iterable[Grant], process: int) -> Granted:
+def granted(path: str, grants: Iterable[Grant], process: int) -> AllowedLocation:
     """Return what grants say of a file, by its name alone: nothing is asked of the disk yet.
 
     Raises:
@@ -90,10 +90,12 @@ def granted(path: str, grants: Iterable[Grant], process: int) -> Granted:
     if not within:
         raise Refused("not-granted", f"no grant names the directory {folder}")
     directories = tuple(directory for directory, _ in within)
-    return Granted(directories, process, any(grant.same_files for _, grant in within))
+    return AllowedLocation(directories, process, any(grant.same_files for _, grant in within))
 
 
-def check(path: str, where: Granted, active: Image, before: Made | None = None) -> None:
+def check(
+    path: str, where: AllowedLocation, active: Image, before: CreatedFile | None = None
+) -> None:
     """See whether a file may be made, without making it, or whether that of `before` may be used.
 
     Raises:
@@ -117,7 +119,9 @@ def check(path: str, where: Granted, active: Image, before: Made | None = None) 
             raise Refused("bad-file", f"{folder} cannot be written to from here")
 
 
-def make(path: str, where: Granted, active: Image, before: Made | None = None) -> Made:
+def make(
+    path: str, where: AllowedLocation, active: Image, before: CreatedFile | None = None
+) -> CreatedFile:
     """Make an empty qcow2 image on top of the image `active`, for QEMU to open.
 
     Where `before` was made for the same and nobody has used it, it is returned: it is the same.
@@ -137,7 +141,7 @@ def make(path: str, where: Granted, active: Image, before: Made | None = None) -
         except (OSError, ValueError) as error:
             raise Refused("bad-file", f"{path}: {_why(error)}") from error
     found = os.fstat(file)
-    made = Made(path, found.st_dev, found.st_ino)
+    made = CreatedFile(path, found.st_dev, found.st_ino)
     try:
         with os.fdopen(file, "wb") as opened:
             _own_as(file, active, where.process)
@@ -155,7 +159,7 @@ def make(path: str, where: Granted, active: Image, before: Made | None = None) -
     return made
 
 
-def _image(path: str, where: Granted, active: Image) -> bytes:
+def _image(path: str, where: AllowedLocation, active: Image) -> bytes:
     """Return what a new layer on top of `active` holds."""
     backing = _backing(active, where.process)
     size: int | None = getattr(active, "virtual_size", None)
@@ -166,7 +170,9 @@ def _image(path: str, where: Granted, active: Image) -> bytes:
     return image.ljust(length, b"\0")
 
 
-def _unused(path: str, where: Granted, active: Image, before: Made | None) -> Made:
+def _unused(
+    path: str, where: AllowedLocation, active: Image, before: CreatedFile | None
+) -> CreatedFile:
     """Return the file that is there, if it was made here for the same, and nobody has used it."""
     if before is None or not before.is_there:
         raise Refused("file-exists", f"{path} exists")
@@ -262,7 +268,7 @@ def _own_as(file: int, active: Image, process: int) -> None:
     os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o666)
 
 
-def _seen_by(where: Granted, path: str, here: os.stat_result) -> None:
+def _seen_by(where: AllowedLocation, path: str, here: os.stat_result) -> None:
     """Refuse what is another file or directory, or none, where QEMU is, or may be."""
     root = f"/proc/{where.process}/root"
     try:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from exporter.admin import job_verbs
-from exporter.collect import Member
-from exporter.model import Job, Snapshot
+from exporter.collect import ScrapeTarget
+from exporter.model import Job, VmState
 
 #: A job that was told to complete is no longer at rest by then, unless it was not told after all.
 _COMPLETING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pivot:
+class PendingComplete:
     """A complete that was sent."""
 
     #: Of the job: another one may get its id.
@@ -24,27 +24,29 @@ class Pivot:
     sent_at: float
 
 
-class Pivots:
+class PendingCompletes:
     """What was sent and has not shown yet, of all VMs."""
 
     def __init__(self) -> None:
         #: Target -> job id -> what was sent; a target that is left takes its own along.
-        self._sent: WeakKeyDictionary[Member, dict[str, Pivot]] = WeakKeyDictionary()
+        self._sent: WeakKeyDictionary[ScrapeTarget, dict[str, PendingComplete]] = (
+            WeakKeyDictionary()
+        )
 
-    def begin(self, member: Member, job: Job) -> None:
+    def begin(self, member: ScrapeTarget, job: Job) -> None:
         """Note that a job is about to be told to complete."""
-        pivot = Pivot(job.first_seen_timestamp_seconds, time.monotonic())
+        pivot = PendingComplete(job.first_seen_timestamp_seconds, time.monotonic())
         self._sent.setdefault(member, {})[job.job_id] = pivot
 
-    def withdraw(self, member: Member, job_id: str) -> None:
+    def withdraw(self, member: ScrapeTarget, job_id: str) -> None:
         """Note that it was not told after all."""
         del self._sent[member][job_id]
 
-    def is_under_way(self, member: Member, job_id: str) -> bool:
+    def is_under_way(self, member: ScrapeTarget, job_id: str) -> bool:
         """Whether a job was told to complete, and had not shown it when `update` was called."""
         return job_id in self._sent.get(member, {})
 
-    def update(self, member: Member, snapshot: Snapshot) -> None:
+    def update(self, member: ScrapeTarget, snapshot: VmState) -> None:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
         listed = {job.job_id: job for job in snapshot.jobs}
         since = time.monotonic() - _COMPLETING_SECONDS

@@ -10,10 +10,10 @@ from typing import Any
 
 from exporter import api
 from exporter.jobs import CANCELLED, COMPLETED, End
-from exporter.model import Job, Snapshot
-from exporter.redact import public
+from exporter.model import Job, VmState
+from exporter.redact import redact_filename
 
-Effect = Callable[[Snapshot], bool]
+Effect = Callable[[VmState], bool]
 
 
 def started(job_id: str, ends: Mapping[str, End], since_seconds: float) -> Effect:
@@ -24,7 +24,7 @@ def started(job_id: str, ends: Mapping[str, End], since_seconds: float) -> Effec
 def has_layer(device: str, file: str) -> Effect:
     """The active layer of a device is in this file."""
     return lambda now: any(
-        each.device == device and each.file == public(file) for each in now.devices
+        each.device == device and each.file == redact_filename(file) for each in now.devices
     )
 
 
@@ -34,7 +34,7 @@ def changed(
     """The job is as a request wanted it, and was not before."""
     job_id = job.job_id
 
-    def is_done(now: Snapshot) -> bool:
+    def is_done(now: VmState) -> bool:
         found = _find(now, job_id)
         match verb:
             case "complete" | "finalize":
@@ -67,7 +67,7 @@ def _ended(
     return result is None or end.result == result
 
 
-def _find(now: Snapshot, job_id: str) -> Job | None:
+def _find(now: VmState, job_id: str) -> Job | None:
     return next((job for job in now.jobs if job.job_id == job_id), None)
 
 

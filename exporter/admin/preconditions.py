@@ -15,9 +15,9 @@ from msgspec import UnsetType
 from exporter import api
 from exporter.admin import job_verbs, present
 from exporter.errors import Refused
-from exporter.model import BLOCK_JOB_TYPES, Device, Job, Node, Snapshot, chain
+from exporter.model import BLOCK_JOB_TYPES, Device, Job, Node, VmState, chain
 from exporter.qmp import DiskName, LayerName, Qemu
-from exporter.redact import local_path, public
+from exporter.redact import local_path, redact_filename
 
 #: RunState in which the disks belong to another QEMU, or must stay as they are.
 _UNTOUCHABLE = frozenset(
@@ -75,7 +75,7 @@ class Range:
     base: int
 
 
-def steady(snapshot: Snapshot, qemu: Qemu) -> None:
+def steady(snapshot: VmState, qemu: Qemu) -> None:
     """The disks are the VM's own, and it is not on its way elsewhere."""
     if snapshot.status in _UNTOUCHABLE:
         raise Refused("wrong-vm-state", f"{snapshot.vm} is in the state {snapshot.status}")
@@ -90,14 +90,14 @@ def steady(snapshot: Snapshot, qemu: Qemu) -> None:
         )
 
 
-def unmanaged(snapshot: Snapshot, *, allow_managed: bool) -> None:
+def unmanaged(snapshot: VmState, *, allow_managed: bool) -> None:
     """No other program keeps account of the disks."""
     if snapshot.manager and not allow_managed:
         manager = snapshot.manager
         raise Refused("managed-vm", f"{snapshot.vm} is run by {manager}", manager=manager)
 
 
-def storage(snapshot: Snapshot) -> list[str]:
+def storage(snapshot: VmState) -> list[str]:
     """The storage answers; return what could not be seen of it."""
     if snapshot.would_crash:
         raise Refused(
@@ -116,7 +116,7 @@ def storage(snapshot: Snapshot) -> list[str]:
     return []
 
 
-def device(snapshot: Snapshot, name: str) -> Found:
+def device(snapshot: VmState, name: str) -> Found:
     """There is such a device, with a medium, and its chain is known."""
     pairs = zip(snapshot.devices, snapshot.counters.devices, strict=True)
     each, entry = next((pair for pair in pairs if pair[0].device == name), (None, None))
@@ -137,7 +137,7 @@ def device(snapshot: Snapshot, name: str) -> Found:
     return Found(each, DiskName(entry.device, root), layers, found.filters)
 
 
-def idle(snapshot: Snapshot, name: str) -> None:
+def idle(snapshot: VmState, name: str) -> None:
     """No job works on the device."""
     for job in snapshot.jobs:
         # One that has ended and was not dismissed holds nothing any more.
@@ -199,7 +199,7 @@ def commit_range(found: Found, request: api.Commit) -> Range:
 
 
 def unshared(
-    snapshot: Snapshot,
+    snapshot: VmState,
     found: Found,
     layers: Range,
     others: Sequence[tuple[str, Device]],
@@ -245,7 +245,7 @@ def seen(unseen: Sequence[str], *, allowed: bool) -> Sequence[str]:
     return unseen
 
 
-def unsaid(snapshot: Snapshot) -> str:
+def unsaid(snapshot: VmState) -> str:
     """Return why nobody knows which layers the disks of a VM have, "" where that is known."""
     if not snapshot.up:
         # Of a socket that nobody listens on, there is no QEMU.
@@ -275,7 +275,7 @@ def _path(node: Node) -> str | None:
     return local_path(node.image.filename) if node.image else None
 
 
-def job(snapshot: Snapshot, job_id: str, known: api.Job | None = None) -> Job:
+def job(snapshot: VmState, job_id: str, known: api.Job | None = None) -> Job:
     """QEMU has such a block job; `known` is what is known of one that it has no more."""
     for each in snapshot.jobs:
         if each.job_id == job_id and each.job_type in BLOCK_JOB_TYPES:
@@ -295,4 +295,6 @@ def _layer(found: Found, name: str, which: str) -> int:
         if numbers:
             raise Refused("unknown-layer", f"{which}: {name!r} is more than one layer")
     # It may be a file name as QEMU has it.
-    raise Refused("unknown-layer", f"{which}: {found.device.device} has no layer {public(name)!r}")
+    raise Refused(
+        "unknown-layer", f"{which}: {found.device.device} has no layer {redact_filename(name)!r}"
+    )

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import api
-from exporter.admin.job_records import Entry
+from exporter.admin.job_records import JobRecord
 from exporter.jobs import End
-from exporter.model import Device, Job, Node, Snapshot
+from exporter.model import Device, Job, Node, VmState
 
 
-def summary(snapshot: Snapshot) -> api.VmSummary:
+def summary(snapshot: VmState) -> api.VmSummary:
     """Return a VM in one line."""
     return api.VmSummary(**_summary(snapshot))
 
 
-def vm(snapshot: Snapshot, jobs: list[api.Job]) -> api.Vm:
+def vm(snapshot: VmState, jobs: list[api.Job]) -> api.Vm:
     """Return a VM with its disks, and the jobs that QEMU has."""
     return api.Vm(
         **_summary(snapshot),
@@ -89,7 +89,7 @@ def ended(vm: str, job_id: str, end: End) -> api.Job:
     )
 
 
-def recorded(entry: Entry) -> api.Job:
+def recorded(entry: JobRecord) -> api.Job:
     """Return a job as the account has it."""
     return api.Job(
         vm=entry.vm,
@@ -104,7 +104,7 @@ def recorded(entry: Entry) -> api.Job:
     )
 
 
-def _summary(snapshot: Snapshot) -> dict[str, Any]:
+def _summary(snapshot: VmState) -> dict[str, Any]:
     up = snapshot.up
     return {
         "vm": snapshot.vm,

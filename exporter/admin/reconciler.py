@@ -16,13 +16,13 @@ import msgspec
 
 from exporter.admin import audit
 from exporter.admin.audit import Audit
-from exporter.admin.job_records import Entry, Ledger
-from exporter.admin.lease import Turn, turn
-from exporter.collect import Fleet, Member, Observer
+from exporter.admin.job_records import JobRecord, JobRecords
+from exporter.admin.lease import VmLease, lease
+from exporter.collect import Fleet, Observer, ScrapeTarget
 from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
 from exporter.errors import ActionError, Refused, Rejected
-from exporter.model import Job, Place, Snapshot
+from exporter.model import Job, Place, VmState
 from exporter.qmp import Command, commands
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ _PAUSE_SECONDS = 60.0
 _DAY_SECONDS = 24 * 3600.0
 
 
-class Keeper(Observer):
+class Reconciler(Observer):
     """The duties of this program, over one fleet; `ledger` is None where users may start no jobs."""
 
-    def __init__(self, ledger: Ledger | None, trail: Audit) -> None:
+    def __init__(self, ledger: JobRecords | None, trail: Audit) -> None:
         self._ledger = ledger
         self._trail = trail
         #: VM -> what is being done there.
@@ -51,14 +51,14 @@ class Keeper(Observer):
         #: (VM, device) -> when its QEMU may be asked to keep histograms again.
         self._not_before: dict[tuple[str, str], float] = {}
 
-    def joined(self, member: Member) -> None:
+    def joined(self, member: ScrapeTarget) -> None:
         """Have a new target know of the jobs that an earlier process started there."""
         for entry in self._ledger.open(member.name) if self._ledger else ():
             if entry.chain and entry.top is not None:
                 place = Place(entry.device, str(entry.top), str(entry.base))
                 member.adopt(entry.job_id, place, entry.chain)
 
-    def collected(self, member: Member, snapshot: Snapshot) -> None:
+    def collected(self, member: ScrapeTarget, snapshot: VmState) -> None:
         """See, after each look at a VM, whether there is something to do."""
         if not snapshot.up or member.name in self._tasks:
             return
@@ -88,9 +88,9 @@ class Keeper(Observer):
 
     async def _do(
         self,
-        member: Member,
-        snapshot: Snapshot,
-        entries: Sequence[Entry],
+        member: ScrapeTarget,
+        snapshot: VmState,
+        entries: Sequence[JobRecord],
         wanted: LatencyHistograms | None,
         without: Mapping[str, str],
     ) -> None:
@@ -104,7 +104,7 @@ class Keeper(Observer):
         except Refused as error:
             log.warning("not done", extra={"vm": member.name, "err": str(error)})
 
-    async def _settle(self, member: Member, snapshot: Snapshot, entry: Entry) -> None:
+    async def _settle(self, member: ScrapeTarget, snapshot: VmState, entry: JobRecord) -> None:
         """Record what became of a job, and let go of it afterwards."""
         assert self._ledger is not None
         now = self._ledger.get(entry.vm, entry.job_id)
@@ -118,7 +118,7 @@ class Keeper(Observer):
         if changed.outcome and changed.kept_by_qemu and status == "concluded":
             await self._dismiss(member, changed)
 
-    def _seen(self, member: Member, entry: Entry, job: Job | None) -> Entry:
+    def _seen(self, member: ScrapeTarget, entry: JobRecord, job: Job | None) -> JobRecord:
         """Return an entry with what is known of its job now; an outcome on record stays."""
         key = (entry.vm, entry.job_id)
         if entry.outcome:
@@ -142,9 +142,9 @@ class Keeper(Observer):
             entry, outcome="unknown", ended_timestamp_seconds=time.time()
         )
 
-    async def _dismiss(self, member: Member, entry: Entry) -> None:
+    async def _dismiss(self, member: ScrapeTarget, entry: JobRecord) -> None:
         assert self._ledger is not None
-        async with turn(member) as mine:
+        async with lease(member) as mine:
             snapshot, qemu = await mine.look(allow_managed=True)
             status = {job.job_id: getattr(job.job, "status", None) for job in snapshot.jobs}
             command = commands.change(qemu, "dismiss", entry.job_id)
@@ -157,16 +157,16 @@ class Keeper(Observer):
         await run_blocking(self._ledger.put, dismissed)
 
     async def _set_histograms(
-        self, member: Member, device: str, qom: str, wanted: LatencyHistograms
+        self, member: ScrapeTarget, device: str, qom: str, wanted: LatencyHistograms
     ) -> None:
-        async with turn(member) as mine:
+        async with lease(member) as mine:
             await mine.look(allow_managed=wanted.allow_managed)
             command = commands.latency_histogram(qom, wanted.boundaries_seconds)
             about = {"vm": member.name, "device": device}
             if not await self._send(mine, "latency_histogram", command, about):
                 self._not_before[member.name, device] = time.monotonic() + _RETRY_SECONDS
 
-    def _without_histograms(self, snapshot: Snapshot) -> Mapping[str, str]:
+    def _without_histograms(self, snapshot: VmState) -> Mapping[str, str]:
         """Return the devices that have a medium and no histograms, with their QOM path.
 
         QEMU takes nothing else: a drive that no device of the guest stands on has no I/O to measure.
@@ -182,7 +182,7 @@ class Keeper(Observer):
         }
 
     async def _send(
-        self, mine: Turn, action: str, command: Command, about: Mapping[str, object]
+        self, mine: VmLease, action: str, command: Command, about: Mapping[str, object]
     ) -> bool:
         """Send a command that nobody asked for now, and leave a line of it."""
         began = time.monotonic()

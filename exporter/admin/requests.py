@@ -25,11 +25,11 @@ from exporter.admin import (
 )
 from exporter.admin.commit import Commits
 from exporter.admin.grants import Permission
-from exporter.admin.job_records import Ledger
-from exporter.admin.lease import target, turn
-from exporter.admin.pending_completes import Pivots
-from exporter.admin.snapshot_records import Snapshots
-from exporter.collect import Fleet, Member
+from exporter.admin.job_records import JobRecords
+from exporter.admin.lease import lease, target
+from exporter.admin.pending_completes import PendingCompletes
+from exporter.admin.snapshot_records import SnapshotRecords
+from exporter.collect import Fleet, ScrapeTarget
 from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.model import Job
@@ -41,15 +41,15 @@ _CROSSING = frozenset({"cancel", "pause"})
 _AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 
-class Actions:
+class AdminRequests:
     """The requests of users, over one fleet and the accounts of what was asked for."""
 
-    def __init__(self, fleet: Fleet, ledger: Ledger, snapshots: Snapshots) -> None:
+    def __init__(self, fleet: Fleet, ledger: JobRecords, snapshots: SnapshotRecords) -> None:
         self._fleet = fleet
         self._ledger = ledger
         self._snapshots = snapshots
         self._commits = Commits(fleet, ledger)
-        self._pivots = Pivots()
+        self._pivots = PendingCompletes()
 
     async def commit(
         self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
@@ -78,7 +78,7 @@ class Actions:
             ActionError: it was not done, or nobody knows.
         """
         permission = self._permission(user, verb, vm)
-        async with turn(target(self._fleet, vm)) as mine:
+        async with lease(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._pivots.update(mine.member, snapshot)
             job = preconditions.job(snapshot, job_id, mine.job(snapshot, job_id))
@@ -122,7 +122,7 @@ class Actions:
             ActionError: it was not done, or nobody knows.
         """
         permission = self._permission(user, "snapshot", vm)
-        async with turn(target(self._fleet, vm)) as mine:
+        async with lease(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = preconditions.device(snapshot, request.device)
             where = overlay_file.granted(request.file, permission.of(snapshot), qemu.pid)
@@ -157,7 +157,7 @@ class Actions:
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
         return grants.permission(self._fleet.discovery.config.admin.grants, user, verb, vm)
 
-    async def _record_before_dismissal(self, member: Member, job: Job) -> None:
+    async def _record_before_dismissal(self, member: ScrapeTarget, job: Job) -> None:
         entry = self._ledger.get(member.name, job.job_id)
         if entry is None or entry.outcome:
             return

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import msgspec
 
 from exporter import api
-from exporter.admin.lease import Turn
-from exporter.model import Snapshot
+from exporter.admin.lease import VmLease
+from exporter.model import VmState
 from exporter.qmp import Command
-from exporter.redact import public
+from exporter.redact import redact_filename
 
 
 def checked(
-    mine: Turn,
-    snapshot: Snapshot,
+    mine: VmLease,
+    snapshot: VmState,
     verb: api.Verb,
     command: Command,
     device: str | None,
@@ -24,7 +24,7 @@ def checked(
 ) -> api.Done:
     """Return what is said of a request that passed: of a dry run, that is all."""
     arguments = {
-        name: public(value) if isinstance(value, str) else value
+        name: redact_filename(value) if isinstance(value, str) else value
         for name, value in command.arguments.items()
     }
     return api.Done(
@@ -41,7 +41,7 @@ def checked(
     )
 
 
-async def after(mine: Turn, done: api.Done) -> api.Done:
+async def after(mine: VmLease, done: api.Done) -> api.Done:
     """Return what is said of what was sent: the job as it is now, if that can be seen."""
     snapshot = await mine.look_again()
     job = mine.job(snapshot, done.job_id) if snapshot else None

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from exporter.admin.audit import OWN, Audit
-from exporter.admin.job_records import Ledger
-from exporter.admin.reconciler import Keeper
-from exporter.admin.requests import Actions
-from exporter.admin.snapshot_records import Snapshots
+from exporter.admin.job_records import JobRecords
+from exporter.admin.reconciler import Reconciler
+from exporter.admin.requests import AdminRequests
+from exporter.admin.snapshot_records import SnapshotRecords
 from exporter.api import VERBS
 from exporter.collect import Fleet
 from exporter.config import Config
 from exporter.errors import ConfigError
 
 
-class Hand:
+class AdminService:
     """What users may ask for, if they may, and what is done unasked."""
 
     def __init__(self, state_directory: str | None) -> None:
@@ -28,18 +28,18 @@ class Hand:
         """
         enabled = state_directory is not None
         self.trail = Audit((*VERBS, *OWN) if enabled else OWN)
-        self.ledger = Ledger(state_directory) if state_directory is not None else None
-        self.snapshots = Snapshots(state_directory) if state_directory is not None else None
-        self.keeper = Keeper(self.ledger, self.trail)
+        self.ledger = JobRecords(state_directory) if state_directory is not None else None
+        self.snapshots = SnapshotRecords(state_directory) if state_directory is not None else None
+        self.keeper = Reconciler(self.ledger, self.trail)
 
     @asynccontextmanager
-    async def over(self, fleet: Fleet) -> AsyncIterator[Actions | None]:
+    async def over(self, fleet: Fleet) -> AsyncIterator[AdminRequests | None]:
         """Reach for the VMs of `fleet`, whose observer is the keeper; None where users may not."""
         fleet.actions = self.trail.counts
         keeping = asyncio.create_task(self.keeper.run(fleet))
         try:
             if self.ledger is not None and self.snapshots is not None:
-                yield Actions(fleet, self.ledger, self.snapshots)
+                yield AdminRequests(fleet, self.ledger, self.snapshots)
             else:
                 yield None
         finally:

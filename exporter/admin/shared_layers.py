@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from exporter.admin import image_names, preconditions
-from exporter.admin.lease import Turn
-from exporter.collect import Collected, Fleet, Member
+from exporter.admin.lease import VmLease
+from exporter.collect import Collected, Fleet, ScrapeTarget
 from exporter.errors import Refused
-from exporter.model import Node, Snapshot
+from exporter.model import Node, VmState
 from exporter.redact import local_path
 from exporter.storage import open_files
 
@@ -18,13 +18,13 @@ from exporter.storage import open_files
 _OF_FILE = 3
 
 
-def of(fleet: Fleet, vm: str) -> list[Member]:
+def of(fleet: Fleet, vm: str) -> list[ScrapeTarget]:
     """Return the other VMs, those that have come since the last scrape among them."""
     fleet.discover()
     return [member for member in fleet.members.values() if member.name != vm]
 
 
-async def see(others: Collection[Member]) -> dict[Member, str]:
+async def see(others: Collection[ScrapeTarget]) -> dict[ScrapeTarget, str]:
     """Look at other VMs; return those that did not say which layers they have, and why."""
     # Not by a sweep: one that is joined does not know what a VM got since it began.
     looking = {member.start(): member for member in others}
@@ -35,8 +35,8 @@ async def see(others: Collection[Member]) -> dict[Member, str]:
 
 
 def unproven(
-    unseen: Mapping[Member, str],
-    mine: Turn,
+    unseen: Mapping[ScrapeTarget, str],
+    mine: VmLease,
     found: preconditions.Found,
     layers: preconditions.Range,
 ) -> list[str]:
@@ -55,8 +55,8 @@ def unproven(
 
 async def compared(
     fleet: Fleet,
-    mine: Turn,
-    snapshot: Snapshot,
+    mine: VmLease,
+    snapshot: VmState,
     found: preconditions.Found,
     layers: preconditions.Range,
 ) -> list[str]:
@@ -93,7 +93,7 @@ async def compared(
     return []
 
 
-def _inodes(member: Member, layers: Sequence[Node]) -> frozenset[int] | None:
+def _inodes(member: ScrapeTarget, layers: Sequence[Node]) -> frozenset[int] | None:
     """Return the numbers of the files of layers; None where these are not all that they are in."""
     found = set()
     for node in layers:
@@ -109,7 +109,7 @@ def _inodes(member: Member, layers: Sequence[Node]) -> frozenset[int] | None:
     return frozenset(found)
 
 
-def _unsaid(member: Member, look: asyncio.Task[Collected]) -> str:
+def _unsaid(member: ScrapeTarget, look: asyncio.Task[Collected]) -> str:
     snapshot = member.outcome(look).snapshot
     why = preconditions.unsaid(snapshot)
     if not why and member.open_identities is None:

@@ -22,11 +22,11 @@ from msgspec import Struct
 from exporter import api
 from exporter.admin import atomic_file, overlay_file
 from exporter.admin.job_records import ENTRIES_LIMIT, KEPT_SECONDS, short
-from exporter.admin.overlay_file import Granted, Made
+from exporter.admin.overlay_file import AllowedLocation, CreatedFile
 from exporter.admin.preconditions import Found
 from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.qmp import Image
-from exporter.redact import public
+from exporter.redact import redact_filename
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _SUFFIX = ".snapshot"
 _UNFINISHED = re.compile(r"@[0-9a-f]{64}\.snapshot" + atomic_file.UNFINISHED)
 
 
-class Asked(Struct, kw_only=True, frozen=True):
+class SnapshotRecord(Struct, kw_only=True, frozen=True):
     """A snapshot that was asked for, and the file that was made for it."""
 
     vm: str
@@ -51,12 +51,12 @@ class Asked(Struct, kw_only=True, frozen=True):
     taken: bool = False
 
     @property
-    def made(self) -> Made:
+    def made(self) -> CreatedFile:
         """The file that was made for it."""
-        return Made(self.file, self.file_device, self.file_inode)
+        return CreatedFile(self.file, self.file_device, self.file_inode)
 
 
-class Snapshots:
+class SnapshotRecords:
     """All that is on record, in the directory of the ledger, which has it for itself."""
 
     def __init__(self, folder: str) -> None:
@@ -68,14 +68,14 @@ class Snapshots:
         self._folder = folder
         self._writing = threading.Lock()
         #: The path of a record -> what it says.
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, SnapshotRecord] = {}
         try:
             self._read()
         except OSError as error:
             where = f"--admin.state-directory: {error.filename or folder}"
             raise ConfigError(f"{where}: {error.strerror}") from error
 
-    def get(self, vm: str, request: api.Snapshot) -> Asked | None:
+    def get(self, vm: str, request: api.Snapshot) -> SnapshotRecord | None:
         """Return what is on record of a request, None where there is no such."""
         asked = self._asked.get(self._path(vm, request.file))
         return asked if asked is not None and asked.device == request.device else None
@@ -93,7 +93,7 @@ class Snapshots:
             LayerLost: it has one in a file of this name, which is there no more.
         """
         for node in found.layers:
-            if node.file == public(request.file):
+            if node.file == redact_filename(request.file):
                 asked = self.get(vm, request)
                 if asked and asked.made.is_there:
                     self.note_taken(vm, request)
@@ -104,7 +104,7 @@ class Snapshots:
                 raise Refused("file-exists", f"{request.file} is {where}")
         return False
 
-    def check(self, vm: str, request: api.Snapshot, where: Granted, found: Found) -> None:
+    def check(self, vm: str, request: api.Snapshot, where: AllowedLocation, found: Found) -> None:
         """See whether the file may be made, or used again, without making it.
 
         Raises:
@@ -113,8 +113,14 @@ class Snapshots:
         overlay_file.check(request.file, where, _active(found), self._unused(vm, request))
 
     def prepare(
-        self, vm: str, request: api.Snapshot, user: str, name: str, where: Granted, found: Found
-    ) -> Asked | None:
+        self,
+        vm: str,
+        request: api.Snapshot,
+        user: str,
+        name: str,
+        where: AllowedLocation,
+        found: Found,
+    ) -> SnapshotRecord | None:
         """Have the file, and have it on record; return None where both were there already.
 
         Raises:
@@ -124,7 +130,7 @@ class Snapshots:
         made = overlay_file.make(request.file, where, _active(found), kept)
         if made is kept:
             return None
-        asked = Asked(
+        asked = SnapshotRecord(
             vm=vm,
             device=request.device,
             file=request.file,
@@ -159,14 +165,14 @@ class Snapshots:
             # All the same: what a guest wrote to is not used again.
             log.warning("not recorded", extra={"vm": vm, "err": str(error)})
 
-    def undo(self, asked: Asked | None) -> None:
+    def undo(self, asked: SnapshotRecord | None) -> None:
         """Leave nothing of what was prepared in vain; what had been there before stays."""
         if asked is not None:
             asked.made.remove()
             with self._writing:
                 self._remove(self._path(asked.vm, asked.file))
 
-    def _unused(self, vm: str, request: api.Snapshot) -> Made | None:
+    def _unused(self, vm: str, request: api.Snapshot) -> CreatedFile | None:
         """Return the file that was made for a request whose layer no disk was seen to have."""
         asked = self.get(vm, request)
         if asked is None or not asked.made.is_there:
@@ -177,7 +183,7 @@ class Snapshots:
             )
         return asked.made
 
-    def _put(self, asked: Asked) -> None:
+    def _put(self, asked: SnapshotRecord) -> None:
         self._forget_old()
         path = self._path(asked.vm, asked.file)
         if path not in self._asked and len(self._asked) >= ENTRIES_LIMIT:
@@ -211,7 +217,7 @@ class Snapshots:
             with open(path, "rb") as file:
                 text = file.read()
             try:
-                self._asked[path] = msgspec.json.decode(text, type=Asked)
+                self._asked[path] = msgspec.json.decode(text, type=SnapshotRecord)
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 raise ConfigError(f"--admin.state-directory: {path}: {error}") from error
         self._forget_old()

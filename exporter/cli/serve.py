@@ -19,12 +19,12 @@ from exporter.expose import exposition
 from exporter.process import gc_tuning, logs
 from exporter.web import (
     GRACE_SECONDS,
-    Changing,
+    AuthMiddleware,
     Endpoints,
-    Gate,
-    Live,
     Options,
-    Reading,
+    ReadApi,
+    WatchedWebConfig,
+    WriteApi,
     listen,
     serve,
     user_of,
@@ -55,7 +55,7 @@ def _run(flags: argparse.Namespace) -> int:
     sockets = tuple(flags.qmp_sockets)
     web = serve_flags.web(flags)
     config = load(flags.config_file, settings, sockets)
-    live = Live(flags.web_config_file) if flags.web_config_file else None
+    live = WatchedWebConfig(flags.web_config_file) if flags.web_config_file else None
     if flags.command == "serve":
         users = live.config.users if live else ()
         service.check(config, users, enabled=flags.web_enable_admin_api)
@@ -101,13 +101,13 @@ async def _serve(
     sockets: tuple[str, ...],
     flags: argparse.Namespace,
     web: Options,
-    live: Live | None,
+    live: WatchedWebConfig | None,
 ) -> int:
     logs.raise_file_limit()
-    gate = Gate(live) if live else None
+    gate = AuthMiddleware(live) if live else None
     enabled = flags.web_enable_admin_api
-    reaching = service.Hand(flags.admin_state_directory if enabled else None)
-    fleet = Fleet(config, swept=gc_tuning.Keeper().settle, observer=reaching.keeper)
+    reaching = service.AdminService(flags.admin_state_directory if enabled else None)
+    fleet = Fleet(config, swept=gc_tuning.GcTuner().settle, observer=reaching.keeper)
 
     def reload() -> None:
         logs.notify_reloading()
@@ -141,14 +141,14 @@ async def _serve(
         live.told, live.changed = fleet.note_web_config, look_ahead
     try:
         async with reaching.over(fleet) as actions:
-            changing = Changing(
+            changing = WriteApi(
                 actions,
                 reaching.trail,
                 prefix=web.route_prefix,
                 origins=[urlsplit(flags.web_external_url).netloc],
                 user_of=user_of,
             )
-            reading = Reading(fleet, reaching.ledger, web.route_prefix)
+            reading = ReadApi(fleet, reaching.ledger, web.route_prefix)
             app = Endpoints(fleet, web, reload, reading, changing).application(gate)
             await serve(app, listening, reload, tls=live.context if live else None)
     finally:

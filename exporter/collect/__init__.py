@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from exporter.collect.discovery import printable
 from exporter.collect.fleet import Fleet
-from exporter.collect.scrape_target import Collected, Member, Observer
+from exporter.collect.scrape_target import Collected, Observer, ScrapeTarget
 from exporter.collect.topology_cache import CANARY_SECONDS
 from exporter.collect.vm import Vm
 
-__all__ = ["CANARY_SECONDS", "Collected", "Fleet", "Member", "Observer", "Vm", "printable"]
+__all__ = ["CANARY_SECONDS", "Collected", "Fleet", "Observer", "ScrapeTarget", "Vm", "printable"]

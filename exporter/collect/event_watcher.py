@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from exporter.errors import TargetError
-from exporter.jobs import Events, Jobs
+from exporter.jobs import Events, JobTracker
 from exporter.metrics import Scope
 from exporter.model import Job, Place, owners, place_job
 from exporter.qmp import Process, Session, schema
@@ -26,12 +26,12 @@ LOOKS_LIMIT = 100
 DEVICES_LIMIT = 4096
 
 
-class Watch:
+class EventWatcher:
     """The memory of one VM, whatever becomes of the connection."""
 
     def __init__(self, session: Session, look: Callable[[], Awaitable[None]]) -> None:
         """Remember nothing yet. `look` asks what a look asks, and may raise TargetError."""
-        self.jobs = Jobs()
+        self.jobs = JobTracker()
         self.events = Events()
         #: (id, type) of each block job -> where it works; asked once, kept while the job lives.
         self.places: dict[tuple[str, str], Place] = {}

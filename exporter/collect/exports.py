@@ -9,17 +9,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from exporter.collect.querier import Inquiry
+from exporter.collect.querier import Querier
 from exporter.config import Settings
 from exporter.errors import ProtocolError
 from exporter.model import Export
-from exporter.qmp import Answers, Query, queries
+from exporter.qmp import PendingReplies, Query, queries
 
 
 class Exports:
     """What QEMU serves to others, by its last answer."""
 
-    def __init__(self, inquiry: Inquiry, settings: Settings) -> None:
+    def __init__(self, inquiry: Querier, settings: Settings) -> None:
         self._inquiry = inquiry
         self._max_age_seconds = settings.topology_max_age_seconds
         self._wanted = "export" not in settings.without
@@ -48,7 +48,7 @@ class Exports:
         self._due_at = float("-inf")
         return [queries.BLOCK_EXPORTS]
 
-    def take(self, answers: Answers) -> None:
+    def take(self, answers: PendingReplies) -> None:
         """Keep the answer, if it was asked for."""
         if queries.BLOCK_EXPORTS not in answers.queries:
             return

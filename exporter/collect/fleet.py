@@ -11,12 +11,12 @@ from operator import attrgetter
 
 from exporter import __version__
 from exporter.collect.discovery import Discovery, printable
-from exporter.collect.scrape_target import Collected, Member, Observer
+from exporter.collect.scrape_target import Collected, Observer, ScrapeTarget
 from exporter.concurrency import LoopPacer
 from exporter.config import Config
-from exporter.expose import Blobs, render_exporter
+from exporter.expose import FamilyBytes, render_exporter
 from exporter.model import Exporter
-from exporter.qmp import Tally, queries
+from exporter.qmp import CommandStats, queries
 from exporter.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _AT_ONCE = 32
 class Sweep:
     """One round through all VMs; its answers fill in as they come."""
 
-    def __init__(self, members: Iterable[Member]) -> None:
+    def __init__(self, members: Iterable[ScrapeTarget]) -> None:
         self.started = time.monotonic()
         self.finished = asyncio.Event()
         # Those that take two rounds begin, so that the others fill the time between.
@@ -40,7 +40,7 @@ class Sweep:
         if not self._pending:
             self._answered.set()
         #: Each VM that answered, with when it did.
-        self._done: list[tuple[float, Member, Collected]] = []
+        self._done: list[tuple[float, ScrapeTarget, Collected]] = []
 
     async def run(self) -> None:
         """Ask every VM at once."""
@@ -77,7 +77,7 @@ class Sweep:
         del self._done[-most:]
         return bool(self._done)
 
-    def _ask(self, member: Member) -> None:
+    def _ask(self, member: ScrapeTarget) -> None:
         def put(collecting: asyncio.Task[Collected]) -> None:
             del self._pending[member.name]
             self._done.append((time.monotonic(), member, member.outcome(collecting)))
@@ -106,8 +106,8 @@ class Fleet:
         self.reload_successful = True
         self._web_config_good = True
         self._discovered_at = float("-inf")
-        self.members: dict[str, Member] = {}
-        self._tally = Tally()
+        self.members: dict[str, ScrapeTarget] = {}
+        self._tally = CommandStats()
         self._pace = LoopPacer()
         self._storage = storage or Storage(pace=self._pace)
         self._swept = swept
@@ -153,7 +153,9 @@ class Fleet:
                 self._leave(member)
         for name, target in targets.items():
             if name not in self.members:
-                member = Member(target, self._tally, self._storage, self._pace, self._observer)
+                member = ScrapeTarget(
+                    target, self._tally, self._storage, self._pace, self._observer
+                )
                 self.members[name] = member
                 self._observer.joined(member)
 
@@ -189,7 +191,7 @@ class Fleet:
         except TimeoutError:
             return member.late(timeout_seconds)
 
-    def own(self, collected: Iterable[Collected]) -> Blobs:
+    def own(self, collected: Iterable[Collected]) -> FamilyBytes:
         """Return the lines of the program itself, for a scrape that found `collected`."""
         return render_exporter(
             Exporter(
@@ -242,7 +244,7 @@ class Fleet:
             gone, self._gone = self._gone, 0
             self._swept(gone)
 
-    def _leave(self, member: Member) -> None:
+    def _leave(self, member: ScrapeTarget) -> None:
         self._gone += 1
         task = asyncio.create_task(member.leave())
         self._leaving.add(task)

@@ -19,10 +19,10 @@ from msgspec.structs import replace
 from exporter.model import FileName, ImageFile
 from exporter.qmp import peer
 from exporter.storage import (
+    FileStat,
     Mount,
     OpenFile,
     OpenFiles,
-    Sight,
     Storage,
     StorageBusy,
     StorageHangs,
@@ -72,8 +72,8 @@ class ImageFiles:
         self._opened: OpenFiles | None = None
         #: By what `_opened` is known to be still so.
         self._opened_as: tuple[int, object, tuple[str, ...]] = (0, None, ())
-        self._of_open: dict[OpenFile, Sight] = {}
-        self._of_names: dict[str, Sight] = {}
+        self._of_open: dict[OpenFile, FileStat] = {}
+        self._of_names: dict[str, FileStat] = {}
         self._warned: frozenset[tuple[str, FileName]] = frozenset()
         self._warned_unseen = False
 
@@ -276,7 +276,7 @@ class ImageFiles:
             if file is None and names[path] in (FileName.REMOVED, FileName.OTHER):
                 # QEMU has closed it since it told of it: the layer was merged, and removed.
                 names[path] = FileName.UNSEEN
-            sight = sights[file] if file else Sight(visible=False)
+            sight = sights[file] if file else FileStat(visible=False)
             identity = sight.identity if own or len(left) == 1 else None
             found[path] = _image_file(path, names[path], sight, identity)
         return found
@@ -350,7 +350,7 @@ def _device(file: OpenFile | None, opened: OpenFiles) -> str:
     return file.mount.device if file else f"process {opened.process}"
 
 
-def _judge(path: str, led: Sight | None, *, is_open: bool) -> FileName:
+def _judge(path: str, led: FileStat | None, *, is_open: bool) -> FileName:
     if path.startswith(_FDSETS):
         return FileName.FDSET
     if led is None:
@@ -363,7 +363,7 @@ def _judge(path: str, led: Sight | None, *, is_open: bool) -> FileName:
 
 
 def _image_file(
-    path: str, name: FileName, sight: Sight, identity: tuple[int, ...] | None
+    path: str, name: FileName, sight: FileStat, identity: tuple[int, ...] | None
 ) -> ImageFile:
     valid = None if name is FileName.UNSEEN else int(name is FileName.OWN)
     # By themselves names of these kinds lead nobody else there, whatever can be seen.
@@ -372,7 +372,7 @@ def _image_file(
     return ImageFile(sight.size_bytes, sight.available_bytes, valid, name, identity)
 
 
-def _unopened(path: str, sight: Sight) -> ImageFile:
+def _unopened(path: str, sight: FileStat) -> ImageFile:
     """Return what is seen of an image where nobody can see which file QEMU has open."""
     name = FileName.FDSET if path.startswith(_FDSETS) else FileName.UNSEEN
     return _image_file(path, name, sight, None)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from exporter.collect.event_watcher import Watch
-from exporter.collect.querier import Inquiry
+from exporter.collect.event_watcher import EventWatcher
+from exporter.collect.querier import Querier
 from exporter.model import Device, Job, build
-from exporter.qmp import Answers, Query, queries, schema
+from exporter.qmp import PendingReplies, Query, queries, schema
 
 
 class JobList:
     """What is asked beside query-block-jobs: the graph, and the jobs that are not block jobs."""
 
-    def __init__(self, inquiry: Inquiry, watch: Watch) -> None:
+    def __init__(self, inquiry: Querier, watch: EventWatcher) -> None:
         self._inquiry = inquiry
         self._watch = watch
         self.connection_is_new()
@@ -35,7 +35,7 @@ class JobList:
 
     async def take(
         self,
-        answers: Answers,
+        answers: PendingReplies,
         entries: list[schema.BlockStats],
         told: list[schema.BlockJob],
         devices: tuple[Device, ...],
@@ -73,7 +73,7 @@ class JobList:
         return tuple(jobs.stamped(job) for job in found)
 
     async def _others(
-        self, answers: Answers, ids: set[str], deadline: float
+        self, answers: PendingReplies, ids: set[str], deadline: float
     ) -> list[schema.JobInfo] | None:
         """Return the jobs that are not block jobs (`ids`), None where there is no reason to ask."""
         named = self._watch.jobs.named

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from exporter.errors import ProtocolError, TargetError
-from exporter.qmp import Answers, Query, Request, Session, queries
+from exporter.qmp import PendingReplies, Query, Request, Session, queries
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -17,7 +17,7 @@ T = TypeVar("T")
 _DEVICE_COUNTERS = (2, 5)
 
 
-class Inquiry:
+class Querier:
     """The questions to one VM, each batch within the deadline of its scrape."""
 
     def __init__(self, vm: str, session: Session) -> None:
@@ -34,18 +34,18 @@ class Inquiry:
         old = self._session.version < _DEVICE_COUNTERS
         self.blockstats = queries.LAYERSTATS if old else queries.BLOCKSTATS
 
-    async def batch(self, asked: Sequence[Query[Any]], deadline: float) -> Answers:
+    async def batch(self, asked: Sequence[Query[Any]], deadline: float) -> PendingReplies:
         """Ask in one write what this QEMU knows, and wait for the answers.
 
         Raises:
             TargetError: they do not come by the deadline, or are none.
         """
         known = [query for query in asked if query not in self.unknown]
-        answers = await self._session.ask(*known, timeout_seconds=left(deadline))
+        answers = await self._session.ask(*known, timeout_seconds=remaining_seconds(deadline))
         self.unknown |= answers.unknown()
         return answers
 
-    async def later(self, answers: Answers, query: Query[T], deadline: float) -> T | None:
+    async def later(self, answers: PendingReplies, query: Query[T], deadline: float) -> T | None:
         """Return the answer to a query that the first batch may have had already."""
         if query not in answers.queries:
             return await self.ask_optional(query, deadline)
@@ -59,7 +59,7 @@ class Inquiry:
             self.say_failed(query.name, error)
             return None
 
-    def optional(self, answers: Answers, query: Query[T]) -> T | None:
+    def optional(self, answers: PendingReplies, query: Query[T]) -> T | None:
         """Return the answer to a query that the VM is up without."""
         try:
             return answers.get(query)
@@ -74,6 +74,6 @@ class Inquiry:
             log.warning("not answered", extra={"vm": self._vm, "err": str(error)})
 
 
-def left(deadline: float) -> float:
+def remaining_seconds(deadline: float) -> float:
     """Return how many seconds are left until a deadline of the monotonic clock."""
     return max(0.0, deadline - time.monotonic())

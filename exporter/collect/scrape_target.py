@@ -14,10 +14,10 @@ from exporter.collect.discovery import Target
 from exporter.collect.vm import Vm
 from exporter.concurrency import LoopPacer
 from exporter.errors import TargetError, Unreachable
-from exporter.expose import Blobs, Kept, Plan
+from exporter.expose import CachedLines, FamilyBytes, Plan
 from exporter.jobs import End
-from exporter.model import Device, ImageFile, Place, Snapshot
-from exporter.qmp import SocketFile, Tally, socket_file
+from exporter.model import Device, ImageFile, Place, VmState
+from exporter.qmp import CommandStats, SocketFile, socket_file
 from exporter.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class Collected:
     """One VM's answer, as a snapshot and as its lines."""
 
-    snapshot: Snapshot
-    blobs: Blobs
+    snapshot: VmState
+    blobs: FamilyBytes
     #: The socket that it answered on, or was tried; None where there was none.
     socket: SocketFile | None = None
 
@@ -36,18 +36,23 @@ class Collected:
 class Observer:
     """Who is told of targets and of what was found; this one does nothing."""
 
-    def joined(self, member: Member) -> None:
+    def joined(self, member: ScrapeTarget) -> None:
         """A target is new."""
 
-    def collected(self, member: Member, snapshot: Snapshot) -> None:
+    def collected(self, member: ScrapeTarget, snapshot: VmState) -> None:
         """A target was looked at."""
 
 
-class Member:
+class ScrapeTarget:
     """A target with its collector and the plan that it is rendered by."""
 
     def __init__(
-        self, target: Target, tally: Tally, storage: Storage, pace: LoopPacer, observer: Observer
+        self,
+        target: Target,
+        tally: CommandStats,
+        storage: Storage,
+        pace: LoopPacer,
+        observer: Observer,
     ) -> None:
         self.target = target
         self._observer = observer
@@ -62,7 +67,7 @@ class Member:
         self._actions = 0
         self._left = False
         self._devices: tuple[Device, ...] | None = None
-        self._kept: Kept | None = None
+        self._kept: CachedLines | None = None
 
     @property
     def is_refresh_due(self) -> bool:
@@ -184,7 +189,7 @@ class Member:
             snapshot = self._vm.down("internal", 0.0)
             return Collected(snapshot, self._plan.render(snapshot))
 
-    async def _look(self) -> Snapshot | None:
+    async def _look(self) -> VmState | None:
         """Ask when nobody else talks to the VM; None if that is not soon: a sweep waits for all."""
         timeout_seconds = self.target.settings.timeout_seconds
         if not self._actions:

@@ -15,9 +15,9 @@ from zlib import crc32
 
 from exporter.collect.image_files import ImageFiles, Storages
 from exporter.config import Settings
-from exporter.model import ImageFile, Topology, build, key, nodes
+from exporter.model import ImageFile, Topology, build, join_key, nodes
 from exporter.model import chain as chains
-from exporter.qmp import Answers, queries, schema
+from exporter.qmp import PendingReplies, queries, schema
 from exporter.storage import Storage
 
 #: Longest that the storage may take to say that it is there.
@@ -199,7 +199,7 @@ class TopologyCache:
 
         `agreed`: whether query-blockstats saw the same chains; `closed` as for `agree`.
         """
-        by_key = {key(info): info for info in blocks}
+        by_key = {join_key(info): info for info in blocks}
         # A chain that goes on disagreeing is one that this program does not understand: to ask
         # again in each scrape would not help.
         self._outdated = self._happened or (not agreed and self._disagreed != names)
@@ -224,7 +224,7 @@ class TopologyCache:
         """Put the backing images, which a flat answer leaves out, back from the last one."""
         assert self._topology is not None
         for info in blocks:
-            before = self._topology.blocks.get(key(info))
+            before = self._topology.blocks.get(join_key(info))
             if info.inserted and before and before.inserted:
                 info.inserted.image.backing_image = before.inserted.image.backing_image
 
@@ -244,7 +244,7 @@ def throttle_queries(
 async def throttle_limits(
     blocks: Sequence[schema.BlockInfo],
     settings: Settings,
-    batch: Callable[[Sequence[queries.Query[Any]]], Awaitable[Answers]],
+    batch: Callable[[Sequence[queries.Query[Any]]], Awaitable[PendingReplies]],
 ) -> dict[str, schema.Limits]:
     """Ask for the limits of each throttle filter's group, by `batch`.
 
@@ -271,10 +271,10 @@ def agree(
 
     `closed` are the devices whose root node has no driver any more, and that node's name.
     """
-    by_key = {key(info): info for info in blocks}
+    by_key = {join_key(info): info for info in blocks}
     return all(
-        (info := by_key.get(key(entry))) is not None
-        and (chains.joined(entry, info) is not None or (key(entry), entry.node_name) in closed)
+        (info := by_key.get(join_key(entry))) is not None
+        and (chains.joined(entry, info) is not None or (join_key(entry), entry.node_name) in closed)
         for entry in entries
     )
 
@@ -286,9 +286,9 @@ def without_drivers(
 
     One answer alone does not tell it from a medium that was taken out between the two queries.
     """
-    by_key = {key(info): info for info in blocks}
+    by_key = {join_key(info): info for info in blocks}
     return frozenset(
-        (key(entry), entry.node_name)
+        (join_key(entry), entry.node_name)
         for entry in entries
-        if (info := by_key.get(key(entry))) is not None and chains.is_closed(entry, info)
+        if (info := by_key.get(join_key(entry))) is not None and chains.is_closed(entry, info)
     )

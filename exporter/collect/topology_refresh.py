@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from exporter.collect.event_watcher import DEVICES_LIMIT
-from exporter.collect.querier import Inquiry, left
+from exporter.collect.querier import Querier, remaining_seconds
 from exporter.collect.topology_cache import (
     NodeNames,
     TopologyCache,
@@ -17,7 +17,7 @@ from exporter.config import Settings
 from exporter.errors import ProtocolError
 from exporter.model import Corruption
 from exporter.model import chain as chains
-from exporter.qmp import Answers, BlockJob, BlockStats, Session, queries
+from exporter.qmp import BlockJob, BlockStats, PendingReplies, Session, queries
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ _FLAT_VERSION = (11, 1)
 _AGREE_TRIES = 2
 
 
-class Refresh:
+class TopologyRefresh:
     """How query-block of one VM is asked, for what `TopologyCache` keeps of it."""
 
     def __init__(
         self,
         vm: str,
         session: Session,
-        inquiry: Inquiry,
+        inquiry: Querier,
         topology: TopologyCache,
         settings: Settings,
     ) -> None:
@@ -53,7 +53,7 @@ class Refresh:
         """Forget what is known of the QEMU before."""
         self._flat = True
 
-    def entries(self, answers: Answers) -> list[BlockStats]:
+    def entries(self, answers: PendingReplies) -> list[BlockStats]:
         """Return the devices, by query-block for a QEMU that has no query-blockstats.
 
         Raises:
@@ -120,7 +120,13 @@ class Refresh:
         )
         process = self._session.peer_pid
         await self._topology.put(
-            blocks, names, limits, process, left(deadline), agreed=agreed, closed=closed
+            blocks,
+            names,
+            limits,
+            process,
+            remaining_seconds(deadline),
+            agreed=agreed,
+            closed=closed,
         )
         return entries, block_jobs
 
@@ -128,7 +134,9 @@ class Refresh:
         if await self._would_crash(entries, deadline):
             self._topology.refuse(names)
             return False
-        return await self._topology.may_ask(names, self._session.peer_pid, left(deadline))
+        return await self._topology.may_ask(
+            names, self._session.peer_pid, remaining_seconds(deadline)
+        )
 
     async def _would_crash(self, entries: list[BlockStats], deadline: float) -> bool:
         """Whether query-block would end this QEMU, or fail for all of its disks."""

@@ -10,17 +10,27 @@ from typing import Any
 import msgspec
 
 from exporter.collect.discovery import Target, printable
-from exporter.collect.event_watcher import Watch
+from exporter.collect.event_watcher import EventWatcher
 from exporter.collect.exports import Exports
 from exporter.collect.job_list import JobList
-from exporter.collect.querier import Inquiry, left
+from exporter.collect.querier import Querier, remaining_seconds
 from exporter.collect.topology_cache import TopologyCache
-from exporter.collect.topology_refresh import Refresh
+from exporter.collect.topology_refresh import TopologyRefresh
 from exporter.concurrency import LoopPacer
 from exporter.errors import ProtocolError, Replaced, TargetError
-from exporter.model import Counters, Device, ImageFile, Node, Owners, Snapshot, build, of_graph
+from exporter.model import Counters, Device, ImageFile, Node, Owners, VmState, build, of_graph
 from exporter.model import chain as chains
-from exporter.qmp import Answers, Command, Qemu, Query, Session, SocketFile, Tally, queries, schema
+from exporter.qmp import (
+    Command,
+    CommandStats,
+    PendingReplies,
+    Qemu,
+    Query,
+    Session,
+    SocketFile,
+    queries,
+    schema,
+)
 from exporter.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -35,19 +45,19 @@ class Vm:
     """The collector of one target. `collect` is called by one task at a time."""
 
     def __init__(
-        self, target: Target, tally: Tally, storage: Storage, pace: LoopPacer | None = None
+        self, target: Target, tally: CommandStats, storage: Storage, pace: LoopPacer | None = None
     ) -> None:
         self.target = target
         self._pace = pace or LoopPacer()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
-        self._watch = Watch(self._session, self._look)
+        self._watch = EventWatcher(self._session, self._look)
         #: What is remembered of the jobs.
         self.jobs = self._watch.jobs
-        self._inquiry = Inquiry(target.vm, self._session)
+        self._inquiry = Querier(target.vm, self._session)
         self._job_list = JobList(self._inquiry, self._watch)
         self._topology = TopologyCache(target.vm, target.settings, storage)
         self._exports = Exports(self._inquiry, target.settings)
-        self._refresh = Refresh(
+        self._refresh = TopologyRefresh(
             target.vm, self._session, self._inquiry, self._topology, target.settings
         )
         #: The devices as query-block told of them, and what it told.
@@ -64,7 +74,7 @@ class Vm:
         self._has_run = False
         self._connection_is_new()
 
-    async def collect(self, timeout_seconds: float) -> Snapshot:
+    async def collect(self, timeout_seconds: float) -> VmState:
         """Ask everything that is due and return the VM as it is now, up or down."""
         started = time.monotonic()
         deadline = started + timeout_seconds
@@ -88,9 +98,9 @@ class Vm:
             await self._end()
         return snapshot
 
-    def down(self, reason: str, duration_seconds: float) -> Snapshot:
+    def down(self, reason: str, duration_seconds: float) -> VmState:
         """Return the VM as one that does not answer."""
-        return Snapshot(
+        return VmState(
             vm=self.target.vm,
             up=False,
             reason=reason,
@@ -103,7 +113,7 @@ class Vm:
         """Whether query-block is old enough to be asked again."""
         return self._topology.is_old
 
-    async def look(self, timeout_seconds: float) -> Snapshot:
+    async def look(self, timeout_seconds: float) -> VmState:
         """Ask as a scrape does, and query-block again; the connection is kept until `leave`.
 
         Raises:
@@ -124,7 +134,7 @@ class Vm:
         is_due = self.target.settings.topology != "never"
         if not is_due:
             # Nothing was asked of the storage, and a command waits for it as query-block does.
-            await self._topology.may_ask((), self._session.peer_pid, left(deadline))
+            await self._topology.may_ask((), self._session.peer_pid, remaining_seconds(deadline))
         error, responding = self._topology.storage_error, self._topology.responding
         if is_due and not error and snapshot.devices and (self._topology.timestamp or 0.0) < began:
             # Storage that had no time for us has none for QEMU either.
@@ -165,7 +175,7 @@ class Vm:
             self._commands,
             self._session.peer_pid,
             status,
-            may_be_inactive=waits and await self._activates_late(left(deadline)),
+            may_be_inactive=waits and await self._activates_late(remaining_seconds(deadline)),
         )
 
     async def _activates_late(self, timeout_seconds: float) -> bool:
@@ -226,14 +236,14 @@ class Vm:
         self._job_list.connection_is_new()
         self._ask_nodes = self.target.settings.nodes
 
-    async def _ask_who_is_there(self, deadline: float) -> Snapshot:
+    async def _ask_who_is_there(self, deadline: float) -> VmState:
         """Ask the VM that the path leads to, when it is asked and when it has answered."""
         for _ in range(_FOLLOW_TRIES):
             try:
                 snapshot = await self._ask(deadline)
                 self._session.check()
             except TargetError as error:
-                if not self._session.replaced or not left(deadline):
+                if not self._session.replaced or not remaining_seconds(deadline):
                     raise
                 log.debug("asked anew", extra={"vm": self.target.vm, "err": str(error)})
                 await self._leave_replaced()
@@ -241,7 +251,7 @@ class Vm:
                 return snapshot
         raise Replaced("one process after the other takes the path over")
 
-    async def _ask(self, deadline: float) -> Snapshot:
+    async def _ask(self, deadline: float) -> VmState:
         answers = await self._first_answers(deadline)
         entries = self._refresh.entries(answers)
         walk = chains.walk(entries)
@@ -269,7 +279,7 @@ class Vm:
         jobs = await self._job_list.take(answers, entries, block_jobs, devices, deadline)
         status = answers.get(queries.STATUS)
         self._has_run |= status is not None and status.running
-        return Snapshot(
+        return VmState(
             vm=self.target.vm,
             up=True,
             topology_timestamp_seconds=self._topology.timestamp,
@@ -319,7 +329,7 @@ class Vm:
         self._watch.know(entries, known.names)
         return known.found, build.count(known, entries, walk, self._topology.files())
 
-    async def _first_answers(self, deadline: float) -> Answers:
+    async def _first_answers(self, deadline: float) -> PendingReplies:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""
         keep_waiting = self.target.settings.connection == "persistent"
         fresh = False
@@ -327,7 +337,7 @@ class Vm:
             if not self._session.connected:
                 fresh = True
                 await self._pace.turn()
-                await self._session.connect(left(deadline), keep_waiting=keep_waiting)
+                await self._session.connect(remaining_seconds(deadline), keep_waiting=keep_waiting)
             if self._session.generation != self._generation:
                 self._connection_is_new()
                 if keep_waiting or self._peer != self.peer:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from exporter.expose import exposition
-from exporter.expose.plan import Blobs, Kept, Plan, render_exporter
+from exporter.expose.plan import CachedLines, FamilyBytes, Plan, render_exporter
 
-__all__ = ["Blobs", "Kept", "Plan", "exposition", "render_exporter"]
+__all__ = ["CachedLines", "FamilyBytes", "Plan", "exposition", "render_exporter"]

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from exporter.expose.families import families
-from exporter.expose.plan import Blobs
+from exporter.expose.plan import FamilyBytes
 
 try:
     # Five times as fast as zlib for the same size; not to be had everywhere.
@@ -86,7 +86,7 @@ def scrape_seconds(header: str | None, limit_seconds: float) -> float:
 
 
 def encoded(
-    blobs: Sequence[Blobs], *, openmetrics: bool, process: bool, gzip: bool
+    blobs: Sequence[FamilyBytes], *, openmetrics: bool, process: bool, gzip: bool
 ) -> tuple[list[bytes], bool]:
     """Return an exposition in parts as it is sent, and whether it is compressed.
 
@@ -115,12 +115,12 @@ def _portions(parts: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(waiting)
 
 
-def body(blobs: Sequence[Blobs], *, openmetrics: bool, process: bool) -> bytes:
+def body(blobs: Sequence[FamilyBytes], *, openmetrics: bool, process: bool) -> bytes:
     """Return a whole exposition, with the metrics of this process if `process`."""
     return b"".join(_parts(blobs, openmetrics=openmetrics, process=process))
 
 
-def _parts(blobs: Sequence[Blobs], *, openmetrics: bool, process: bool) -> Iterator[bytes]:
+def _parts(blobs: Sequence[FamilyBytes], *, openmetrics: bool, process: bool) -> Iterator[bytes]:
     yield from families(blobs, openmetrics=openmetrics)
     if process:
         generate: Callable[[CollectorRegistry], bytes] = (

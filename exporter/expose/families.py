@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from exporter.expose.plan import Blobs
+from exporter.expose.plan import FamilyBytes
 from exporter.metrics import METRICS, Metric
 
 
@@ -33,7 +33,7 @@ _TEXT_HEADS = tuple(_text_head(metric) for metric in METRICS)
 _OPENMETRICS_HEADS = tuple(_openmetrics_head(metric) for metric in METRICS)
 
 
-def families(blobs: Iterable[Blobs], *, openmetrics: bool) -> Iterator[bytes]:
+def families(blobs: Iterable[FamilyBytes], *, openmetrics: bool) -> Iterator[bytes]:
     """Yield the exposition of all blobs family by family: its head, and the lines of all.
 
     An OpenMetrics body still wants its `# EOF`, which is the caller's: more may follow.
@@ -46,6 +46,6 @@ def families(blobs: Iterable[Blobs], *, openmetrics: bool) -> Iterator[bytes]:
             yield lines
 
 
-def join(blobs: Iterable[Blobs], *, openmetrics: bool) -> bytes:
+def join(blobs: Iterable[FamilyBytes], *, openmetrics: bool) -> bytes:
     """Return `families` as a whole."""
     return b"".join(families(blobs, openmetrics=openmetrics))

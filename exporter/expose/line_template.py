@@ -38,7 +38,7 @@ def number(value: float, divisor: int = 1) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class LineTemplate:
     """The lines of some families for some records, each with a place for its number."""
 
     text: bytes
@@ -58,7 +58,7 @@ class Template:
 
 def template(
     names: Sequence[str], identities: tuple[str, ...], missing: tuple[int, ...], divisor: int
-) -> Template:
+) -> LineTemplate:
     """Return the lines of families `names` for the records `identities`."""
     place = "%d" if divisor == 1 else "%r"
     gone = frozenset(missing)
@@ -72,7 +72,7 @@ def template(
         ).encode()
         for family, name in enumerate(names)
     ]
-    return Template(_SEPARATOR.join(families), identities, missing)
+    return LineTemplate(_SEPARATOR.join(families), identities, missing)
 
 
 def flatten(

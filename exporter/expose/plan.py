@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from exporter.expose.line_template import Template, flatten, number, template
+from exporter.expose.line_template import LineTemplate, flatten, number, template
 from exporter.expose.samples import escape, info_line, labels, lines_of
-from exporter.metrics import METRICS, Metric, Scope, Zero
-from exporter.model import Bitmap, Exporter, Node, Snapshot, Throttle, intervals
+from exporter.metrics import METRICS, Metric, Scope, ZeroMeaning
+from exporter.model import Bitmap, Exporter, Node, Throttle, VmState, intervals
 
 #: Lines of one snapshot: one blob per family, in the order of the table.
-Blobs = tuple[bytes, ...]
+FamilyBytes = tuple[bytes, ...]
 
 _SLOT = {metric.name: slot for slot, metric in enumerate(METRICS)}
 
@@ -42,16 +42,16 @@ _KEPT_SCOPES = (Scope.DEVICE, Scope.THROTTLE, Scope.BITMAP, Scope.NODE)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedLines:
     """What stays the same of a VM's lines for as long as its devices do."""
 
-    blobs: Blobs
+    blobs: FamilyBytes
     #: Labels of each device.
     devices: tuple[str, ...]
     #: Labels of each node that counts, in the order of `model.Counters`.
     nodes: tuple[str, ...]
     #: The lines that scrapes fill in, by the first of the slots that they belong to.
-    templates: dict[int, Template] = field(default_factory=dict)
+    templates: dict[int, LineTemplate] = field(default_factory=dict)
     #: What was last remembered of the VM, and its lines.
     remembered: list[Any] = field(default_factory=lambda: [None, ()])
 
@@ -70,7 +70,7 @@ class Plan:
             self._kept[scope] = _grouped(m for m in mine if m.path[0] not in _LIVE_OWNERS)
         self._info = [m for m in chosen if not m.path]
 
-    def render(self, snapshot: Snapshot, kept: Kept | None = None) -> Blobs:
+    def render(self, snapshot: VmState, kept: CachedLines | None = None) -> FamilyBytes:
         """Return the lines of one VM, one blob per family of the table.
 
         `kept` is what `keep` returned for a snapshot with the same devices.
@@ -117,7 +117,7 @@ class Plan:
                 blobs[slot] = lines
         return tuple(blobs)
 
-    def _remember(self, snapshot: Snapshot) -> list[tuple[int, bytes]]:
+    def _remember(self, snapshot: VmState) -> list[tuple[int, bytes]]:
         blobs = [b""] * len(METRICS)
         for scope, records in (snapshot.remembered or {}).items():
             read = attrgetter(*scope.labels[1:], scope.labels[1])  # twice: never a lone value
@@ -125,7 +125,7 @@ class Plan:
             _records(blobs, self._live[scope], records, of, {})
         return [(slot, lines) for slot, lines in enumerate(blobs) if lines]
 
-    def keep(self, snapshot: Snapshot) -> Kept:
+    def keep(self, snapshot: VmState) -> CachedLines:
         """Render what stays until query-block is asked again."""
         devices: list[str] = []
         throttles: list[tuple[str, Throttle]] = []
@@ -147,7 +147,7 @@ class Plan:
         _pairs(blobs, self._kept[Scope.BITMAP], bitmaps)
         _pairs(blobs, self._kept[Scope.NODE], nodes)
         counting = tuple(identity for identity, node in nodes if node.counts)
-        return Kept(tuple(blobs), tuple(devices), counting)
+        return CachedLines(tuple(blobs), tuple(devices), counting)
 
 
 def _node_labels(vm: str, device: str, node: Node) -> str:
@@ -163,7 +163,7 @@ def _grouped(metrics: Iterable[Metric]) -> tuple[_Rows, ...]:
     for metric in metrics:
         if metric.path:
             # Rows that appear together stay together, whatever they are.
-            together = metric.zero is Zero.UNUSED
+            together = metric.zero is ZeroMeaning.UNUSED
             divisor = metric.divisor if _is_number(metric) and not together else 0
             key = (metric.path[:-1], divisor, together)
             rows.setdefault(key, []).append(metric)
@@ -182,7 +182,7 @@ def _grouped(metrics: Iterable[Metric]) -> tuple[_Rows, ...]:
 
 def _is_number(metric: Metric) -> bool:
     plain = metric.kind in ("counter", "gauge") and not metric.states and not metric.labels
-    return plain and metric.type is int and metric.zero is not Zero.UNSET
+    return plain and metric.type is int and metric.zero is not ZeroMeaning.UNSET
 
 
 def _owner(path: tuple[str, ...]) -> Callable[[Any], Any]:
@@ -218,7 +218,7 @@ def _records(
     groups: Iterable[_Rows],
     records: Sequence[Any],
     identities: Sequence[str],
-    templates: dict[int, Template],
+    templates: dict[int, LineTemplate],
 ) -> None:
     """Put the lines of all records of one kind; an identity is labels without braces."""
     for group in groups:
@@ -251,7 +251,7 @@ def _numbers(
     group: _Rows,
     identities: tuple[str, ...],
     values: Sequence[tuple[int | None, ...]],
-    templates: dict[int, Template],
+    templates: dict[int, LineTemplate],
 ) -> None:
     """Put integers: nearly all lines of a scrape, which are the same but for their numbers."""
     flat, missing = flatten(values, group.divisor)
@@ -264,7 +264,7 @@ def _numbers(
         blobs[slot] = lines
 
 
-def render_exporter(exporter: Exporter) -> Blobs:
+def render_exporter(exporter: Exporter) -> FamilyBytes:
     """Return the lines of the program itself, one blob per family of the table."""
     blobs = [b""] * len(METRICS)
     for slot, metric in enumerate(METRICS):

@@ -9,7 +9,7 @@ from typing import Any
 
 from exporter.errors import ProtocolError
 from exporter.expose.line_template import number
-from exporter.metrics import Metric, Zero
+from exporter.metrics import Metric, ZeroMeaning
 from exporter.qmp import schema
 
 #: No name of QEMU's is longer; a label of a liar's stands in every line of its device.
@@ -48,7 +48,7 @@ def lines_of(metric: Metric, record: Any, identity: str, value: Any) -> str:
         return info_line(metric, record, identity)
     if isinstance(value, schema.Histogram):
         return _histogram(metric, identity, value)
-    if not value and metric.zero is Zero.UNSET:
+    if not value and metric.zero is ZeroMeaning.UNSET:
         return ""
     return f"{metric.name}{{{identity}}} {number(value, metric.divisor)}\n"
 

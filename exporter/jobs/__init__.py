@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.jobs.events import Events
 from exporter.jobs.outcomes import End
-from exporter.jobs.tracker import Jobs
+from exporter.jobs.tracker import JobTracker
 from exporter.jobs.verdict import CANCELLED, COMPLETED
 
-__all__ = ["CANCELLED", "COMPLETED", "End", "Events", "Jobs"]
+__all__ = ["CANCELLED", "COMPLETED", "End", "Events", "JobTracker"]

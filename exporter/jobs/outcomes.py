@@ -16,7 +16,7 @@ from exporter.jobs.verdict import FAILED, RESULTS, Seen, State
 from exporter.metrics import Scope
 from exporter.model import Finished, JobOutcomes, LastError, Place
 from exporter.qmp import schema
-from exporter.redact import public_text
+from exporter.redact import redact_text
 
 #: Most commits of one VM that wait for the chain.
 _WAITING_LIMIT = 1000
@@ -81,7 +81,7 @@ class Outcomes:
         """Count the end of a job, and remember it by the job's id."""
         self.count(job_id, end.device, end.type, end.result, end.timestamp_seconds, end.error)
         if self.is_newest(job_id, end.serial):  # else a later job has the id
-            _put(self.ends, job_id, replace(end, error=public_text(end.error)), ENDS_LIMIT)
+            _put(self.ends, job_id, replace(end, error=redact_text(end.error)), ENDS_LIMIT)
 
     def count(
         self, job_id: str, device: str, job_type: str, result: str, now: float, error: str = ""
@@ -91,7 +91,7 @@ class Outcomes:
         self._counts[name][RESULTS.index(result)] += 1
         _put(self._finished, (device, name, result), now)
         if result == FAILED and error:
-            _put(self._errors, (device, name), public_text(error))
+            _put(self._errors, (device, name), redact_text(error))
         self.changed = True
 
     def expect(self, job_type: str) -> str:

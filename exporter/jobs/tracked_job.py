@@ -26,7 +26,7 @@ class Step(IntEnum):
     ABORTED = 2
 
 
-class Sight(Enum):
+class Heard(Enum):
     """How much of a job was heard."""
 
     #: Nothing was missed since it was last known not to be ready.
@@ -47,7 +47,7 @@ class Lister(Enum):
 
 
 @dataclass(slots=True)
-class Known:
+class TrackedJob:
     """A job, as events and queries told of it."""
 
     first_seen: float
@@ -63,7 +63,7 @@ class Known:
     #: The same of nodes under no device.
     bare: Merge | None = None
     step: Step = Step.NAMED
-    sight: Sight = Sight.PART
+    sight: Heard = Heard.PART
     lister: Lister = Lister.NONE
     #: `concluded`, as an event said.
     concluded: bool = False
@@ -75,7 +75,7 @@ class Known:
     def state(self) -> State:
         """What is known of it, for the verdict on its end."""
         if self.step is Step.NAMED and self.lister is Lister.NONE:
-            late = self.concluded and self.sight is not Sight.WHOLE
+            late = self.concluded and self.sight is not Heard.WHOLE
             return State.LATE if late else State.CREATED
         if self.type == "commit":
             if not self.may_have_been_ready:
@@ -92,12 +92,12 @@ class Known:
             return True
         if self.place is not None and self.place.top:
             return self.place.top == "0"
-        return self.sight is not Sight.WHOLE
+        return self.sight is not Heard.WHOLE
 
     def hear(self, status: str, now: float) -> None:
         """Take a status that JOB_STATUS_CHANGE tells, between `created` and `null`."""
         if status == "aborting":
-            if self.step is Step.STARTED or self.sight is not Sight.WHOLE:
+            if self.step is Step.STARTED or self.sight is not Heard.WHOLE:
                 self.step = Step.ABORTED
         elif status == "concluded":
             self.concluded = True
@@ -113,8 +113,8 @@ class Known:
         if progress != self.progress:
             self.progress, self.last_progress = progress, now
         self.type = type
-        if self.sight is Sight.STALE:
-            self.sight = Sight.PART
+        if self.sight is Heard.STALE:
+            self.sight = Heard.PART
         if status != "created":
             self.step = max(self.step, Step.STARTED)
 
@@ -123,5 +123,5 @@ class Known:
         return (
             (bool(self.type) and self.type != type)
             or (self.ended and status in LIVE)
-            or (self.sight is Sight.STALE and progress < self.progress)
+            or (self.sight is Heard.STALE and progress < self.progress)
         )

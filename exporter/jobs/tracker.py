@@ -24,7 +24,7 @@ import msgspec
 from exporter.jobs.events import BLOCK_JOB, ID_LIMIT, STATUS_CHANGE, BlockJobEvent
 from exporter.jobs.evidence import CHANGING, Chains, Change, Commit, Sighting, chains_of, work
 from exporter.jobs.outcomes import End, Outcomes
-from exporter.jobs.tracked_job import LIVE, READY, Known, Lister, Sight, Step
+from exporter.jobs.tracked_job import LIVE, READY, Heard, Lister, Step, TrackedJob
 from exporter.jobs.verdict import Seen, State, of_error, verdict
 from exporter.model import BLOCK_JOB_TYPES, Device, Job, Place
 from exporter.qmp import Process, schema
@@ -35,7 +35,7 @@ JOBS_LIMIT = 1000
 _STATUS_VERSION = (3, 0)
 
 
-class Jobs:
+class JobTracker:
     """The jobs of one VM. A round begins with `ask`, before the queries that end in `poll`."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Jobs:
         self.wanted = False
         #: Whether this QEMU tells where its jobs work; else the id says it, if it is a device's.
         self.places_told = False
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, TrackedJob] = {}
         self._devices: tuple[Device, ...] = ()
         self.round = 0
         #: The round whose answers `_devices` are from.
@@ -84,7 +84,7 @@ class Jobs:
             for job_id in list(self._known):
                 self._lose(job_id, now)
         for job in self._known.values():
-            job.sight = Sight.STALE
+            job.sight = Heard.STALE
 
     def ask(self) -> None:
         """Begin a round: what is asked from here on is answered after all that was told so far."""
@@ -153,7 +153,7 @@ class Jobs:
             if (job.lister is Lister.JOBS or not job.type) and others is None:
                 continue
             # What events told of and no query has listed may have begun after the answer.
-            if job.lister is not Lister.NONE or job.sight is Sight.STALE:
+            if job.lister is not Lister.NONE or job.sight is Heard.STALE:
                 self._lose(job_id, now)
 
     def place(self, job_id: str) -> Place | None:
@@ -214,7 +214,7 @@ class Jobs:
         if job_id in self._known:
             self._went(job_id)
             self._lose(job_id, now)
-        self._new(job_id, now).sight = Sight.WHOLE
+        self._new(job_id, now).sight = Heard.WHOLE
         self.wanted = True
 
     def _take_null(self, job_id: str, now: float) -> None:
@@ -223,14 +223,14 @@ class Jobs:
         if job is None:
             return
         self._went(job_id)
-        stale = job.sight is Sight.STALE
+        stale = job.sight is Heard.STALE
         if job.ended or stale or job.type in BLOCK_JOB_TYPES or not job.concluded:
             self._lose(job_id, now)
             return
         del self._known[job_id]
         self._finish(job_id, job, Seen.DISMISSED, now)
 
-    def _of_event(self, event: BlockJobEvent, now: float) -> Known:
+    def _of_event(self, event: BlockJobEvent, now: float) -> TrackedJob:
         job = self._known.get(event.device)
         if job is not None and job.type and job.type != event.type:
             self._lose(event.device, now)
@@ -247,7 +247,7 @@ class Jobs:
             return
         job.ended = True
         self._went(job_id)
-        if job.sight is Sight.STALE:
+        if job.sight is Heard.STALE:
             job.place = job.span = job.bare = None  # another one may have got its id
         self._finish(job_id, job, seen, now, event.error or "")
         if self._process.version < _STATUS_VERSION:
@@ -274,7 +274,7 @@ class Jobs:
         if ready:
             job.ready_at = job.ready_at or now
         elif status in LIVE or not status:
-            job.sight = Sight.WHOLE
+            job.sight = Heard.WHOLE
         if place is not None:
             job.place = place
             job.span, job.bare = work(place, chains)
@@ -294,7 +294,7 @@ class Jobs:
 
     def _listed_job(
         self, job_id: str, type: str, status: str, progress: int, now: float
-    ) -> Known | None:
+    ) -> TrackedJob | None:
         """Return the job that a query lists, None where it cannot be told from one that ended."""
         if job_id in self._gone or max(len(job_id), len(type)) > ID_LIMIT:
             return None
@@ -307,7 +307,7 @@ class Jobs:
                 self._listed = False
                 return None
             job = self._new(job_id, now)
-            job.sight = Sight.PART
+            job.sight = Heard.PART
         job.list(type, status, progress, now)
         self.outcomes.expect(type)
         return job
@@ -320,7 +320,9 @@ class Jobs:
         if not job.ended:
             self._finish(job_id, job, Seen.MISSING, now)
 
-    def _finish(self, job_id: str, job: Known, seen: Seen, now: float, error: str = "") -> None:
+    def _finish(
+        self, job_id: str, job: TrackedJob, seen: Seen, now: float, error: str = ""
+    ) -> None:
         """Count a job as the table says, or let the chain of the next round decide."""
         self._ends += 1
         found = verdict(job.state, seen)
@@ -337,16 +339,16 @@ class Jobs:
             else:
                 self.outcomes.end(job_id, end)
 
-    def _may_be_told_of(self, job: Known) -> bool:
+    def _may_be_told_of(self, job: TrackedJob) -> bool:
         """Whether answers that are on their way may tell of a job that no query has listed."""
         return (
             self.places_told
             and job.lister is Lister.NONE
             and job.place is None
-            and job.sight is not Sight.STALE
+            and job.sight is not Heard.STALE
         )
 
-    def _wait(self, job_id: str, job: Known, state: State, device: str, now: float) -> None:
+    def _wait(self, job_id: str, job: TrackedJob, state: State, device: str, now: float) -> None:
         commit = Commit(
             job_id,
             job.first_seen,
@@ -359,18 +361,18 @@ class Jobs:
             self.round,
             self._ends,
         )
-        if state is State.SAID and not commit.located and job.sight is not Sight.STALE:
+        if state is State.SAID and not commit.located and job.sight is not Heard.STALE:
             chains = chains_of(self._devices)
             commit.before = {name: (self._devices_round, chains[name]) for name in chains}
         self.outcomes.wait(commit, now)
         self.wanted = True
 
-    def _new(self, job_id: str, now: float) -> Known:
+    def _new(self, job_id: str, now: float) -> TrackedJob:
         """Return a job that is new; there may be too many for it to be kept."""
         self._jobs += 1
         self.outcomes.begin(job_id, self._jobs)
-        sight = Sight.WHOLE if self._listed else Sight.PART
-        job = Known(now, now, serial=self._jobs, sight=sight)
+        sight = Heard.WHOLE if self._listed else Heard.PART
+        job = TrackedJob(now, now, serial=self._jobs, sight=sight)
         if adopted := self.adopted.pop(job_id, None):
             job.place, chain = adopted
             job.span, _ = work(job.place, {job.place.device: chain})
@@ -378,7 +380,7 @@ class Jobs:
         if len(self._known) < JOBS_LIMIT:
             self._known[job_id] = job
         else:
-            job.sight = Sight.PART
+            job.sight = Heard.PART
         return job
 
     def _went(self, job_id: str) -> None:
@@ -387,7 +389,7 @@ class Jobs:
         else:
             self._gone_any = True
 
-    def _device(self, job_id: str, job: Known) -> str:
+    def _device(self, job_id: str, job: TrackedJob) -> str:
         """Return the device of a job; its id may be QEMU's default, which is a device's name."""
         if job.place is not None:
             return job.place.device

@@ -13,7 +13,7 @@ from exporter.metrics.table import (
     STATE,
     THROTTLE,
 )
-from exporter.metrics.types import NS, Metric, Scope, Zero
+from exporter.metrics.types import NS, Metric, Scope, ZeroMeaning
 
 __all__ = [
     "BITMAPS",
@@ -28,5 +28,5 @@ __all__ = [
     "THROTTLE",
     "Metric",
     "Scope",
-    "Zero",
+    "ZeroMeaning",
 ]

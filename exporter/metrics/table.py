@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from exporter.metrics.types import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, Zero
+from exporter.metrics.types import IO_STATES, JOB_STATES, NS, RUN_STATES, Metric, Scope, ZeroMeaning
 
 
 # fmt: off
 def _row(scope: Scope, owner: str, name: str, field: str, text: str, collector: str,
-         divisor: int = 1, type: type = int, zero: Zero = Zero.VALUE, labels: tuple[str, ...] = (),
+         divisor: int = 1, type: type = int, zero: ZeroMeaning = ZeroMeaning.VALUE, labels: tuple[str, ...] = (),
          states: tuple[str, ...] = (), kind: str = "", source: str = "") -> Metric:
     name = scope.prefix + name
     kind = kind or ("counter" if name.endswith("_total") else "info" if name.endswith("_info") else "gauge")
@@ -36,20 +36,20 @@ def _own(scope: Scope, name: str, attribute: str, text: str, collector: str = ""
     """A value that this program found out itself: its field is not shown."""
     return replace(_row(scope, "", name, attribute, text, collector, **more), field="")  # type: ignore[arg-type]
 
-def _io(name: str, field: str, text: str, divisor: int = 1, zero: Zero = Zero.VALUE) -> Metric:
+def _io(name: str, field: str, text: str, divisor: int = 1, zero: ZeroMeaning = ZeroMeaning.VALUE) -> Metric:
     return _row(Scope.DEVICE, "", name, field, text, "io", divisor, zero=zero)
 
 def _latency(name: str, field: str, text: str) -> Metric:
     return _row(Scope.DEVICE, "", name, field, text, "latency", NS, kind="histogram")
 
-def _interval(name: str, field: str, text: str, divisor: int = 1, type: type = int, zero: Zero = Zero.VALUE) -> Metric:
+def _interval(name: str, field: str, text: str, divisor: int = 1, type: type = int, zero: ZeroMeaning = ZeroMeaning.VALUE) -> Metric:
     return _row(Scope.INTERVAL, "timed", name, field, text, "intervals", divisor, type, zero, source="stats.timed_stats.")
 
 def _state(name: str, field: str, text: str, **more: object) -> Metric:
     return _row(Scope.DEVICE, "block", name, field, text, "state", **more)  # type: ignore[arg-type]
 
 def _throttle(name: str, field: str, text: str) -> Metric:
-    return _row(Scope.THROTTLE, "limits", name, field, text, "throttle", zero=Zero.UNSET, source="inserted.")
+    return _row(Scope.THROTTLE, "limits", name, field, text, "throttle", zero=ZeroMeaning.UNSET, source="inserted.")
 
 _ROOT = " query-block tells of the root node alone: absent for a layer below a filter (throttle, a running backup) or an overlay."
 def _bitmap(name: str, field: str, text: str, type: type = int) -> Metric:
@@ -58,7 +58,7 @@ def _bitmap(name: str, field: str, text: str, type: type = int) -> Metric:
 def _image(name: str, field: str, text: str, type: type = int) -> Metric:
     return _row(Scope.NODE, "image", name, field, text, "layers", type=type, source="inserted.image.")
 
-def _node(name: str, field: str, text: str, zero: Zero = Zero.VALUE) -> Metric:
+def _node(name: str, field: str, text: str, zero: ZeroMeaning = ZeroMeaning.VALUE) -> Metric:
     return _row(Scope.NODE, "", name, field, text, "layers", zero=zero)
 
 def _job(name: str, field: str, text: str, type: type = int, states: tuple[str, ...] = ()) -> Metric:
@@ -86,31 +86,31 @@ IO = (
     _io("read_bytes_total", "stats.rd_bytes", "Bytes read."),
     _io("written_bytes_total", "stats.wr_bytes", "Bytes written."),
     _io("discarded_bytes_total", "stats.unmap_bytes", "Bytes discarded."),
-    _io("zone_appended_bytes_total", "stats.zone_append_bytes", "Bytes appended to zones.", zero=Zero.UNUSED),
+    _io("zone_appended_bytes_total", "stats.zone_append_bytes", "Bytes appended to zones.", zero=ZeroMeaning.UNUSED),
     _io("reads_completed_total", "stats.rd_operations", "Reads that succeeded; failed and invalid ones are not among them."),
     _io("writes_completed_total", "stats.wr_operations", "Writes that succeeded; failed and invalid ones are not among them."),
     _io("discards_completed_total", "stats.unmap_operations", "Discards that succeeded; failed and invalid ones are not among them."),
     _io("flushes_completed_total", "stats.flush_operations", "Flushes that succeeded; failed and invalid ones are not among them."),
-    _io("zone_appends_completed_total", "stats.zone_append_operations", "Zone appends that succeeded; failed and invalid ones are not among them.", zero=Zero.UNUSED),
+    _io("zone_appends_completed_total", "stats.zone_append_operations", "Zone appends that succeeded; failed and invalid ones are not among them.", zero=ZeroMeaning.UNUSED),
     _io("read_time_seconds_total", "stats.rd_total_time_ns", "Time spent on reads, on failed ones too unless the disk has account-failed=off.", NS),
     _io("write_time_seconds_total", "stats.wr_total_time_ns", "Time spent on writes, on failed ones too unless the disk has account-failed=off.", NS),
     _io("discard_time_seconds_total", "stats.unmap_total_time_ns", "Time spent on discards, on failed ones too unless the disk has account-failed=off.", NS),
     _io("flush_time_seconds_total", "stats.flush_total_time_ns", "Time spent on flushes, on failed ones too unless the disk has account-failed=off.", NS),
-    _io("zone_append_time_seconds_total", "stats.zone_append_total_time_ns", "Time spent on zone appends, on failed ones too unless the disk has account-failed=off.", NS, Zero.UNUSED),
+    _io("zone_append_time_seconds_total", "stats.zone_append_total_time_ns", "Time spent on zone appends, on failed ones too unless the disk has account-failed=off.", NS, ZeroMeaning.UNUSED),
     _io("reads_merged_total", "stats.rd_merged", "Reads merged into another request."),
     _io("writes_merged_total", "stats.wr_merged", "Writes merged into another request."),
     _io("discards_merged_total", "stats.unmap_merged", "Discards merged into another request."),
-    _io("zone_appends_merged_total", "stats.zone_append_merged", "Zone appends merged into another request.", zero=Zero.UNUSED),
+    _io("zone_appends_merged_total", "stats.zone_append_merged", "Zone appends merged into another request.", zero=ZeroMeaning.UNUSED),
     _io("reads_failed_total", "stats.failed_rd_operations", "Reads that failed."),
     _io("writes_failed_total", "stats.failed_wr_operations", "Writes that failed."),
     _io("discards_failed_total", "stats.failed_unmap_operations", "Discards that failed."),
     _io("flushes_failed_total", "stats.failed_flush_operations", "Flushes that failed."),
-    _io("zone_appends_failed_total", "stats.failed_zone_append_operations", "Zone appends that failed.", zero=Zero.UNUSED),
+    _io("zone_appends_failed_total", "stats.failed_zone_append_operations", "Zone appends that failed.", zero=ZeroMeaning.UNUSED),
     _io("reads_invalid_total", "stats.invalid_rd_operations", "Reads refused as invalid."),
     _io("writes_invalid_total", "stats.invalid_wr_operations", "Writes refused as invalid."),
     _io("discards_invalid_total", "stats.invalid_unmap_operations", "Discards refused as invalid."),
     _io("flushes_invalid_total", "stats.invalid_flush_operations", "Flushes refused as invalid."),
-    _io("zone_appends_invalid_total", "stats.invalid_zone_append_operations", "Zone appends refused as invalid.", zero=Zero.UNUSED),
+    _io("zone_appends_invalid_total", "stats.invalid_zone_append_operations", "Zone appends refused as invalid.", zero=ZeroMeaning.UNUSED),
     _io("idle_seconds", "stats.idle_time_ns", "Time since the last request; absent before the first.", NS),
 )
 
@@ -132,12 +132,12 @@ INTERVALS = (
     _interval("flush_latency_min_seconds", "min_flush_latency_ns", "Lowest latency of flushes in the interval.", NS),
     _interval("flush_latency_max_seconds", "max_flush_latency_ns", "Highest latency of flushes in the interval.", NS),
     _interval("flush_latency_avg_seconds", "avg_flush_latency_ns", "Mean latency of flushes in the interval.", NS),
-    _interval("zone_append_latency_min_seconds", "min_zone_append_latency_ns", "Lowest latency of zone appends in the interval.", NS, zero=Zero.UNUSED),
-    _interval("zone_append_latency_max_seconds", "max_zone_append_latency_ns", "Highest latency of zone appends in the interval.", NS, zero=Zero.UNUSED),
-    _interval("zone_append_latency_avg_seconds", "avg_zone_append_latency_ns", "Mean latency of zone appends in the interval.", NS, zero=Zero.UNUSED),
+    _interval("zone_append_latency_min_seconds", "min_zone_append_latency_ns", "Lowest latency of zone appends in the interval.", NS, zero=ZeroMeaning.UNUSED),
+    _interval("zone_append_latency_max_seconds", "max_zone_append_latency_ns", "Highest latency of zone appends in the interval.", NS, zero=ZeroMeaning.UNUSED),
+    _interval("zone_append_latency_avg_seconds", "avg_zone_append_latency_ns", "Mean latency of zone appends in the interval.", NS, zero=ZeroMeaning.UNUSED),
     _interval("read_queue_depth_avg", "avg_rd_queue_depth", "Mean number of reads under way in the interval.", type=float),
     _interval("write_queue_depth_avg", "avg_wr_queue_depth", "Mean number of writes under way in the interval.", type=float),
-    _interval("zone_append_queue_depth_avg", "avg_zone_append_queue_depth", "Mean number of zone appends under way in the interval.", type=float, zero=Zero.UNUSED),
+    _interval("zone_append_queue_depth_avg", "avg_zone_append_queue_depth", "Mean number of zone appends under way in the interval.", type=float, zero=ZeroMeaning.UNUSED),
 )
 
 STATE = (
@@ -150,7 +150,7 @@ STATE = (
     _state("device_io_status", "io-status", "Whether the device is stopped by an I/O error, 1 for the present state.", type=str, states=IO_STATES),
     _own(Scope.DEVICE, "device_backing_depth", "backing_depth", "Backing files below the active layer; absent once QEMU has closed that as corrupt.", "state"),
     _own(Scope.DEVICE, "device_expected_backing_depth", "expected_backing_depth", "Backing files that the configuration expects below the active layer.", "state"),
-    _state("write_threshold_bytes", "inserted.write_threshold", "Offset whose crossing by a write makes an event, of the root node alone: libvirt sets it on the storage node, of which query-block does not tell.", zero=Zero.UNSET),
+    _state("write_threshold_bytes", "inserted.write_threshold", "Offset whose crossing by a write makes an event, of the root node alone: libvirt sets it on the storage node, of which query-block does not tell.", zero=ZeroMeaning.UNSET),
 )
 
 THROTTLE = (
@@ -198,9 +198,9 @@ NODES = (
     _own(Scope.FILE, "storage_size_bytes", "size_bytes", "Size of the file system or block device that the image is on, or its data file if it has one." + _SHARED, "layers"),
     _own(Scope.FILE, "storage_available_bytes", "available_bytes", "Bytes that the file system of the image, or of its data file, has left." + _SHARED, "layers"),
     _own(Scope.FILE, "file_name_valid", "name_valid", "Whether the name that QEMU tells leads anybody on its host to the very file that it has open (1); 0: removed or replaced since, snapshot=on, /dev/fdset/N, or a relative name.", "layers"),
-    _node("discards_completed_total", "driver-specific.discard-nb-ok", "Discards that the file took; absent before the first.", Zero.UNUSED),
-    _node("discards_failed_total", "driver-specific.discard-nb-failed", "Discards that the file refused; absent before the first.", Zero.UNUSED),
-    _node("discarded_bytes_total", "driver-specific.discard-bytes-ok", "Bytes discarded in the file; absent before the first.", Zero.UNUSED),
+    _node("discards_completed_total", "driver-specific.discard-nb-ok", "Discards that the file took; absent before the first.", ZeroMeaning.UNUSED),
+    _node("discards_failed_total", "driver-specific.discard-nb-failed", "Discards that the file refused; absent before the first.", ZeroMeaning.UNUSED),
+    _node("discarded_bytes_total", "driver-specific.discard-bytes-ok", "Bytes discarded in the file; absent before the first.", ZeroMeaning.UNUSED),
     _node("nvme_completion_errors_total", "driver-specific.completion-errors", "Completions with an error."),
     _node("nvme_aligned_accesses_total", "driver-specific.aligned-accesses", "Accesses that were aligned."),
     _node("nvme_unaligned_accesses_total", "driver-specific.unaligned-accesses", "Accesses that had to be bounced."),

@@ -67,7 +67,7 @@ class Scope(Enum):
         self.title = title
 
 
-class Zero(Enum):
+class ZeroMeaning(Enum):
     """What a 0 in QEMU's reply means."""
 
     VALUE = 1  #: a value like any other
@@ -93,7 +93,7 @@ class Metric:
     collector: str
     divisor: int = 1
     type: type = int
-    zero: Zero = Zero.VALUE
+    zero: ZeroMeaning = ZeroMeaning.VALUE
     #: Further labels, each an attribute of the record.
     labels: tuple[str, ...] = ()
     #: A status family has one sample for each of these, 0 or 1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from exporter.model import build, chain, nodes
 from exporter.model.build import BLOCK_JOB_TYPES, Topology, intervals
 from exporter.model.corruption import Corruption
-from exporter.model.device_names import key
+from exporter.model.device_names import join_key
 from exporter.model.event_devices import Owners, Subject, of_graph, owners
 from exporter.model.job_placement import Merge, Place, place_job, users
 from exporter.model.state import (
@@ -24,9 +24,9 @@ from exporter.model.state import (
     JobOutcomes,
     LastError,
     Node,
-    Snapshot,
     Throttle,
     VmEvents,
+    VmState,
 )
 
 __all__ = [
@@ -50,15 +50,15 @@ __all__ = [
     "Node",
     "Owners",
     "Place",
-    "Snapshot",
     "Subject",
     "Throttle",
     "Topology",
     "VmEvents",
+    "VmState",
     "build",
     "chain",
     "intervals",
-    "key",
+    "join_key",
     "nodes",
     "of_graph",
     "owners",

@@ -12,12 +12,12 @@ import msgspec
 from exporter.errors import ProtocolError
 from exporter.model import chain as chains
 from exporter.model.chain import Chain, Walk
-from exporter.model.device_names import device_names, key
+from exporter.model.device_names import device_names, join_key
 from exporter.model.job_placement import Place
 from exporter.model.nodes import of_chain, word
 from exporter.model.state import Bitmap, Counters, Device, ImageFile, Interval, Job, Node, Throttle
 from exporter.qmp import schema
-from exporter.redact import public, public_text, throttle_group
+from exporter.redact import redact_filename, redact_text, throttle_group
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = schema.Limits.__struct_fields__
@@ -70,8 +70,8 @@ def devices(
     positions: list[int] = []
     files: list[tuple[str, str]] = []
     for name, entry in zip(device_names(entries), entries, strict=True):
-        info = topology.blocks.get(key(entry)) if topology else None
-        closed = topology is not None and (key(entry), entry.node_name) in topology.closed
+        info = topology.blocks.get(join_key(entry)) if topology else None
+        closed = topology is not None and (join_key(entry), entry.node_name) in topology.closed
         chain = chains.joined(entry, info) if info else None
         if chain is None:
             chain = chains.of_nodes(entry)
@@ -170,7 +170,7 @@ def jobs(
         if job.device in found:
             raise ProtocolError(f"query-block-jobs has two jobs with id {job.device!r}")
         found[job.device] = Job(
-            place.device, job.device, job.type, job, place.top, place.base, public_text(job.error)
+            place.device, job.device, job.type, job, place.top, place.base, redact_text(job.error)
         )
     for other in other_jobs:
         total = other.total_progress
@@ -182,7 +182,7 @@ def jobs(
                 other.id,
                 other.type,
                 plain,
-                error=public_text(other.error),
+                error=redact_text(other.error),
                 progress_ratio=other.current_progress / total if total > 0 else None,
             )
     return tuple(found.values())
@@ -238,7 +238,7 @@ def _device(device: Device, info: schema.BlockInfo, chain: Chain, topology: Topo
         known,
         node_name=node_name,
         driver=active.format,
-        file=public(active.filename),
+        file=redact_filename(active.filename),
         read_only=word(inserted.ro),
         cache_writeback=word(cache.writeback if cache else None),
         cache_direct=word(cache.direct if cache else None),

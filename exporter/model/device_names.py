@@ -12,7 +12,7 @@ from exporter.qmp import schema
 _IN_PERIPHERAL = re.compile(r"^/machine/peripheral/([^/]+)(?:/virtio-backend)?$")
 
 
-def key(entry: schema.BlockStats | schema.BlockInfo) -> str:
+def join_key(entry: schema.BlockStats | schema.BlockInfo) -> str:
     """Return what joins an entry of query-blockstats with one of query-block."""
     # A drive may have the id of another device. Before QEMU 3.0 query-block alone has the qdev
     # of a drive, so that it is no part of what joins those.

@@ -11,7 +11,7 @@ from exporter.model import chain as chains
 from exporter.model.chain import Chain
 from exporter.model.state import Node
 from exporter.qmp import schema
-from exporter.redact import DEVICE_DRIVERS, data_file, is_on_device, local_path, public
+from exporter.redact import DEVICE_DRIVERS, data_file, is_on_device, local_path, redact_filename
 
 #: Formats of one file each, but for the data file that a qcow2 may have.
 _ONE_FILE_FORMATS = frozenset(
@@ -122,8 +122,8 @@ def _format_node(layer: str, entry: schema.BlockNode, image: schema.Image | None
         internal_snapshots=None if image.snapshots is None else len(image.snapshots),
         has_info=True,
         driver=image.format,
-        file=public(image.filename),
-        backing_file=public(image.backing_filename),
+        file=redact_filename(image.filename),
+        backing_file=redact_filename(image.backing_filename),
         backing_format=image.backing_filename_format,
         encrypted=word(image.encrypted),
         compat=(data and data.compat) or "",
@@ -143,7 +143,7 @@ def _protocol_node(
         node_name=entry.node_name,
         has_info=None if image is None else True,
         driver=entry.driver_specific.driver if entry.driver_specific else "",
-        file=(public(image.filename) if data is None else data) if image else "",
+        file=(redact_filename(image.filename) if data is None else data) if image else "",
     )
 
 

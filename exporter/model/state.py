@@ -15,11 +15,11 @@ from exporter.metrics import Scope
 from exporter.qmp import schema
 
 
-class Known(Struct, frozen=True, gc=False):
+class FrozenStruct(Struct, frozen=True, gc=False):
     """What cannot be in a cycle, so that the collector of cycles need not look at it."""
 
 
-class Node(Known, frozen=True, kw_only=True):
+class Node(FrozenStruct, frozen=True, kw_only=True):
     """A block node: of a layer of a backing chain, a lasting filter, or under no device."""
 
     #: Depth in the backing chain, `0` the active layer; empty for filters and nodes of no device.
@@ -61,7 +61,7 @@ class FileName(Enum):
     UNSEEN = "cannot be seen from here"
 
 
-class ImageFile(Known, frozen=True):
+class ImageFile(FrozenStruct, frozen=True):
     """What is seen on this host of the file of an image."""
 
     #: Of its file system, or of the block device.
@@ -74,21 +74,21 @@ class ImageFile(Known, frozen=True):
     identity: tuple[int, ...] | None = None
 
 
-class Interval(Known, frozen=True):
+class Interval(FrozenStruct, frozen=True):
     """Statistics of the last `interval_seconds`."""
 
     interval_seconds: str
     timed: schema.TimedStats
 
 
-class Throttle(Known, frozen=True):
+class Throttle(FrozenStruct, frozen=True):
     """The limits of a device, of its own or of a throttle filter above it."""
 
     throttle_group: str
     limits: schema.Limits
 
 
-class Bitmap(Known, frozen=True):
+class Bitmap(FrozenStruct, frozen=True):
     """A dirty bitmap on the active layer."""
 
     bitmap: str
@@ -96,7 +96,7 @@ class Bitmap(Known, frozen=True):
     state: schema.Bitmap
 
 
-class Device(Known, frozen=True, kw_only=True):
+class Device(FrozenStruct, frozen=True, kw_only=True):
     """A disk or drive of the guest, without what it counts."""
 
     device: str
@@ -121,7 +121,7 @@ class Device(Known, frozen=True, kw_only=True):
     throttle_group: str = ""
 
 
-class Export(Known, frozen=True):
+class Export(FrozenStruct, frozen=True):
     """A node that QEMU serves to others, by NBD, vhost-user-blk, FUSE or VDUSE."""
 
     export: str
@@ -130,7 +130,7 @@ class Export(Known, frozen=True):
     exists: bool = True
 
 
-class Job(Known, frozen=True):
+class Job(FrozenStruct, frozen=True):
     """A block job, or another job of query-jobs."""
 
     device: str
@@ -148,7 +148,7 @@ class Job(Known, frozen=True):
     ready_timestamp_seconds: float | None = None
 
 
-class JobOutcomes(Known, frozen=True):
+class JobOutcomes(FrozenStruct, frozen=True):
     """How the jobs of one type ended."""
 
     job_type: str
@@ -159,7 +159,7 @@ class JobOutcomes(Known, frozen=True):
     vanished: int
 
 
-class Finished(Known, frozen=True):
+class Finished(FrozenStruct, frozen=True):
     """The last job of its kind that ended so."""
 
     device: str
@@ -168,7 +168,7 @@ class Finished(Known, frozen=True):
     timestamp_seconds: float
 
 
-class LastError(Known, frozen=True):
+class LastError(FrozenStruct, frozen=True):
     """Why the last job of its kind that failed did."""
 
     device: str
@@ -176,7 +176,7 @@ class LastError(Known, frozen=True):
     error: str
 
 
-class IoErrors(Known, frozen=True):
+class IoErrors(FrozenStruct, frozen=True):
     """How often the guest met an error of one kind."""
 
     device: str
@@ -185,7 +185,7 @@ class IoErrors(Known, frozen=True):
     count: int
 
 
-class DeviceEvents(Known, frozen=True):
+class DeviceEvents(FrozenStruct, frozen=True):
     """What else a device had."""
 
     device: str
@@ -195,7 +195,7 @@ class DeviceEvents(Known, frozen=True):
     quorum_errors: int | None = None
 
 
-class JobError(Known, frozen=True):
+class JobError(FrozenStruct, frozen=True):
     """How often a block job met an error of one kind."""
 
     device: str
@@ -206,14 +206,14 @@ class JobError(Known, frozen=True):
     count: int
 
 
-class VmEvents(Known, frozen=True):
+class VmEvents(FrozenStruct, frozen=True):
     """How often an event came."""
 
     event: str
     count: int
 
 
-class Counters(Known, frozen=True):
+class Counters(FrozenStruct, frozen=True):
     """What each scrape brings anew: entries of query-blockstats, and what is seen of the files."""
 
     #: One of each device.
@@ -226,7 +226,7 @@ class Counters(Known, frozen=True):
     free_nodes: Sequence[schema.BlockNode] = ()
 
 
-class Snapshot(Known, frozen=True, kw_only=True):
+class VmState(FrozenStruct, frozen=True, kw_only=True):
     """One VM at one instant; down, it has a `reason` and nothing of what QEMU knows."""
 
     vm: str
@@ -255,10 +255,10 @@ class Snapshot(Known, frozen=True, kw_only=True):
     exports: tuple[Export, ...] = ()
     jobs: tuple[Job, ...] = ()
     #: What is remembered from scrape to scrape; the same object until something happens.
-    remembered: Mapping[Scope, Sequence[Known]] | None = None
+    remembered: Mapping[Scope, Sequence[FrozenStruct]] | None = None
 
 
-class Exporter(Known, frozen=True, kw_only=True):
+class Exporter(FrozenStruct, frozen=True, kw_only=True):
     """The program at one instant."""
 
     version: str

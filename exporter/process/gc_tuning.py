@@ -18,7 +18,7 @@ _LITTLE = 20_000
 _GONE_LIMIT = 1000
 
 
-class Keeper:
+class GcTuner:
     """Decides when the collector looks, and at what."""
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.qmp import commands, peer, queries, schema, sockdiag, socket_file
-from exporter.qmp.client import Answers, Tally
+from exporter.qmp.client import CommandStats, PendingReplies
 from exporter.qmp.commands import Command, DiskName, LayerName, Qemu
 from exporter.qmp.peer import Process
 from exporter.qmp.queries import Query, Request
@@ -12,16 +12,17 @@ from exporter.qmp.session import Session
 from exporter.qmp.socket_file import SocketFile
 
 __all__ = [
-    "Answers",
     "BlockInfo",
     "BlockJob",
     "BlockNode",
     "BlockStats",
     "Command",
+    "CommandStats",
     "DiskName",
     "Image",
     "LayerName",
     "NodeStats",
+    "PendingReplies",
     "Process",
     "Qemu",
     "Query",
@@ -29,7 +30,6 @@ __all__ = [
     "Session",
     "SocketFile",
     "Stats",
-    "Tally",
     "commands",
     "peer",
     "queries",

@@ -23,7 +23,7 @@ from qemu.qmp import Message, QMPClient, Runstate
 from exporter.concurrency import LoopPacer
 from exporter.errors import CommandRefused, ProtocolError, TargetError
 from exporter.qmp import queries
-from exporter.qmp.line_protocol import LINE_LIMIT_BYTES, Lines
+from exporter.qmp.line_protocol import LINE_LIMIT_BYTES, LineProtocol
 from exporter.qmp.queries import CommandError, Request
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(slots=True)
-class Tally:
+class CommandStats:
     """What all sessions sent and were refused, since the start of the program."""
 
     commands: Counter[str] = field(default_factory=Counter)
@@ -50,7 +50,7 @@ class Tally:
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-class Answers:
+class PendingReplies:
     """The answers to one batch of queries, each decoded when it is read."""
 
     def __init__(self, queries: Iterable[Request[Any]]) -> None:
@@ -136,10 +136,10 @@ class Client(QMPClient):
     """qemu.qmp for greeting, negotiation and end; between them lines come past its streams."""
 
     def __init__(
-        self, tally: Tally, on_event: Callable[[str, bytes], None], pace: LoopPacer
+        self, tally: CommandStats, on_event: Callable[[str, bytes], None], pace: LoopPacer
     ) -> None:
         super().__init__(readbuflen=LINE_LIMIT_BYTES)
-        self.awaited: deque[tuple[Request[Any], Answers]] = deque()
+        self.awaited: deque[tuple[Request[Any], PendingReplies]] = deque()
         #: Whether to hang up when the last answer is there.
         self.leaving = False
         #: Whether a query may leave only when the one before it is answered.
@@ -153,7 +153,7 @@ class Client(QMPClient):
         self._on_event = on_event
         self._pace = pace
 
-    def ask(self, answers: Answers, allowed: Container[str] = queries.READ_COMMANDS) -> None:
+    def ask(self, answers: PendingReplies, allowed: Container[str] = queries.READ_COMMANDS) -> None:
         """Send the queries in one write, or each after the other where it has to be so."""
         for query in answers.queries:
             if query.name not in allowed:
@@ -203,7 +203,7 @@ class Client(QMPClient):
         """Read past the library's stream for the rest of the session."""
         assert self._writer is not None
         assert self._reader is not None
-        lines = Lines(self._take, self._writer.transport)
+        lines = LineProtocol(self._take, self._writer.transport)
         try:
             await lines.take_over(self._reader)
             await lines.ended

@@ -18,7 +18,7 @@ LINE_LIMIT_BYTES = 16 * 1024 * 1024
 _BUFFER = memoryview(bytearray(256 * 1024))
 
 
-class Lines(asyncio.BufferedProtocol):
+class LineProtocol(asyncio.BufferedProtocol):
     """Takes a connection over from a stream, and calls `on_line` with each line of it."""
 
     def __init__(self, on_line: Callable[[bytes], None], transport: asyncio.WriteTransport) -> None:

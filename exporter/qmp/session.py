@@ -31,7 +31,7 @@ from exporter.errors import (
     Unreachable,
 )
 from exporter.qmp import connections, peer, socket_file
-from exporter.qmp.client import Answers, Client, Tally
+from exporter.qmp.client import Client, CommandStats, PendingReplies
 from exporter.qmp.commands import WRITE_COMMANDS, Command
 from exporter.qmp.peer import Process
 from exporter.qmp.queries import Query
@@ -52,7 +52,7 @@ class Session:
     def __init__(
         self,
         path: str,
-        tally: Tally,
+        tally: CommandStats,
         on_event: Callable[[str, bytes], None],
         pace: LoopPacer | None = None,
     ) -> None:
@@ -150,7 +150,7 @@ class Session:
             await self.close()
         greeting.result()
 
-    async def ask(self, *queries: Query[Any], timeout_seconds: float) -> Answers:
+    async def ask(self, *queries: Query[Any], timeout_seconds: float) -> PendingReplies:
         """Ask all queries in one write and wait for all answers.
 
         Raises:
@@ -163,7 +163,7 @@ class Session:
             raise ProtocolError("hung up")
         if client.awaited:
             raise self.overdue()
-        answers = Answers(queries)
+        answers = PendingReplies(queries)
         if not queries:
             return answers
         client.ask(answers)
@@ -187,7 +187,7 @@ class Session:
             raise ProtocolError("hung up")
         if client.awaited:
             raise self.overdue()
-        answers = Answers((command,))
+        answers = PendingReplies((command,))
         # Nothing may come between this look and the write.
         self.check(must_exist=True)
         client.ask(answers, WRITE_COMMANDS)
@@ -349,7 +349,7 @@ class Session:
         return Unreachable("greeting_timeout", "does not greet")
 
 
-async def _complete(answers: Answers, timeout_seconds: float) -> bool:
+async def _complete(answers: PendingReplies, timeout_seconds: float) -> bool:
     """Wait for answers, and return whether all came in time."""
     # A timeout of asyncio's costs three times as much.
     alarm = asyncio.get_running_loop().call_later(timeout_seconds, answers.expire)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from exporter.storage import mounts, open_files
-from exporter.storage.file_stat import Sight
+from exporter.storage.file_stat import FileStat
 from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile, OpenFiles
 from exporter.storage.prober import Storage, StorageBusy, StorageHangs
 
 __all__ = [
+    "FileStat",
     "Mount",
     "OpenFile",
     "OpenFiles",
-    "Sight",
     "Storage",
     "StorageBusy",
     "StorageHangs",

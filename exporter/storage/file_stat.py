@@ -26,7 +26,7 @@ _ELSEWHERE = re.compile(r"(/proc/\d+/root)(/.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class FileStat:
     """What was seen of one image file."""
 
     #: Whether the file can be seen from here at all.
@@ -40,7 +40,7 @@ class Sight:
     missing: bool = False
 
 
-def look_at(path: str) -> Sight:
+def stat_file(path: str) -> FileStat:
     """Ask the server of a file system for a file's attributes and for the space that is left.
 
     `path` is a name, or /proc/PID/fd/N of a file that a process has open, or a name below
@@ -49,27 +49,27 @@ def look_at(path: str) -> Sight:
     """
     # A relative path is relative to a folder that only QEMU knows; at a NUL the kernel would stop.
     if not path.startswith("/") or "\0" in path:
-        return Sight(visible=False)
+        return FileStat(visible=False)
     try:
         if elsewhere := _ELSEWHERE.fullmatch(path):
             with _opened_in(elsewhere[1], elsewhere[2]) as file:
                 return _seen(_statx(b"", file), file)
         return _seen(_statx(os.fsencode(path)), path)
     except ValueError:  # half a character: JSON has it, file names do not
-        return Sight(visible=False)
+        return FileStat(visible=False)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return Sight(visible=False, missing=True)
-        return Sight(visible=error.errno not in (errno.EACCES, errno.EPERM))
+            return FileStat(visible=False, missing=True)
+        return FileStat(visible=error.errno not in (errno.EACCES, errno.EPERM))
 
 
-def _seen(found: tuple[int, tuple[int, int], int, tuple[int, int]], where: str | int) -> Sight:
+def _seen(found: tuple[int, tuple[int, int], int, tuple[int, int]], where: str | int) -> FileStat:
     mode, device, inode, rdev = found
     if stat.S_ISBLK(mode):
-        return Sight(True, _device_size(*rdev), identity=rdev)
+        return FileStat(True, _device_size(*rdev), identity=rdev)
     space = os.statvfs(where)
     size, available = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
-    return Sight(True, size, available, (*device, inode))
+    return FileStat(True, size, available, (*device, inode))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from exporter.concurrency import LoopPacer
 from exporter.errors import ExporterError
 from exporter.storage import mounts
-from exporter.storage.file_stat import Sight, look_at
+from exporter.storage.file_stat import FileStat, stat_file
 from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile
 from exporter.storage.proxies import Host
@@ -46,11 +46,11 @@ class Storage:
     """All file systems of this host that image files are on."""
 
     def __init__(
-        self, look: Callable[[str], Sight] | None = None, pace: LoopPacer | None = None
+        self, look: Callable[[str], FileStat] | None = None, pace: LoopPacer | None = None
     ) -> None:
         """`look` replaces the system calls, in tests."""
         self._pace = pace or LoopPacer()
-        self._look = look or look_at
+        self._look = look or stat_file
         #: By the device of a file system.
         self._files: dict[str, _Thread] = {}
         #: The same, for names that seem to lead there.
@@ -63,7 +63,7 @@ class Storage:
         self._hung: frozenset[str] = frozenset()
         self._host_at = float("-inf")
 
-    async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, Sight]:
+    async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, FileStat]:
         """Ask for the attributes of the file that each path leads to.
 
         Raises:
@@ -74,7 +74,7 @@ class Storage:
 
     async def see_open(
         self, files: Collection[OpenFile], timeout_seconds: float, *, anew: bool = False
-    ) -> dict[OpenFile, Sight]:
+    ) -> dict[OpenFile, FileStat]:
         """Ask for the attributes of files that a process has open, whatever their names.
 
         `anew`: what others were told a moment ago will not do.
@@ -91,7 +91,7 @@ class Storage:
 
     async def see_names(
         self, names: Mapping[str, str | None], timeout_seconds: float, *, anew: bool = False
-    ) -> dict[str, Sight]:
+    ) -> dict[str, FileStat]:
         """Ask where names lead, and leave out what does not answer.
 
         `names` tells by a path the device that it seems to lead to, None where its mount tells.
@@ -108,7 +108,7 @@ class Storage:
             ),
             return_exceptions=True,
         )
-        found: dict[str, Sight] = {}
+        found: dict[str, FileStat] = {}
         for answer in answers:
             if isinstance(answer, dict):
                 found |= answer
@@ -155,7 +155,7 @@ class Storage:
         timeout_seconds: float,
         *,
         anew: bool = False,
-    ) -> dict[str, Sight]:
+    ) -> dict[str, FileStat]:
         if not by_thread:
             return {}
         asking = list(by_thread.items())
@@ -205,8 +205,8 @@ class Storage:
         return thread
 
     async def _late(
-        self, asked: Sequence[asyncio.Future[dict[str, Sight]]], timeout_seconds: float
-    ) -> Collection[asyncio.Future[dict[str, Sight]]]:
+        self, asked: Sequence[asyncio.Future[dict[str, FileStat]]], timeout_seconds: float
+    ) -> Collection[asyncio.Future[dict[str, FileStat]]]:
         """Wait for all, and return those that are not done in time."""
         # By hand: what asyncio has for it costs more than all the rest of a look.
         loop = asyncio.get_running_loop()
@@ -232,7 +232,7 @@ class Storage:
 class _Thread:
     """The thread that may hang in one file system."""
 
-    def __init__(self, point: str, look: Callable[[str], Sight]) -> None:
+    def __init__(self, point: str, look: Callable[[str], FileStat]) -> None:
         self.point = point
         #: Whether the thread owes an answer beyond its deadline.
         self.hangs = False
@@ -240,13 +240,13 @@ class _Thread:
         self.looks = 0
         self._look = look
         self._asked: queue.SimpleQueue[
-            tuple[_Questions, bool, asyncio.AbstractEventLoop, asyncio.Future[dict[str, Sight]]]
+            tuple[_Questions, bool, asyncio.AbstractEventLoop, asyncio.Future[dict[str, FileStat]]]
         ] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def ask(self, questions: _Questions, *, anew: bool) -> asyncio.Future[dict[str, Sight]]:
+    def ask(self, questions: _Questions, *, anew: bool) -> asyncio.Future[dict[str, FileStat]]:
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[dict[str, Sight]] = loop.create_future()
+        answer: asyncio.Future[dict[str, FileStat]] = loop.create_future()
         self._asked.put((questions, anew, loop, answer))
         if self._thread is None:
             # A daemon: a thread that hangs must not keep the process from ending.
@@ -257,7 +257,7 @@ class _Thread:
         return answer
 
     def _run(self) -> None:
-        recent: dict[str, Sight] = {}
+        recent: dict[str, FileStat] = {}
         since = float("-inf")
         while True:
             questions, anew, loop, answer = self._asked.get()
@@ -275,7 +275,9 @@ class _Thread:
             except RuntimeError:  # the loop was closed while this thread hung
                 return
 
-    def _answer(self, answer: asyncio.Future[dict[str, Sight]], sights: dict[str, Sight]) -> None:
+    def _answer(
+        self, answer: asyncio.Future[dict[str, FileStat]], sights: dict[str, FileStat]
+    ) -> None:
         # In the loop, as `see` is: an answer at the deadline is either in time or unsets this.
         self.hangs = False
         if not answer.done():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from exporter import api
-from exporter.admin import Ledger, present
+from exporter.admin import JobRecords, present
 from exporter.api import PROBLEMS, openapi
 from exporter.collect import Collected, Fleet
 from exporter.errors import Refused
@@ -18,13 +18,13 @@ from exporter.web.responses import answer
 GRACE_SECONDS = 0.25
 
 
-class Reading:
+class ReadApi:
     """The handlers of `ROUTES` that change nothing."""
 
     def __init__(
         self,
         fleet: Fleet,
-        ledger: Ledger | None,
+        ledger: JobRecords | None,
         prefix: str,
     ) -> None:
         """`ledger` has the jobs that users started here, if they may."""

@@ -14,10 +14,10 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from exporter import api
-from exporter.admin import Actions, Audit, audit
+from exporter.admin import AdminRequests, Audit, audit
 from exporter.api import ADMIN, ROOT, ROUTES, Route
 from exporter.errors import Refused
-from exporter.redact import public
+from exporter.redact import redact_filename
 from exporter.web.responses import AUDIT, answer, ask_for_body
 
 #: Largest body, and longest that it may take.
@@ -29,12 +29,12 @@ _TOLD = frozenset({"device", "job_id", "file", "force", "speed_bytes_per_second"
 _LAYERS = frozenset({"top", "base"})
 
 
-class Changing:
+class WriteApi:
     """The handlers of `ROUTES` that change something."""
 
     def __init__(
         self,
-        actions: Actions | None,
+        actions: AdminRequests | None,
         trail: Audit,
         *,
         prefix: str,
@@ -81,7 +81,7 @@ class Changing:
         result = str(about.pop("result", audit.REFUSED))
         told: dict[str, object] = dict(request.match_info)
         if not names:
-            told |= {"method": request.method, "path": public(request.path)}
+            told |= {"method": request.method, "path": redact_filename(request.path)}
         told |= about | {"status": status, "duration_seconds": round(seconds, 6)}
         who = {"user": self._user_of(request), "client": str(request.remote)}
         self._trail.record(names[0] if names else "other", result, who | told)
@@ -96,7 +96,7 @@ class Changing:
             asked = _decoded(await _body(request), route)
             asked_for = msgspec.to_builtins(asked)
             about |= {name: value for name, value in asked_for.items() if name in _TOLD}
-            about |= {name: public(asked_for[name]) for name in _LAYERS & asked_for.keys()}
+            about |= {name: redact_filename(asked_for[name]) for name in _LAYERS & asked_for.keys()}
             done = await self._act(actions, route, request, asked, dry_run=dry_run)
             if done.job_id:
                 about["job_id"] = done.job_id
@@ -115,7 +115,7 @@ class Changing:
 
     async def _act(
         self,
-        actions: Actions,
+        actions: AdminRequests,
         route: Route,
         request: web.Request,
         asked: api.Request,
@@ -143,7 +143,7 @@ class Changing:
             return "Origin is another site"
         return ""
 
-    def _allowed(self, request: web.Request) -> Actions:
+    def _allowed(self, request: web.Request) -> AdminRequests:
         if self._actions is None:
             raise Refused("admin-api-disabled", "start the exporter with --web.enable-admin-api")
         if why := self.foreign(request):

@@ -20,11 +20,11 @@ from exporter.api import ROOT, ROUTES
 from exporter.collect import Fleet, printable
 from exporter.config import describe
 from exporter.errors import ConfigError, Refused
-from exporter.expose import Blobs, exposition
+from exporter.expose import FamilyBytes, exposition
 from exporter.process import Formatter
-from exporter.web.api_read import GRACE_SECONDS, Reading
-from exporter.web.api_write import Changing
-from exporter.web.auth import Gate
+from exporter.web.api_read import GRACE_SECONDS, ReadApi
+from exporter.web.api_write import WriteApi
+from exporter.web.auth import AuthMiddleware
 from exporter.web.responses import expect, problems
 
 log = logging.getLogger(__name__)
@@ -55,18 +55,18 @@ class Endpoints:
         fleet: Fleet,
         options: Options,
         reload: Callable[[], None],
-        reading: Reading | None = None,
-        changing: Changing | None = None,
+        reading: ReadApi | None = None,
+        changing: WriteApi | None = None,
     ) -> None:
         """`reload` reads the configuration again and raises ConfigError where it is wrong."""
         self._fleet = fleet
-        self._reading = reading or Reading(fleet, None, options.route_prefix)
-        self._changing = changing or Changing(None, Audit(), prefix=options.route_prefix)
+        self._reading = reading or ReadApi(fleet, None, options.route_prefix)
+        self._changing = changing or WriteApi(None, Audit(), prefix=options.route_prefix)
         self._options = options
         self._reload = reload
         self._scrapes = 0
 
-    def application(self, gate: Gate | None = None) -> web.Application:
+    def application(self, gate: AuthMiddleware | None = None) -> web.Application:
         """Return the application with every route under the prefix, behind a gate if there is one."""
         prefix = self._options.route_prefix
         app = web.Application(middlewares=[problems(prefix + ROOT)])
@@ -229,7 +229,7 @@ class Endpoints:
         return exposition.scrape_seconds(header, limit)
 
     async def _exposition(
-        self, request: web.Request, blobs: Sequence[Blobs], *, process: bool
+        self, request: web.Request, blobs: Sequence[FamilyBytes], *, process: bool
     ) -> web.Response:
         openmetrics = exposition.wants_openmetrics(",".join(request.headers.getall("Accept", [])))
         parts, compressed = await asyncio.to_thread(

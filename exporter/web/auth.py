@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 
 from exporter.web.config import RateLimit, WebConfig
 from exporter.web.passwords import Passwords
-from exporter.web.watched_config import Live
+from exporter.web.watched_config import WatchedWebConfig
 
 _USER = web.RequestKey("user", str)
 #: When who was refused for now may come again.
@@ -69,12 +69,12 @@ class Bucket:
         return 0.0
 
 
-class Gate:
+class AuthMiddleware:
     """Lets requests through to an application, or not."""
 
     def __init__(
         self,
-        live: Live,
+        live: WatchedWebConfig,
         passwords: Passwords | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -13,7 +13,7 @@ from exporter import api
 from exporter.admin import audit
 from exporter.api import PATH, PROBLEMS
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
-from exporter.redact import public
+from exporter.redact import redact_filename
 
 #: Where the audit line of a request is gathered.
 AUDIT = web.RequestKey("audit", dict[str, object])
@@ -105,7 +105,7 @@ def problems(root: str) -> Middleware:
             # What a VM said, or a user, must not end in an answer that no client understands.
             log.error(
                 "request not answered: a defect of this program, please report it",
-                extra={"path": public(request.path), "err": type(error).__name__},
+                extra={"path": redact_filename(request.path), "err": type(error).__name__},
             )
             log.debug("the defect", exc_info=True)
             request.get(AUDIT, {})["result"] = audit.UNKNOWN

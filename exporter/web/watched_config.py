@@ -23,7 +23,7 @@ _TICK_NS = 100_000_000
 _Stamp: TypeAlias = tuple[int, ...]
 
 
-class Live:
+class WatchedWebConfig:
     """The last good state of the file and of what it names, all of it or nothing of it."""
 
     def __init__(self, path: str) -> None:

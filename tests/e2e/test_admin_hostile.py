@@ -16,13 +16,13 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from exporter.admin.audit import Audit
-from exporter.admin.job_records import Ledger
-from exporter.admin.requests import Actions
-from exporter.admin.snapshot_records import Snapshots
+from exporter.admin.job_records import JobRecords
+from exporter.admin.requests import AdminRequests
+from exporter.admin.snapshot_records import SnapshotRecords
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.qmp import commands
-from exporter.web.api_write import Changing
+from exporter.web.api_write import WriteApi
 from exporter.web.app import Endpoints, Options
 from tests.e2e.api import Admin, admin, grant
 from tests.e2e.lab import MIB, Disk, Lab, drive, plug, wait_until
@@ -225,8 +225,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     """The answer comes when its time is up, and the connection ends."""
     monkeypatch.setattr("exporter.web.api_write.BODY_SECONDS", 0.02)
     fleet = Fleet(Config(groups=()))
-    actions = Actions(fleet, Ledger(str(tmp_path)), Snapshots(str(tmp_path)))
-    changing = Changing(actions, Audit(), prefix="")
+    actions = AdminRequests(fleet, JobRecords(str(tmp_path)), SnapshotRecords(str(tmp_path)))
+    changing = WriteApi(actions, Audit(), prefix="")
     app = Endpoints(fleet, Options(), lambda: None, changing=changing).application()
     async with TestServer(app) as server:
         reader, writer = await asyncio.open_connection(server.host, server.port)

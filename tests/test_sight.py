@@ -94,6 +94,18 @@ def test_what_cannot_be_seen_is_no_file_that_is_known(tmp_path: Path, name: str)
     assert stat_file("relative").identity is None
 
 
+def test_a_file_that_is_open_is_seen_with_the_name_that_the_kernel_has_for_it(tmp_path: Path) -> None:
+    """By which a number that leads to another file by now is told from the one that it led to."""
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    with path.open() as file:
+        here, opened = stat_file(str(path)), stat_file(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+
+    assert (here.link, opened.link) == ("", str(path))
+    assert here.identity == opened.identity
+
+
+
 @pytest.mark.parametrize("name", ["gone", "file/below", ""])
 def test_a_file_that_is_not_there_cannot_be_seen(tmp_path: Path, name: str) -> None:
     """It is in another namespace, as is one whose path is relative to QEMU's folder."""

@@ -983,6 +983,18 @@ async def test_a_layer_that_was_merged_and_removed_meanwhile_is_not_an_image_wit
     assert "image cannot be found by its name" not in caplog.messages
 
 
+async def test_a_number_that_leads_to_another_file_by_now_says_nothing_of_the_image(
+    fake: FakeQmp, make: Make, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU has reopened the base under another number, and opened an overlay under the old one."""
+    elsewhere = FileStat(True, 1000, 100, (8, 99), link="/images/overlay.qcow2")
+    storage.sights[qemu.files[1].path] = elsewhere
+    snapshot = await collect(make())
+
+    assert [file.name_valid for file in snapshot.counters.files if file] == [1, None]
+    assert "image cannot be found by its name" not in caplog.messages
+
+
 async def test_layers_that_are_opened_and_closed_all_the_while_are_not_images_without_a_name(
     fake: FakeQmp,
     make: Make,

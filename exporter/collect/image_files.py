@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _FDSETS = "/dev/fdset/"
 #: QEMU shows this for bytes of a name that are not UTF-8.
 _UNREADABLE = "\ufffd"
+_UNNAMED = frozenset({FileName.REMOVED, FileName.OTHER})
 #: Most images without a name that are logged at once.
 _LOGGED_LIMIT = 10
 #: Most readings of what a QEMU has open until two are the same.
@@ -104,7 +105,7 @@ class ImageFiles:
         self._of_names = {}
         try:
             if (opened := self._open_files(nodes, process)) is not None:
-                self._of_open = await self._storage.see_open(opened.files, timeout_seconds)
+                self._of_open = await self._stat_open(opened.files, timeout_seconds)
                 self._answers(bool(paths) or None)
                 return Storages.ANSWER
             self._of_names = await self._storage.see(paths, timeout_seconds)
@@ -207,6 +208,12 @@ class ImageFiles:
         asked = [here[device] for device in theirs if device in here]
         return await self._storage.hanging(asked, timeout_seconds), blind
 
+    async def _stat_open(
+        self, files: Collection[OpenFile], timeout_seconds: float, *, anew: bool = False
+    ) -> dict[OpenFile, FileStat]:
+        stats = await self._storage.see_open(files, timeout_seconds, anew=anew)
+        return {file: stat for file, stat in stats.items() if file.is_seen_by(stat)}
+
     async def _look_until_sure(
         self, opened: OpenFiles, paths: Collection[str], timeout_seconds: float, *, anew: bool
     ) -> dict[str, ImageFile]:
@@ -241,8 +248,9 @@ class ImageFiles:
     ) -> dict[str, ImageFile]:
         """Find what each path leads to, and which of the open files it is of."""
         unseen = [file for file in opened.files if file not in self._of_open]
-        self._of_open |= await self._storage.see_open(unseen, timeout_seconds, anew=anew)
-        sights = {file: self._of_open[file] for file in opened.files}
+        self._of_open |= await self._stat_open(unseen, timeout_seconds, anew=anew)
+        gone = FileStat(visible=False)
+        sights = {file: self._of_open.get(file, gone) for file in opened.files}
         self.identities = frozenset(s.identity for s in sights.values() if s.identity)
         by_identity = {sight.identity: file for file, sight in sights.items() if sight.identity}
         by_name = _by_name(opened)
@@ -261,8 +269,10 @@ class ImageFiles:
         for path, (name, place) in places.items():
             sight = led.get(place)
             file = by_identity.get(sight.identity) if sight and sight.identity else None
-            files[path] = file or by_name.get(name)
+            files[path] = own = file or by_name.get(name)
             names[path] = _judge(path, sight, is_open=file is not None)
+            if own and sights[own] is gone and names[path] in _UNNAMED:
+                names[path] = FileName.UNSEEN
         # An image that no name leads to is one of those that no other image is.
         taken = {file.key for file in files.values() if file}
         left = {file.key: file for file in opened.files if file.is_locked and file.key not in taken}
@@ -273,10 +283,10 @@ class ImageFiles:
             if own is None and len({each.mount.device for each in left.values()}) == 1:
                 file = next(iter(left.values()))
                 self._by_elimination.add(path)
-            if file is None and names[path] in (FileName.REMOVED, FileName.OTHER):
+            if file is None and names[path] in _UNNAMED:
                 # QEMU has closed it since it told of it: the layer was merged, and removed.
                 names[path] = FileName.UNSEEN
-            sight = sights[file] if file else FileStat(visible=False)
+            sight = sights[file] if file else gone
             identity = sight.identity if own or len(left) == 1 else None
             found[path] = _image_file(path, names[path], sight, identity)
         return found
@@ -286,7 +296,7 @@ class ImageFiles:
         return {
             path
             for path, file in found.items()
-            if file.name in (FileName.REMOVED, FileName.OTHER)
+            if file.name in _UNNAMED
             and before.get(path) is not file.name
             and path.startswith("/")  # else it misleads in any case
         }

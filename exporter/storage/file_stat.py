@@ -10,7 +10,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -23,6 +23,7 @@ _STATX_BYTES, _STX_MODE, _STX_INO, _STX_RDEV, _STX_DEV = 256, 28, 32, 128, 136
 _libc = ctypes.CDLL(None, use_errno=True)
 #: A name as another process sees it: its links lead within that process's root.
 _ELSEWHERE = re.compile(r"(/proc/\d+/root)(/.*)", re.DOTALL)
+_DESCRIPTOR = re.compile(r"/proc/\d+/fd/\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class FileStat:
     identity: tuple[int, ...] | None = None
     #: Whether there certainly is no such file; else one that is not visible may be there.
     missing: bool = False
+    #: Of a file that a process has open: the name that the kernel has for it.
+    link: str = ""
 
 
 def stat_file(path: str) -> FileStat:
@@ -54,6 +57,10 @@ def stat_file(path: str) -> FileStat:
         if elsewhere := _ELSEWHERE.fullmatch(path):
             with _opened_in(elsewhere[1], elsewhere[2]) as file:
                 return _seen(_statx(b"", file), file)
+        if _DESCRIPTOR.fullmatch(path):
+            with _closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as file:
+                link = os.readlink(f"/proc/self/fd/{file}")
+                return replace(_seen(_statx(b"", file), file), link=link)
         return _seen(_statx(os.fsencode(path)), path)
     except ValueError:  # half a character: JSON has it, file names do not
         return FileStat(visible=False)
@@ -87,6 +94,12 @@ def _opened_in(root: str, path: str) -> Iterator[int]:
             raise _error()
     finally:
         os.close(folder)
+    with _closing(file):
+        yield file
+
+
+@contextmanager
+def _closing(file: int) -> Iterator[int]:
     try:
         yield file
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from exporter.qmp import peer
 from exporter.storage import mounts
+from exporter.storage.file_stat import FileStat
 from exporter.storage.mounts import Mount
 
 _DELETED = " (deleted)"
@@ -45,6 +46,10 @@ class OpenFile:
         """Equal for one file that two processes have open."""
         # Subvolumes of one btrfs have the same numbers, in places of different names.
         return f"{self.inode} {self.name}" if self.inode else self.path
+
+    def is_seen_by(self, stat: FileStat) -> bool:
+        """Whether its number still led to it when it was looked at: QEMU uses numbers again."""
+        return not stat.link or stat.link.removesuffix(_DELETED) == self.name
 
 
 @dataclass(frozen=True, slots=True)

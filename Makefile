@@ -59,8 +59,8 @@ truth: $(VENV)/dev  ## random jobs on real QEMU for SECONDS, by SEED, and a judg
 	    $(addprefix --profile=,$(PROFILE)) $(addprefix --json=,$(JSON))
 
 golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
-	$(BIN)/python -m pytest -q --update-golden tests/test_metrics.py tests/test_golden.py \
-	    tests/test_command_line.py tests/test_released.py tests/test_scale.py
+	$(BIN)/python -m pytest -q --update-golden tests/metrics/test_table.py tests/expose/test_golden.py \
+	    tests/cli/test_command_line.py tests/project/test_released.py tests/deploy/test_scale.py
 	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions \
 	    deploy/prometheus/scale
 

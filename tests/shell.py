@@ -13,7 +13,7 @@ import pytest
 
 from exporter.ctl import main, options
 from tests.fakeapi import FakeApi
-from tests.process import COMMAND
+from tests.program import COMMAND
 
 #: Polls follow each other at once.
 FAST = "--interval=0.001"

@@ -16,12 +16,12 @@ import pytest
 
 from tests.conftest import samples
 from tests.dashboards import filled
+from tests.deploy.test_first_events import Asked, counted, shipped
 from tests.disks import Disk, block_job, graph, plug
 from tests.disks import start as start_job
 from tests.e2e.lab import Lab, wait_until
 from tests.e2e.prometheus import JOB, Prometheus
 from tests.fakeqmp import FakeQmp
-from tests.test_first_events import Asked, counted, shipped
 
 #: Counters of which something has happened, each for the first time.
 HAPPENED = {

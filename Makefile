@@ -50,6 +50,7 @@ test-qemu: $(VENV)/dev  ## the tests that depend on QEMU's version, on other ver
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check exporter
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 truth: $(VENV)/dev  ## random jobs on real QEMU for SECONDS, by SEED, and a judge of what is said of them

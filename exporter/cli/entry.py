@@ -12,14 +12,14 @@ from exporter.errors import ConfigError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code: 1 for a wrong setting, 2 for a wrong flag.
 
-    Those of the operators' commands are in `exporter.shell.commands`.
+    Those of the operators' commands are in `exporter.ctl.commands`.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:
         if given and given[0] in OPERATING:
-            from exporter.ctl import main as shell  # noqa: PLC0415  # rich, and no collecting
+            from exporter.ctl import main as ctl  # noqa: PLC0415  # rich, and no collecting
 
-            return shell.run(given[0], given[1:])
+            return ctl.run(given[0], given[1:])
         from exporter.cli import serve  # noqa: PLC0415  # collecting, and no rich
 
         return serve.run(given)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -25,12 +25,12 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 PICTURE = Path(__file__).parent / "jobs.svg"
-COMMANDS = (("jobs", "--watch"), ("chain", "demo-web", "disk0"))
+COMMANDS: tuple[tuple[str, ...], ...] = (("jobs", "--watch"), ("chain", "demo-web", "disk0"))
 COLUMNS = 136
 #: How long `--watch` is watched: it takes some refreshes until it knows the rate of a job.
 WATCHED_SECONDS = 9.0
 LONGEST_SECONDS = 120.0
-PROGRAM = Path(sys.executable).parent / "qemu-block-exporter"
+PROGRAM = str(Path(sys.executable).parent / "qemu-block-exporter")
 
 _BLACK, _RED, _GREEN, _YELLOW = (22, 27, 34), (255, 123, 114), (126, 231, 135), (255, 214, 102)
 _BLUE, _MAGENTA, _CYAN, _WHITE = (121, 192, 255), (210, 168, 255), (86, 212, 221), (230, 237, 243)
@@ -84,7 +84,7 @@ def main() -> None:
     PICTURE.write_text(draw(shown))
 
 
-def draw(shown: dict[tuple[str, ...], str]) -> str:
+def draw(shown: Mapping[tuple[str, ...], str]) -> str:
     """Return the SVG of commands, each with the lines that it printed to a terminal."""
     console = Console(
         record=True, width=COLUMNS, file=StringIO(), force_terminal=True, legacy_windows=False

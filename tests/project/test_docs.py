@@ -302,6 +302,22 @@ def test_every_flag_between_backquotes_exists(name: str) -> None:
     assert {code.split("=")[0].split()[0] for code in Page(name).code() if code.startswith("--")} <= known
 
 
+def test_every_page_and_operation_of_the_exporter_is_explained() -> None:
+    """Those that read, among the endpoints; those that change something, with the admin API."""
+    prefix = "/api/v1/admin/vms/VM"
+    endpoints = {path.partition("?")[0] for path in Page("docs/configuration.md").column("path")}
+    changing = {f"{prefix}{path}" for path in Page("docs/admin-api.md").column(f"path below `{prefix}`")}
+    operations: dict[str, set[str]] = {"GET": set(), "POST": set()}
+    for operation in INTERFACE["operations"]:
+        method, path = operation.split()
+        for field, word in (("{vm}", "VM"), ("{job_id}", "ID"), ("{name}", "NAME")):
+            path = path.replace(field, word)
+        operations[method].add(path)
+
+    assert {*INTERFACE["pages"], *operations["GET"]} <= endpoints
+    assert operations["POST"] == changing
+
+
 @each_manual
 def test_every_configuration_is_one(name: str, tmp_path: Path) -> None:
     """Prometheus's and ours, as the programs that read them say."""

@@ -124,7 +124,7 @@ def _demo() -> Iterator[str]:
 
 
 def _wait_for_jobs(url: str) -> None:
-    """Wait until there is something to see: a job that is ready, one at its half, one before."""
+    """Wait for a job that is ready, beside two that will still be running at the end of the watch."""
     end = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < end:
         done = subprocess.run(

@@ -214,7 +214,7 @@ def test_the_index_has_every_page() -> None:
     assert {ROOT / name for name in MANUAL} - linked == {ROOT / "docs/README.md"}
 
 
-@pytest.mark.parametrize("name", [*MANUAL, "SECURITY.md"])
+@pytest.mark.parametrize("name", [*MANUAL, "SECURITY.md", "CONTRIBUTING.md"])
 def test_every_file_that_a_page_names_is_there(name: str) -> None:
     """A module that was moved is moved in the pages too."""
     named = re.findall(r"(?:^|\n)((?:exporter|tests|deploy|docs|bench|grafana)/[\w./-]+)(?=\n|$)", "\n".join(Page(name).code()))

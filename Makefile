@@ -16,7 +16,7 @@ QEMU_TESTS ?= qemu_version workflow job_outcomes job_places targets down storage
     prometheus shell admin_workflow admin_refusals admin_filter admin_sharing admin_deaths
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-qemu test-fresh truth lint golden dist deb bench capacity bench-peers clean
+.PHONY: demo test test-qemu test-fresh truth lint golden dist deb picture bench capacity bench-peers clean
 
 demo: $(VENV)/run  ## run small VMs with block jobs, and the exporter on 127.0.0.1:9709
 	@deploy/debian-packages optional qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
@@ -73,6 +73,10 @@ deb: dist  ## build the Debian package into dist/, for the Debian that it is bui
 	@deploy/debian-packages required $(DEB_NEEDS)
 	@PYTHON=$(BIN)/python deploy/debian/build dist
 	@ls dist
+
+picture: $(VENV)/run  ## draw docs/jobs.svg, the picture in the README, from a running demo
+	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils
+	$(BIN)/python docs/picture.py
 
 bench: $(VENV)/bench  ## measure, write bench/RESULTS.md, and fail where a bar is missed
 	@deploy/debian-packages required qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils

@@ -23,3 +23,15 @@ def serving_parser() -> argparse.ArgumentParser:
 def serving_commands() -> dict[str, str]:
     """Return the serving commands, each with what it does."""
     return dict(serve_flags.SERVING)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return what the program reads from the words behind its name.
+
+    Raises:
+        SystemExit: it does not take them, or prints something and ends.
+    """
+    command, *others = words or [""]
+    if command in OPERATORS:
+        return OPERATORS[command].parse_args(others)
+    return serve_flags.parser().parse_args(words)

@@ -94,7 +94,7 @@ bench-peers:  ## install Debian's libvirt exporter and a libvirtd, which `make b
 	    deploy/debian-packages required no-libvirt-qemu=libvirt-daemon-driver-qemu
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/pip: constraints.txt
 	@deploy/debian-packages optional $(PYTHON)=python3

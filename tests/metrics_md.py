@@ -9,7 +9,7 @@ from exporter.metrics.types import Metric, Scope, ZeroMeaning
 _INTRO = """\
 # Metrics
 
-Generated from `exporter/metrics.py` by `make golden`; do not edit.
+Generated from `exporter/metrics/table.py` by `make golden`; do not edit.
 
 The brackets after a description hold QEMU's own field. A field that QEMU did not report gives no
 sample: never 0, never NaN. A family of kind *info* is `info` in OpenMetrics and a gauge of 1 in

@@ -23,7 +23,7 @@ from tests.disks import block_job
 from tests.fakeqmp import FakeQmp
 from tests.program import exporter
 
-RECORDINGS = Path(__file__).parent.parent / "recordings"
+RECORDINGS = Path(__file__).parent / "recordings"
 #: What the recorded VMs had in the names of their images.
 RECORDED_SECRETS = ("SECRETPW", "SECRETCOOKIE", "SECRETKEY")
 

@@ -429,7 +429,7 @@ def test_an_outcome_that_is_unknown_is_no_end() -> None:
 
 def test_a_directory_that_another_process_uses_is_refused(folder: Path) -> None:
     """Each would know only its own entries; it is free again when the other one has ended."""
-    code = "import sys; from exporter.ledger import Ledger; Ledger(sys.argv[1]); print(); input()"
+    code = "import sys; from exporter.admin import JobRecords; JobRecords(sys.argv[1]); print(); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

@@ -437,7 +437,7 @@ async def test_once_says_that_no_socket_was_found(sockets: Path) -> None:
 
     assert code == 0
     assert re.fullmatch(
-        rf'time=\S+ level=WARN source=serving.py:\d+ msg="no socket found" sockets={sockets}/\*.sock\n',
+        rf'time=\S+ level=WARN source=serve.py:\d+ msg="no socket found" sockets={sockets}/\*.sock\n',
         err,
     )
 

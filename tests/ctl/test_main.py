@@ -34,8 +34,8 @@ def test_the_help_lists_all_commands() -> None:
 def test_the_serving_process_loads_none_of_it() -> None:
     """A scrape pays for no table."""
     code = (
-        "import sys, exporter.serving; print([m for m in sys.modules if m.split('.')[0] == 'rich'"
-        " or m.startswith('exporter.shell.') and m != 'exporter.shell.commands'])"
+        "import sys, exporter.cli.serve; print([m for m in sys.modules if m.split('.')[0] == 'rich'"
+        " or m.startswith('exporter.ctl.') and m != 'exporter.ctl.commands'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -93,8 +93,8 @@ def test_a_traceback_stays_on_its_line(kind: str) -> None:
 def test_a_library_logs_one_line_as_we_do(name: str, level: str) -> None:
     """With the exception's name; where it came from is for whoever debugs."""
     code = (
-        "import logging; from exporter import service; "
-        f"service.set_up_logging({level!r}, 'json')\n"
+        "import logging; from exporter.process import logs; "
+        f"logs.set_up_logging({level!r}, 'json')\n"
         "try: raise ValueError('Bad status line:\\n\\n  b1')\n"
         f"except ValueError: logging.getLogger({name!r}).exception('Error from %s', 'x')"
     )
@@ -235,13 +235,13 @@ def test_sockets_are_taken_over_from_descriptor_3_on() -> None:
     """In the process that LISTEN_PID names, and not in its children."""
     script = (
         "import os, socket\n"
-        "from exporter import service\n"
+        "from exporter.process import logs\n"
         "pair = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]\n"
         "for number, sock in enumerate(pair, 3):\n"
         "    os.dup2(sock.fileno(), number + 7)\n"
-        "service._FIRST_SOCKET = 10\n"
+        "logs._FIRST_SOCKET = 10\n"
         "os.environ |= {'LISTEN_FDS': '2', 'LISTEN_PID': str(os.getpid())}\n"
-        "taken = service.systemd_sockets()\n"
+        "taken = logs.systemd_sockets()\n"
         "print([s.getsockname() for s in taken] == [s.getsockname() for s in pair])\n"
         "print('LISTEN_FDS' in os.environ, 'LISTEN_PID' in os.environ)\n"
     )
@@ -255,8 +255,8 @@ def test_sockets_are_taken_over_from_descriptor_3_on() -> None:
 def test_as_many_files_may_be_open_as_the_hard_limit_allows() -> None:
     """A session for each of a thousand VMs is more than the usual 1024 leave."""
     script = (
-        "import resource as r; from exporter import service;"
+        "import resource as r; from exporter.process import logs;"
         "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (64, hard));"
-        "service.raise_file_limit(); assert r.getrlimit(r.RLIMIT_NOFILE) == (hard, hard)"
+        "logs.raise_file_limit(); assert r.getrlimit(r.RLIMIT_NOFILE) == (hard, hard)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

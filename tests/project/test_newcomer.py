@@ -25,7 +25,7 @@ def test_the_line_of_the_example_is_all_that_a_new_metric_takes(tmp_path: Path) 
         source = ROOT / part
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tmp_path / part)
-    table = tmp_path / "exporter" / "metrics.py"
+    table = tmp_path / "exporter" / "metrics" / "table.py"
     before = table.read_text()
     table.write_text(before.replace("NODES = (\n", f"NODES = (\n    {example()}\n", 1))
     assert table.read_text() != before

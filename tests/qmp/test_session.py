@@ -828,7 +828,7 @@ async def test_a_lack_of_descriptors_is_no_fault_of_a_vm(
     def refuse(sock: socket.socket, path: str) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
-    monkeypatch.setattr(session_module.socketfile, "connect", refuse)
+    monkeypatch.setattr(session_module.socket_file, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 
@@ -874,7 +874,7 @@ async def test_a_socket_that_may_not_be_opened(
     def refuse(sock: socket.socket, path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(session_module.socketfile, "connect", refuse)
+    monkeypatch.setattr(session_module.socket_file, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 

@@ -226,13 +226,13 @@ class ImageFiles:
         """
         found = await self._look(opened, paths, timeout_seconds, anew=anew)
         for _ in range(_LOOKS_LIMIT):
-            new = self._newly_unnamed(found)
-            if not new or (again := open_files.read(opened.process)) is None:
+            new, torn = self._newly_unnamed(found), self._is_torn(opened)
+            if not (new or torn) or (again := open_files.read(opened.process)) is None:
                 break
             before = opened
             opened, self._opened, self._of_open = again, again, {}
             found = await self._look(opened, paths, timeout_seconds, anew=True)
-            if opened == before and self._newly_unnamed(found) == new:
+            if opened == before and self._newly_unnamed(found) == new and not torn:
                 new &= self._by_elimination - self.doubted
                 break
         else:
@@ -290,6 +290,10 @@ class ImageFiles:
             identity = sight.identity if own or len(left) == 1 else None
             found[path] = _image_file(path, names[path], sight, identity)
         return found
+
+    def _is_torn(self, opened: OpenFiles) -> bool:
+        """Whether a file was renamed, or its number used again, since the files were read."""
+        return not all(file in self._of_open for file in opened.files)
 
     def _newly_unnamed(self, found: Mapping[str, ImageFile]) -> set[str]:
         before = {path: file.name for path, file in self.known.items()}

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -981,6 +982,25 @@ async def test_a_layer_that_was_merged_and_removed_meanwhile_is_not_an_image_wit
 
     assert [file.name_valid for file in snapshot.counters.files if file] == [None, 1]
     assert "image cannot be found by its name" not in caplog.messages
+
+
+async def test_an_image_that_is_renamed_has_its_new_name_looked_for(
+    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu
+) -> None:
+    """Under the same number: nothing else tells that the files have to be read again."""
+    vm = make()
+    await collect(vm)
+    base = qemu.files[1]
+    qemu.files[1] = replace(base, name="/images/moved.qcow2")
+    storage.sights[base.path] = replace(storage.sights[base.path], link="/images/moved.qcow2")
+    storage.sights[base.name] = FileStat(True, 1000, 100, (8, 99))
+    clock.now += 60
+    snapshot = await collect(vm)
+
+    assert [file.name_valid for file in snapshot.counters.files if file] == [1, None]
+    clock.now += 60
+    snapshot = await collect(vm)
+    assert [file.name_valid for file in snapshot.counters.files if file] == [1, 0]
 
 
 async def test_a_number_that_leads_to_another_file_by_now_says_nothing_of_the_image(

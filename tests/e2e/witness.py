@@ -64,7 +64,8 @@ def state(vm: Qemu) -> Any:
     nodes = vm.run("query-named-block-nodes", {"flat": True})
     names = sorted(node["node-name"] for node in nodes)
     asked = ("query-status", "query-block", "query-block-jobs")
-    return [names, *(_still(vm.run(command)) for command in asked)]
+    late = vm.version.startswith("5.")
+    return [names, *(_still(vm.run(command), late=late) for command in asked)]
 
 
 def files(lab: Lab) -> set[str]:
@@ -124,13 +125,14 @@ def scraped(exporter: Exporter) -> Iterator[list[str]]:
     assert texts, "nothing was scraped"
 
 
-def _still(told: Any) -> Any:
+def _still(told: Any, *, late: bool) -> Any:
     if isinstance(told, dict):
-        if told.get("paused") and told.get("status") == "running":
+        if late and told.get("paused") and told.get("status") == "running":
             # QEMU 5.2 says so of a paused job until it wakes from its speed limit.
             told = told | {"status": "paused"}
-        return {name: _still(each) for name, each in told.items() if name not in _MOVING}
+        still = {name: each for name, each in told.items() if name not in _MOVING}
+        return {name: _still(each, late=late) for name, each in still.items()}
     if isinstance(told, str) and told.startswith("json:"):
         # QEMU 10.0 and newer write the keys in another order once the node was reopened.
         return json.loads(told.removeprefix("json:"))
-    return [_still(each) for each in told] if isinstance(told, list) else told
+    return [_still(each, late=late) for each in told] if isinstance(told, list) else told

@@ -75,5 +75,5 @@ def test_the_description_of_the_api_has_it() -> None:
 async def test_operators_have_a_command_for_it(shell: Shell) -> None:
     """Which takes what all of these take."""
     assert await shell(VERB, "web", "qbe-1") == 0
-    assert shell.api.verbs == [VERB]
+    assert shell.api.verbs() == [VERB]
     assert await shell(VERB, "web", "qbe-1", "--dry-run") == 0

@@ -19,7 +19,7 @@ from yarl import URL
 from exporter.admin.job_records import JobRecord
 from exporter.admin.requests import AdminRequests
 from exporter.admin.service import AdminService
-from exporter.api.types import VERBS, Commit
+from exporter.api.verbs import VERBS, Commit
 from exporter.collect.fleet import Fleet
 from exporter.collect.scrape_target import Collected, ScrapeTarget
 from exporter.config.settings import (

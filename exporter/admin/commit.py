@@ -93,7 +93,7 @@ class Commits:
             job_id = _usable_id(snapshot, qemu, request, job_id)
             command = _command(qemu, found, layers, job_id, request)
             passed = results.checked(
-                mine, snapshot, "commit", command, request.device, job_id, warnings
+                mine, snapshot, request.verb, command, request.device, job_id, warnings
             )
             if dry_run:
                 return passed

@@ -6,14 +6,33 @@ Each is true only where nothing else is likely to have done it; else nobody know
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from exporter import api
+from exporter.api import verbs
 from exporter.jobs import CANCELLED, COMPLETED, End
 from exporter.model import Job, VmState
 from exporter.redact import redact_filename
 
 Effect = Callable[[VmState], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is seen of a job that a command was sent for."""
+
+    before: Job
+    #: None where QEMU has it no more.
+    now: Job | None
+    #: How it ended since the command was sent; None where that is not known.
+    result: str | None
+
+
+def seen(now: VmState, before: Job, ends: Mapping[str, End], since_seconds: float) -> Seen:
+    """Return what a snapshot, and what was heard of jobs that end, tell of a job."""
+    job_id = before.job_id
+    end = ends[job_id] if _ended(ends, job_id, since_seconds) else None
+    return Seen(before, _find(now, job_id), end.result if end else None)
 
 
 def started(job_id: str, ends: Mapping[str, End], since_seconds: float) -> Effect:
@@ -28,48 +47,50 @@ def has_layer(device: str, file: str) -> Effect:
     )
 
 
-def changed(
-    verb: api.Verb, job: Job, request: api.Request, ends: Mapping[str, End], since_seconds: float
-) -> Effect:
-    """The job is as a request wanted it, and was not before."""
-    job_id = job.job_id
-
-    def is_done(now: VmState) -> bool:
-        found = _find(now, job_id)
-        match verb:
-            case "complete" | "finalize":
-                return _ended(ends, job_id, since_seconds, COMPLETED)
-            case "cancel":
-                if found is not None and _leaf(found, "status") == "aborting":
-                    return True
-                return _ended(ends, job_id, since_seconds, CANCELLED)
-            case "pause":
-                return found is not None and bool(_leaf(found, "paused"))
-            case "resume":
-                return found is not None and not _leaf(found, "paused")
-            case "dismiss":
-                return found is None
-            case "speed" if isinstance(request, api.SetSpeed):
-                before = _leaf(job, "speed")
-                wanted = request.speed_bytes_per_second
-                return found is not None and before != wanted == _leaf(found, "speed")
-        return False
-
-    return is_done
+def completed(seen: Seen, _: object) -> bool:
+    """It has ended well. That it is gone says nothing: it may have failed, or been cancelled."""
+    return seen.result == COMPLETED
 
 
-def _ended(
-    ends: Mapping[str, End], job_id: str, since_seconds: float, result: str | None = None
-) -> bool:
+def cancelled(seen: Seen, _: object) -> bool:
+    """It is about to end, or was cancelled; one that completed first was not."""
+    return seen.result == CANCELLED or _leaf(seen.now, "status") == "aborting"
+
+
+def paused(seen: Seen, _: object) -> bool:
+    """It is there, and paused."""
+    return bool(_leaf(seen.now, "paused"))
+
+
+def resumed(seen: Seen, _: object) -> bool:
+    """It is there, and not paused."""
+    return seen.now is not None and not _leaf(seen.now, "paused")
+
+
+def limited(seen: Seen, request: verbs.SetSpeed) -> bool:
+    """It has the limit that was asked for, and had another one before."""
+    wanted = request.speed_bytes_per_second
+    return bool(_leaf(seen.before, "speed") != wanted == _leaf(seen.now, "speed"))
+
+
+def gone(seen: Seen, _: object) -> bool:
+    """QEMU has it no more."""
+    return seen.now is None
+
+
+def unknowable(_seen: Seen, _: object) -> bool:
+    """Nothing shows it: where no answer came, nobody knows."""
+    return False
+
+
+def _ended(ends: Mapping[str, End], job_id: str, since_seconds: float) -> bool:
     end = ends.get(job_id)
-    if end is None or end.timestamp_seconds < since_seconds:
-        return False
-    return result is None or end.result == result
+    return end is not None and end.timestamp_seconds >= since_seconds
 
 
 def _find(now: VmState, job_id: str) -> Job | None:
     return next((job for job in now.jobs if job.job_id == job_id), None)
 
 
-def _leaf(job: Job, name: str) -> Any:
-    return getattr(job.job, name, None)
+def _leaf(job: Job | None, name: str) -> Any:
+    return getattr(job.job, name, None) if job is not None else None

@@ -26,6 +26,7 @@ from exporter.admin import (
 from exporter.admin.commit import Commits
 from exporter.admin.grants import Permission
 from exporter.admin.job_records import JobRecords
+from exporter.admin.job_verbs import JOB_VERBS
 from exporter.admin.lease import lease, target
 from exporter.admin.pending_completes import PendingCompletes
 from exporter.admin.snapshot_records import SnapshotRecords
@@ -34,11 +35,6 @@ from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
 from exporter.model import Job
 from exporter.qmp import commands
-
-#: What would cross a complete that was sent: QEMU calls the job ready for some time afterwards.
-_CROSSING = frozenset({"cancel", "pause"})
-#: Where a job that was asked to complete waits to be finalized or dismissed.
-_AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 
 class AdminRequests:
@@ -59,56 +55,47 @@ class AdminRequests:
         Raises:
             ActionError: it was not started, or nobody knows.
         """
-        permission = self._permission(user, "commit", vm)
+        permission = self._permission(user, request.verb, vm)
         return await self._commits.start(user, vm, request, permission=permission, dry_run=dry_run)
 
     async def change(
-        self,
-        user: str,
-        vm: str,
-        job_id: str,
-        verb: api.Verb,
-        request: api.Request,
-        *,
-        dry_run: bool = False,
+        self, user: str, vm: str, job_id: str, request: api.JobRequest, *, dry_run: bool = False
     ) -> api.Done:
-        """Complete, cancel, pause, resume, finalize, dismiss a job, or limit its speed.
+        """Do to a job what a row of `JOB_VERBS` says.
 
         Raises:
             ActionError: it was not done, or nobody knows.
         """
-        permission = self._permission(user, verb, vm)
+        verb = JOB_VERBS[type(request)]
+        permission = self._permission(user, verb.name, vm)
         async with lease(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._pivots.update(mine.member, snapshot)
             job = preconditions.job(snapshot, job_id, mine.job(snapshot, job_id))
-            known = present.job(vm, job)
-            waits = known.status in _AFTER_COMPLETE
-            crosses = verb == "complete" or (verb in _CROSSING and not waits)
-            if crosses and self._pivots.is_under_way(mine.member, job_id):
+            under_way = self._pivots.is_under_way(mine.member, job_id)
+            if under_way and verb.crosses_complete(job_verbs.status(job)):
+                known = present.job(vm, job)
                 raise Refused("already-asked", f"{job_id} was asked to complete", known)
-            job_verbs.guard(snapshot, job, verb, request)
-            command = job_verbs.command(qemu, job, verb, request)
-            # These let QEMU wait for the storage.
-            drains = verb in ("complete", "cancel", "finalize")
-            warnings = preconditions.storage(snapshot) if drains else []
+            verb.precondition(snapshot, job, request)
+            command = verb.build(qemu, job, request)
+            warnings = preconditions.storage(snapshot) if verb.drains else []
             passed = results.checked(
-                mine, snapshot, verb, command, job.device or None, job_id, warnings
+                mine, snapshot, verb.name, command, job.device or None, job_id, warnings
             )
             if dry_run:
                 return passed
-            if verb == "dismiss":
-                await self._record_before_dismissal(mine.member, job)
-            if verb == "complete":
+            if verb.forgets:
+                await self._record_end(mine.member, job)
+            if verb.completes:
                 self._pivots.begin(mine.member, job)
-            effect = postconditions.changed(verb, job, request, mine.member.ends, time.time())
+            effect = verb.effect(job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
             except ActionError as error:
                 # Whoever sees that it did not arrive must be able to ask again. To tell a commit
                 # twice is harmless; of a mirror with `replaces` QEMU may die. [mirror_complete]
                 arrived = isinstance(error, OutcomeUnknown) and job.job_type != "commit"
-                if verb == "complete" and not arrived:
+                if verb.completes and not arrived:
                     self._pivots.withdraw(mine.member, job_id)
                 raise
             return await results.after(mine, passed)
@@ -121,7 +108,7 @@ class AdminRequests:
         Raises:
             ActionError: it was not done, or nobody knows.
         """
-        permission = self._permission(user, "snapshot", vm)
+        permission = self._permission(user, request.verb, vm)
         async with lease(target(self._fleet, vm)) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = preconditions.device(snapshot, request.device)
@@ -129,7 +116,9 @@ class AdminRequests:
             await mine.reach(os.path.dirname(request.file), *where.directories)
             name = self._snapshots.node_name(vm, request)
             command = commands.snapshot(found.top_disk, request.file, request.format, name)
-            passed = results.checked(mine, snapshot, "snapshot", command, request.device, None, [])
+            passed = results.checked(
+                mine, snapshot, request.verb, command, request.device, None, []
+            )
             if await run_blocking(self._snapshots.was_taken, vm, request, found):
                 again: dict[str, Any] = {"replayed": True, "command": None, "arguments": {}}
                 return msgspec.structs.replace(passed, dry_run=dry_run, **again)
@@ -157,7 +146,7 @@ class AdminRequests:
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
         return grants.permission(self._fleet.discovery.config.admin.grants, user, verb, vm)
 
-    async def _record_before_dismissal(self, member: ScrapeTarget, job: Job) -> None:
+    async def _record_end(self, member: ScrapeTarget, job: Job) -> None:
         entry = self._ledger.get(member.name, job.job_id)
         if entry is None or entry.outcome:
             return

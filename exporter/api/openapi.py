@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from exporter import __version__
-from exporter.api import types
+from exporter.api import types, verbs
 from exporter.api.problems import PATH, PROBLEMS
 from exporter.api.routes import ROUTES, Route
 
@@ -70,15 +70,9 @@ _SUMMARY: dict[str, Any] = {
 EXAMPLES: Mapping[type, msgspec.Struct] = {
     type(each): each
     for each in (
-        types.Commit(action="commit", device="virtio-disk0", job_id="qbe-nightly"),
-        types.Complete(),
-        types.Cancel(force=False),
-        types.Pause(),
-        types.Resume(),
-        types.Finalize(),
-        types.Dismiss(),
-        types.SetSpeed(speed_bytes_per_second=100 << 20),
-        types.Snapshot(device="virtio-disk0", file="/images/tuesday.qcow2"),
+        verbs.Commit(action="commit", device="virtio-disk0", job_id="qbe-nightly"),
+        *(each.example() for each in verbs.JOB_REQUESTS),
+        verbs.Snapshot(device="virtio-disk0", file="/images/tuesday.qcow2"),
         types.VmList([types.VmSummary(**_SUMMARY)]),
         types.Vm(**_SUMMARY, devices=[_DEVICE], jobs=[_JOB]),
         types.JobList([_JOB]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.api import types
+from exporter.api import types, verbs
 
 ROOT = "/api/v1"
 ADMIN = f"{ROOT}/admin"
@@ -26,14 +26,14 @@ class Route:
 
     method: str
     path: str
-    #: The method of `web.reading.Reading` that answers, or the verb; and the operationId.
+    #: The method of `web.ReadApi` that answers, or the verb; and the operationId.
     name: str
     text: str
     #: What is answered, and with which status.
     answer: type | None
     status: int = 200
     #: What is asked for, in the body.
-    body: type[types.Request] | None = None
+    body: type[verbs.Request] | None = None
     #: Of `problems.PROBLEMS`.
     problems: tuple[str, ...] = ()
 
@@ -51,7 +51,7 @@ def _get(path: str, name: str, text: str, answer: type | None, *problems: str) -
 
 
 def _post(
-    path: str, name: str, text: str, body: type[types.Request], *problems: str, status: int = 202
+    path: str, name: str, text: str, body: type[verbs.Request], *problems: str, status: int = 202
 ) -> Route:
     return Route(
         method="POST", path=ADMIN + path, name=name, text=text, answer=types.Done, status=status,
@@ -69,14 +69,8 @@ ROUTES = (
     _get("/block-jobs", "all_jobs", "The block jobs of all virtual machines.", types.JobList, "too-many"),
     _get("/vms/{vm}/block-jobs", "jobs", "The block jobs of a virtual machine.", types.JobList, "unknown-vm", "vm-down"),
     _get(_OF_JOB, "job", "A block job, or how it ended.", types.Job, "unknown-vm", "unknown-job", "vm-down"),
-    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", types.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unnamed-image", "unseen-neighbours", "already-asked", "job-id-taken"),
-    _post(f"{_OF_JOB}/complete", "complete", "Let a job that is ready pivot to its target.", types.Complete, *_JOB, "not-ready"),
-    _post(f"{_OF_JOB}/cancel", "cancel", "End a job before its time.", types.Cancel, *_JOB, "force-required"),
-    _post(f"{_OF_JOB}/pause", "pause", "Let a job rest.", types.Pause, *_JOB),
-    _post(f"{_OF_JOB}/resume", "resume", "Let a paused job go on.", types.Resume, *_JOB),
-    _post(f"{_OF_JOB}/finalize", "finalize", "Let a pending job make its changes.", types.Finalize, *_JOB),
-    _post(f"{_OF_JOB}/dismiss", "dismiss", "Let go of a job that has ended.", types.Dismiss, *_JOB),
-    _post(f"{_OF_JOB}/speed", "speed", "Limit the speed of a job.", types.SetSpeed, *_JOB),
-    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", types.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
+    _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", verbs.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unnamed-image", "unseen-neighbours", "already-asked", "job-id-taken"),
+    *(_post(f"{_OF_JOB}/{each.verb}", each.verb, each.summary(), each, *_JOB, *each.problems) for each in verbs.JOB_REQUESTS),
+    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", verbs.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
 )
 # fmt: on

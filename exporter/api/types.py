@@ -1,4 +1,4 @@
-"""What the HTTP API takes and gives. /api/v1/openapi.json is made of these types.
+"""What the HTTP API answers. /api/v1/openapi.json is made of these types and those in `verbs`.
 
 Names are those of the metrics: `device`, `job_id`, `layer` are the labels. What is not known is
 null: never 0, never "".
@@ -6,139 +6,18 @@ null: never 0, never "".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-Verb = Literal[
-    "commit",
-    "complete",
-    "cancel",
-    "pause",
-    "resume",
-    "finalize",
-    "dismiss",
-    "speed",
-    "snapshot",
-]
-VERBS: tuple[Verb, ...] = get_args(Verb)
-#: Whether a commit may start while another VM, which may share its layers, does not answer.
-UnseenNeighbours = Literal["refuse", "allow"]
+from exporter.api.verbs import Verb
+
 #: How a job ended; `unknown` where nobody saw it, see `exporter.jobs` for the others.
 Outcome = Literal["completed", "failed", "cancelled", "unverified", "vanished", "unknown"]
-
-_INT64_MAX = 2**63 - 1
-#: What ids of jobs that are started here begin with: no other job is ever dismissed unasked.
-JOB_ID_PREFIX = "qbe-"
-#: QEMU's rule for ids [util/id.c], and what names a file in the state directory.
-JobId = Annotated[
-    str,
-    Meta(
-        pattern=r"^qbe-[A-Za-z0-9._-]{1,59}$(?!\n)",
-        description="The id of the job, which is the idempotency key too: for 7 days the same id"
-        " with the same request never starts a second job. Where it is left out the exporter chooses"
-        " one, and a retry is not safe.",
-    ),
-]
-DeviceName = Annotated[
-    str, Meta(min_length=1, max_length=1024, description="The `device` label of the metrics.")
-]
-LayerName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=4096,
-        description="A layer of the device's backing chain: its node name, or its file as the"
-        " label `file` of qemu_block_node_info shows it. Never a number: those change.",
-    ),
-]
-Speed = Annotated[
-    int, Meta(ge=0, le=_INT64_MAX, description="Limit in bytes per second; 0 is no limit.")
-]
 
 
 def _told(text: str) -> Meta:
     return Meta(description=text)
-
-
-class Request(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The body of a request that changes something."""
-
-
-class Commit(Request, frozen=True):
-    """Merge layers of a backing chain: `top` and all above `base` into `base`. [block-commit]
-
-    Without them the whole chain goes into the lowest layer, and the job waits to be completed.
-    """
-
-    action: Annotated[Literal["commit"], _told("What is to be started.")]
-    device: DeviceName
-    job_id: JobId | UnsetType = UNSET
-    #: The active layer where it is left out.
-    top: LayerName | UnsetType = UNSET
-    #: The lowest layer where it is left out.
-    base: LayerName | UnsetType = UNSET
-    speed_bytes_per_second: Speed | UnsetType = UNSET
-    unseen_neighbours: Annotated[
-        UnseenNeighbours | UnsetType,
-        _told(
-            "What to do where another VM does not answer, which may share a layer: refuse, or allow"
-            " the commit all the same. Without it, what the grant says."
-        ),
-    ] = UNSET
-
-
-class Complete(Request, frozen=True):
-    """Let a job that is ready pivot to its target. [job-complete]"""
-
-
-class Cancel(Request, frozen=True):
-    """End a job before its time. [block-job-cancel]"""
-
-    force: Annotated[
-        bool | UnsetType,
-        _told(
-            "Must be said of a job that is ready: false lets it end consistently without a pivot, true ends it at once."
-        ),
-    ] = UNSET
-
-
-class Pause(Request, frozen=True):
-    """Let a job rest. [job-pause]"""
-
-
-class Resume(Request, frozen=True):
-    """Let a paused job go on. [job-resume]"""
-
-
-class Finalize(Request, frozen=True):
-    """Let a job that is `pending` make its changes. [job-finalize]"""
-
-
-class Dismiss(Request, frozen=True):
-    """Let go of a job that is `concluded`. [job-dismiss]"""
-
-
-class SetSpeed(Request, frozen=True):
-    """Limit the speed of a job. [block-job-set-speed]"""
-
-    speed_bytes_per_second: Speed
-
-
-class Snapshot(Request, frozen=True):
-    """Put a new layer on a device. [blockdev-snapshot-sync]
-
-    The file is made by the exporter, in a directory that a grant names; it must not exist. The
-    path is the idempotency key: for 7 days the same request is answered with 200 while the disk has
-    that layer; where the first one did not take effect, the file that was made for it is used, if
-    nobody has written to it.
-    """
-
-    device: DeviceName
-    file: Annotated[
-        str, Meta(min_length=2, max_length=1023, pattern="^/", description="An absolute path.")
-    ]
-    format: Annotated[Literal["qcow2"], _told("The format of the new layer.")] = "qcow2"
 
 
 class Layer(Struct, frozen=True, kw_only=True):
@@ -209,6 +88,11 @@ class Job(Struct, frozen=True, kw_only=True):
     ended_timestamp_seconds: Annotated[
         float | None, _told("When it ended; null while it has not.")
     ] = None
+
+    @property
+    def in_qemu(self) -> bool:
+        """Whether QEMU has the job; where it has not, all that is known is what was asked for."""
+        return self.status is not None or self.busy is not None or self.ready is not None
 
 
 class VmSummary(Struct, frozen=True, kw_only=True):

@@ -15,19 +15,13 @@ from msgspec import UNSET, UnsetType
 
 from exporter.api import (
     JOB_ID_PREFIX,
-    Cancel,
+    JOB_REQUESTS,
     Commit,
-    Complete,
-    Dismiss,
     Done,
-    Finalize,
     Job,
-    Pause,
-    Request,
-    Resume,
-    SetSpeed,
+    JobRequest,
     Snapshot,
-    Verb,
+    verbs,
 )
 from exporter.ctl import lookup, words
 from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
@@ -87,7 +81,7 @@ class Actions:
         )
         # What QEMU before 2.7 calls it; any other name is told in the answer.
         flags.job_id = flags.job_id or flags.device
-        code = await self._send("commit", request)
+        code = await self._send(request)
         if code or flags.dry_run:
             return code
         if flags.complete_when_ready:
@@ -98,34 +92,16 @@ class Actions:
         """Complete a job, once it is ready where that is asked for."""
         if self._flags.when_ready and not self._flags.dry_run:
             return await self._complete_when_ready()
-        code = await self._send("complete", Complete())
+        code = await self._send(verbs.Complete())
         if code or self._flags.dry_run or not self._flags.wait:
             return code
         return self._told(await self._until(ready=False))
 
-    async def cancel(self) -> int:
-        """Cancel a job."""
-        return await self._send("cancel", Cancel(force=_unset(self._flags.force)))
-
-    async def pause(self) -> int:
-        """Pause a job."""
-        return await self._send("pause", Pause())
-
-    async def resume(self) -> int:
-        """Let a job go on."""
-        return await self._send("resume", Resume())
-
-    async def finalize(self) -> int:
-        """Finalize a job."""
-        return await self._send("finalize", Finalize())
-
-    async def dismiss(self) -> int:
-        """Dismiss a job."""
-        return await self._send("dismiss", Dismiss())
-
-    async def speed(self) -> int:
-        """Limit the speed of a job."""
-        return await self._send("speed", SetSpeed(speed_bytes_per_second=self._flags.bytes))
+    async def change(self, kind: type[JobRequest]) -> int:
+        """Change a job: each field of the request is a flag of the same name, or left out."""
+        given = {name: getattr(self._flags, name) for name in kind.__struct_fields__}
+        fields = {name: value for name, value in given.items() if value is not None}
+        return await self._send(kind(**fields))
 
     async def snapshot(self) -> int:
         """Put a new layer on a disk."""
@@ -147,16 +123,16 @@ class Actions:
         self._accepted(done)
         return 0
 
-    async def _send(self, verb: Verb, request: Request) -> int:
+    async def _send(self, request: Commit | JobRequest) -> int:
         job_id, dry_run = self._flags.job_id, self._flags.dry_run
         if isinstance(request, Commit):
             asked = self._client.start(self._vm, request, dry_run=dry_run)
         else:
-            asked = self._client.act(self._vm, job_id, verb, request, dry_run=dry_run)
+            asked = self._client.change(self._vm, job_id, request, dry_run=dry_run)
         try:
             done = await self._sent(asked)
         except NoAnswer as error:
-            return await self._looked_up(verb, request, error)
+            return await self._looked_up(request, error)
         self._flags.job_id = done.job_id or job_id
         self._accepted(done)
         return 0
@@ -185,11 +161,11 @@ class Actions:
         for warning in done.warnings:
             self._screen.note(f"warning: {warning}", "yellow")
 
-    async def _looked_up(self, verb: Verb, request: Request, error: NoAnswer) -> int:
+    async def _looked_up(self, request: Commit | JobRequest, error: NoAnswer) -> int:
         job_id, seconds = self._flags.job_id, self._flags.interval
         with self._uncertain():
-            seen, true = await lookup.job(self._client, self._vm, job_id, verb, request, seconds)
-        if seen is not None and true:
+            seen, is_done = await lookup.job(self._client, self._vm, job_id, request, seconds)
+        if seen is not None and is_done:
             self._screen.note(f"no answer came: {error}")
             self._screen.result(seen, f"looked up: {words.about(seen)}")
             return 0
@@ -219,7 +195,7 @@ class Actions:
         said = ""
         while True:
             try:
-                code = await self._send("complete", Complete())
+                code = await self._send(verbs.Complete())
             except (NotSent, Refused) as error:
                 problem = error.problem if isinstance(error, Refused) else None
                 if problem and words.name(problem) in _OVERTAKEN:
@@ -242,17 +218,16 @@ class Actions:
         return words.exit_code(job)
 
 
+def _changing(kind: type[JobRequest]) -> Callable[[Actions], Awaitable[int]]:
+    return lambda actions: actions.change(kind)
+
+
 #: A command's name -> what does it.
 ACTIONS: dict[str, Callable[[Actions], Awaitable[int]]] = {
-    "commit": Actions.commit,
-    "complete": Actions.complete,
-    "cancel": Actions.cancel,
-    "pause": Actions.pause,
-    "resume": Actions.resume,
-    "speed": Actions.speed,
-    "finalize": Actions.finalize,
-    "dismiss": Actions.dismiss,
-    "snapshot": Actions.snapshot,
+    **{kind.verb: _changing(kind) for kind in JOB_REQUESTS},
+    verbs.Commit.verb: Actions.commit,
+    verbs.Complete.verb: Actions.complete,  # it can wait, too
+    verbs.Snapshot.verb: Actions.snapshot,
 }
 
 

@@ -18,7 +18,18 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from exporter.api import Commit, Done, Job, JobList, Problem, Request, Snapshot, Verb, Vm, VmList
+from exporter.api import (
+    Commit,
+    Done,
+    Job,
+    JobList,
+    JobRequest,
+    Problem,
+    Request,
+    Snapshot,
+    Vm,
+    VmList,
+)
 from exporter.ctl.credentials import Credentials
 from exporter.ctl.text import SENTENCE_LIMIT, clean
 from exporter.errors import ExporterError
@@ -100,11 +111,9 @@ class Client:
         """Start a job."""
         return await self._post(f"/vms/{_quoted(vm)}/block-jobs", request, dry_run)
 
-    async def act(
-        self, vm: str, job_id: str, verb: Verb, request: Request, *, dry_run: bool
-    ) -> Done:
+    async def change(self, vm: str, job_id: str, request: JobRequest, *, dry_run: bool) -> Done:
         """Change a job."""
-        path = f"/vms/{_quoted(vm)}/block-jobs/{_quoted(job_id)}/{verb}"
+        path = f"/vms/{_quoted(vm)}/block-jobs/{_quoted(job_id)}/{request.verb}"
         return await self._post(path, request, dry_run)
 
     async def snapshot(self, vm: str, request: Snapshot, *, dry_run: bool) -> Done:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from exporter.api import JOB_REQUESTS, JobRequest
+
+
+def _help(kind: type[JobRequest]) -> str:
+    summary = kind.summary().removesuffix(".")
+    return summary[0].lower() + summary[1:]
+
+
 OPERATING = {
     "vms": "list the VMs, and why those that are down are",
     "jobs": "list block jobs, or watch them",
     "chain": "show the disks of a VM with their backing chains",
     "commit": "merge layers of a disk's backing chain, and wait for it if asked to",
-    "complete": "let a job that is ready pivot to its target",
-    "cancel": "end a job before its time",
-    "pause": "let a job rest",
-    "resume": "let a paused job go on",
-    "speed": "limit the speed of a job",
-    "finalize": "let a job that is pending make its changes",
-    "dismiss": "let go of a job that is concluded",
+    **{kind.verb: _help(kind) for kind in JOB_REQUESTS},
     "snapshot": "put a new layer on a disk",
 }
 

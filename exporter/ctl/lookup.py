@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
-from exporter.api import Commit, Job, Request, SetSpeed, Snapshot, Verb
+from exporter.api import Commit, Job, JobRequest, Snapshot
 from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
-from exporter.ctl.text import is_seen
 
 #: How often it is looked, an interval apart.
 POLLS = 5
 
-#: What a job is like once a request came true.
-_CAME_TRUE: dict[Verb, Callable[[Job, Request], bool]] = {
-    # The record was written before the command left, and so is no sign of it.
-    "commit": lambda job, asked: (
-        (is_seen(job) or job.outcome not in {None, "unknown"})
-        and isinstance(asked, Commit)
-        and job.device in {None, asked.device}
-    ),
-    "complete": lambda job, _: job.outcome == "completed",
-    "cancel": lambda job, _: job.outcome == "cancelled",
-    "pause": lambda job, _: job.outcome is None and job.paused is True,
-    "resume": lambda job, _: job.outcome is None and job.paused is False,
-    "speed": lambda job, asked: (
-        isinstance(asked, SetSpeed)
-        and job.speed_limit_bytes_per_second == asked.speed_bytes_per_second
-    ),
-    "finalize": lambda job, _: job.outcome == "completed",
-    "dismiss": lambda job, _: job.outcome is not None and job.status is None,
-}
-
 
 async def job(
-    client: Client, vm: str, job_id: str, verb: Verb, request: Request, interval_seconds: float
+    client: Client, vm: str, job_id: str, request: Commit | JobRequest, interval_seconds: float
 ) -> tuple[Job | None, bool]:
-    """Return the job as it was last seen, and whether the request came true."""
+    """Return the job as it was last seen, and whether it shows that the request was carried out."""
     seen: Job | None = None
     for poll in range(POLLS):
         if poll:
@@ -45,7 +23,7 @@ async def job(
             seen = await client.job(vm, job_id)
         except (Refused, NotSent, NoAnswer):
             continue
-        if _CAME_TRUE[verb](seen, request):
+        if request.is_shown_by(seen):
             return seen, True
     return seen, False
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from exporter.api import JobId, Speed
+from exporter.api import JOB_REQUESTS, JobId, JobRequest, Speed, verbs
 from exporter.config import DEFAULT_PORT
 from exporter.ctl.commands import EXIT_CODES_HELP, OPERATING
 from exporter.ctl.words import PROGRAM, Prompt
@@ -107,18 +107,6 @@ def _complete(add: Add) -> None:
         help="wait until the job is ready, complete it, and wait for how it ends")  # fmt: skip
 
 
-def _cancel(add: Add) -> None:
-    _job(add)
-    add("--force", action=argparse.BooleanOptionalAction, default=None,
-        help="a job that is ready needs one of both: --no-force lets it end consistently without"
-        " a pivot, --force ends it at once")  # fmt: skip
-
-
-def _set_speed(add: Add) -> None:
-    _job(add)
-    add("bytes", type=_speed, metavar="BYTES", help="bytes per second, 0 for no limit")
-
-
 def _snapshot(add: Add) -> None:
     _name(add, "vm", "the VM")
     _name(add, "device", "the disk, as chain shows it")
@@ -127,6 +115,17 @@ def _snapshot(add: Add) -> None:
         " retry is safe: it finds the layer, or the file that was made for it")  # fmt: skip
     _dry_run(add)
     _poll(add)
+
+
+def _changing(kind: type[JobRequest]) -> Callable[[Add], None]:
+    """Return what adds the flags of a verb: a job, and the fields of its request."""
+
+    def add_all(add: Add) -> None:
+        _job(add)
+        for name in kind.__struct_fields__:
+            _FIELDS[name](add)
+
+    return add_all
 
 
 def _job(add: Add) -> None:
@@ -197,17 +196,28 @@ def _url(given: str) -> str:
     return given
 
 
+def _force(add: Add) -> None:
+    add("--force", action=argparse.BooleanOptionalAction, default=None,
+        help="a job that is ready needs one of both: --no-force lets it end consistently without"
+        " a pivot, --force ends it at once")  # fmt: skip
+
+
+def _speed_bytes_per_second(add: Add) -> None:
+    add("speed_bytes_per_second", type=_speed, metavar="BYTES",
+        help="bytes per second, 0 for no limit")  # fmt: skip
+
+
+#: How an operator gives a field of a request that changes a job; the flag's value has its name.
+_FIELDS: dict[str, Callable[[Add], None]] = {
+    "force": _force,
+    "speed_bytes_per_second": _speed_bytes_per_second,
+}
 _OWN: dict[str, Callable[[Add], None]] = {
     "vms": _vms,
     "jobs": _jobs,
     "chain": _chain,
-    "commit": _commit,
-    "complete": _complete,
-    "cancel": _cancel,
-    "pause": _job,
-    "resume": _job,
-    "speed": _set_speed,
-    "finalize": _job,
-    "dismiss": _job,
-    "snapshot": _snapshot,
+    **{kind.verb: _changing(kind) for kind in JOB_REQUESTS},
+    verbs.Commit.verb: _commit,
+    verbs.Complete.verb: _complete,
+    verbs.Snapshot.verb: _snapshot,
 }

@@ -82,11 +82,6 @@ def is_ready(job: Job) -> bool:
     return job.outcome is None and bool(job.ready) and not job.paused
 
 
-def is_seen(job: Job) -> bool:
-    """Return whether QEMU has the job; where it has not, all that is known is what was asked for."""
-    return job.status is not None or job.busy is not None or job.ready is not None
-
-
 def state(job: Job) -> str:
     """Return how a job ended or, where it did not, its status."""
     if job.outcome:
@@ -98,4 +93,4 @@ def state(job: Job) -> str:
         return "standby" if job.paused else "ready"
     if job.paused:
         return "paused"
-    return "running" if is_seen(job) else "not seen"
+    return "running" if job.in_qemu else "not seen"

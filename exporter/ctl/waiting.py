@@ -14,7 +14,7 @@ from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
 from exporter.ctl.progress import Progress
 from exporter.ctl.rates import Rates
 from exporter.ctl.screen import Screen
-from exporter.ctl.text import is_ready, is_seen, state
+from exporter.ctl.text import is_ready, state
 from exporter.ctl.words import Prompt
 from exporter.errors import ExporterError
 
@@ -81,10 +81,10 @@ class Wait:
                 gone = 0
                 self.rates.update([job], time.monotonic())
                 progress.job(job, self.rates)
-                if seen and not is_seen(job) and not job.outcome:
+                if seen and not job.in_qemu and not job.outcome:
                     look = self.prompt.line("vms")
                     self.screen.note(f"QEMU is not known to have job {job_id}: see {look}")
-                seen = is_seen(job)
+                seen = job.in_qemu
                 if job.outcome or (ready and (is_ready(job) or job.status == "pending")):
                     return job
                 concluded = concluded + 1 if job.status == "concluded" else 0

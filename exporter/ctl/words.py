@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from exporter.api import Done, Job, Outcome, Problem
-from exporter.ctl.text import SENTENCE_LIMIT, clean, is_seen, percent, state
+from exporter.ctl.text import SENTENCE_LIMIT, clean, percent, state
 
 PROGRAM = "qemu-block-exporter"
 _EXIT_CODES: dict[Outcome, int] = {
@@ -54,7 +54,7 @@ def about(job: Job) -> str:
     disk = f" of {clean(job.device)}" if job.device else ""
     what = f"job {clean(job.job_id)} ({clean(job.job_type)}{disk} of {clean(job.vm)})"
     error = f": {clean(job.error, SENTENCE_LIMIT)}" if job.error else ""
-    if job.outcome is None and not is_seen(job):
+    if job.outcome is None and not job.in_qemu:
         return f"{what} is on record; QEMU is not known to have it{error}"
     if job.outcome is None:
         done = percent(job)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable
-from typing import cast
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -123,12 +122,15 @@ class WriteApi:
         dry_run: bool,
     ) -> api.Done:
         user, vm = self._user_of(request), request.match_info["vm"]
-        if isinstance(asked, api.Commit):
-            return await actions.commit(user, vm, asked, dry_run=dry_run)
-        if isinstance(asked, api.Snapshot):
-            return await actions.snapshot(user, vm, asked, dry_run=dry_run)
-        verb, job_id = cast("api.Verb", route.name), request.match_info["job_id"]
-        return await actions.change(user, vm, job_id, verb, asked, dry_run=dry_run)
+        match asked:
+            case api.Commit():
+                return await actions.commit(user, vm, asked, dry_run=dry_run)
+            case api.Snapshot():
+                return await actions.snapshot(user, vm, asked, dry_run=dry_run)
+            case api.JobRequest():
+                job_id = request.match_info["job_id"]
+                return await actions.change(user, vm, job_id, asked, dry_run=dry_run)
+        raise AssertionError(f"{route.name} has a path and nothing that does it")
 
     def foreign(self, request: web.Request) -> str:
         """Return what shows that a page of another site asks, "" where nothing does.

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from exporter import api
-from exporter.api.types import Commit
+from exporter.api.verbs import Commit
 from exporter.errors import Refused, Rejected
 from exporter.storage.file_stat import FileStat
 from tests.disks import Disk, plug

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter import api
-from exporter.api.types import Commit
+from exporter.api import verbs
+from exporter.api.verbs import Commit, Snapshot
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp
 from tests.reach import USER, Reach, commit, grant, refused
@@ -35,11 +35,11 @@ async def test_a_grant_is_of_users_verbs_and_patterns_of_vms(
     ]  # fmt: skip
     problems = []
     for user, verb, vm in asked:
-        request = commit() if verb == "commit" else api.Pause()
+        request = commit() if verb == "commit" else verbs.Pause()
         done = (
             reach.actions.commit(user, vm, request)
             if isinstance(request, Commit)
-            else reach.actions.change(user, vm, "j", "pause", request)
+            else reach.actions.change(user, vm, "j", request)
         )
         problems.append((await refused(done))[0])
 
@@ -73,9 +73,9 @@ async def test_only_grants_that_match_give_directories(
 
     reach.grant(of("a"), of("b"), of("c", vms=("other",)), grant("alice"))
     for name in ("a", "b"):
-        request = api.Snapshot(device="disk0", file=str(tmp_path / name / "x.qcow2"))
+        request = Snapshot(device="disk0", file=str(tmp_path / name / "x.qcow2"))
         await reach.actions.snapshot(USER, "vm", request)
-    request = api.Snapshot(device="disk0", file=str(tmp_path / "c/x.qcow2"))
+    request = Snapshot(device="disk0", file=str(tmp_path / "c/x.qcow2"))
 
     assert await refused(reach.actions.snapshot(USER, "vm", request)) == (
         "not-granted",

@@ -1,4 +1,4 @@
-"""What may be done to a job: each guard alone, in every state."""
+"""What may be done to a job: each precondition alone, in every state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from exporter import api
 from exporter.admin import job_verbs
+from exporter.admin.job_verbs import JOB_VERBS
+from exporter.api import verbs
 from exporter.errors import Refused
 from tests.snapshots import STATUSES, job, refused, vm
 
@@ -29,11 +31,15 @@ SAID = {
 }
 
 
-def guard_of(verb: str) -> Any:
-    """Return the guard of a verb."""
-    if verb == "cancel":
-        return lambda snapshot, each: job_verbs.may_cancel(snapshot, each, force=None)
-    return job_verbs.GUARDS[verb]
+def precondition_of(verb: str) -> Any:
+    """Return the precondition of a verb, which is asked for without more."""
+    row = next(row for row in JOB_VERBS.values() if row.name == verb)
+    request = verbs.Cancel() if verb == "cancel" else row.request.example()
+    return lambda snapshot, each: row.precondition(snapshot, each, request)
+
+
+may_complete, may_cancel = precondition_of("complete"), precondition_of("cancel")
+may_pause, may_resume = precondition_of("pause"), precondition_of("resume")
 
 
 @pytest.mark.parametrize("verb", TAKEN)
@@ -42,10 +48,10 @@ def test_a_verb_is_taken_in_some_states_and_no_others(verb: str, status: str) ->
     """The refusal names the state, and has the job with it."""
     each = job(status=status)
     if status in TAKEN[verb]:
-        guard_of(verb)(vm(), each)
+        precondition_of(verb)(vm(), each)
         return
 
-    assert refused(guard_of(verb), vm(), each) == (
+    assert refused(precondition_of(verb), vm(), each) == (
         "wrong-job-state",
         f"commit disk0 {SAID[verb]}: it is {status or 'running'}",
     )
@@ -57,12 +63,12 @@ def test_only_what_qemu_calls_ready_is_completed(status: str, ready: bool | None
     """Not what is at 100 %, and not what is ready and rests."""
     each = job(status=status, ready=ready, offset=100)
     if ready and status in ("ready", ""):
-        job_verbs.may_complete(vm(), each)
+        may_complete(vm(), each)
         return
     problem = "wrong-job-state" if ready else "not-ready"
     what = "is ready and does not run" if ready else "is not ready"
 
-    assert refused(job_verbs.may_complete, vm(), each) == (
+    assert refused(may_complete, vm(), each) == (
         problem,
         f"commit disk0 {what}: it is {status or ('ready' if ready else 'running')}",
     )
@@ -73,9 +79,9 @@ def test_an_old_qemu_says_by_an_event_that_a_job_is_ready() -> None:
     heard = msgspec.structs.replace(job(status="", ready=None), ready_timestamp_seconds=1.0)
     denied = msgspec.structs.replace(job(status="", ready=False), ready_timestamp_seconds=1.0)
 
-    job_verbs.may_complete(vm(), heard)
-    assert refused(job_verbs.may_cancel, vm(), heard, force=None)[0] == "force-required"
-    assert refused(job_verbs.may_complete, vm(), denied)[0] == "not-ready"
+    may_complete(vm(), heard)
+    assert refused(may_cancel, vm(), heard)[0] == "force-required"
+    assert refused(may_complete, vm(), denied)[0] == "not-ready"
 
 
 @pytest.mark.parametrize("force", [True, False])
@@ -83,21 +89,21 @@ def test_how_a_ready_job_is_cancelled_is_said_aloud(force: bool) -> None:
     """Of one that is not ready it need not be."""
     ready = job(status="ready", ready=True)
 
-    assert refused(job_verbs.may_cancel, vm(), ready, force=None) == (
+    assert refused(may_cancel, vm(), ready) == (
         "force-required",
         "commit disk0 is ready, and force is not said",
     )
-    job_verbs.may_cancel(vm(), ready, force=force)
-    job_verbs.may_cancel(vm(), job(), force=force)
+    job_verbs.may_cancel(vm(), ready, verbs.Cancel(force=force))
+    job_verbs.may_cancel(vm(), job(), verbs.Cancel(force=force))
 
 
 def test_a_job_is_paused_once_and_resumed_once() -> None:
     """QEMU 5.2 calls a paused job `running`: the flag counts."""
     paused = job(paused=True)
 
-    assert refused(job_verbs.may_pause, vm(), paused)[0] == "wrong-job-state"
-    job_verbs.may_resume(vm(), paused)
-    assert refused(job_verbs.may_resume, vm(), job()) == (
+    assert refused(may_pause, vm(), paused)[0] == "wrong-job-state"
+    may_resume(vm(), paused)
+    assert refused(may_resume, vm(), job()) == (
         "wrong-job-state",
         "commit disk0 is not paused: it is running",
     )
@@ -106,14 +112,16 @@ def test_a_job_is_paused_once_and_resumed_once() -> None:
 def test_a_refusal_has_the_job_that_it_is_about() -> None:
     """So that who asked sees its state without asking again."""
     with pytest.raises(Refused) as caught:
-        job_verbs.may_complete(vm(), job("j", offset=25))
+        may_complete(vm(), job("j", offset=25))
 
     assert isinstance(caught.value.more["job"], api.Job)
     assert (caught.value.more["job"].offset_bytes, caught.value.more["job"].length_bytes) == (25, 100)
 
 
-def test_every_verb_has_a_guard() -> None:
-    """A new one is guarded, or this fails."""
-    of_devices = {"commit", "snapshot", "cancel"}
+def test_every_verb_has_a_row() -> None:
+    """What can be asked for can be done, and nothing else; a name stands for one verb."""
+    names = [row.name for row in JOB_VERBS.values()]
 
-    assert job_verbs.GUARDS.keys() | of_devices == set(api.VERBS)
+    assert [*JOB_VERBS] == [*api.JOB_REQUESTS]
+    assert (api.Commit.verb, *names, api.Snapshot.verb) == api.VERBS
+    assert len(set(api.VERBS)) == len(api.VERBS)

@@ -16,7 +16,7 @@ import pytest
 
 from exporter.admin import reconciler as module
 from exporter.admin.job_records import JobRecords
-from exporter.api.types import SetSpeed
+from exporter.api.verbs import SetSpeed
 from exporter.errors import OutcomeUnknown
 from tests.disks import Disk, block_job, plug, start
 from tests.fakeqmp import FakeQmp, dying, until
@@ -587,7 +587,7 @@ async def test_what_users_ask_for_and_what_is_done_unasked_take_turns(
     start(fake, block_job("j"))
     speeds = itertools.count(1)
     requests = [
-        reach.actions.change(USER, "vm", "j", "speed", SetSpeed(speed_bytes_per_second=next(speeds)))
+        reach.actions.change(USER, "vm", "j", SetSpeed(speed_bytes_per_second=next(speeds)))
         for _ in range(5)
     ]
     await asyncio.gather(*requests, look(reach))

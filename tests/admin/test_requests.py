@@ -16,19 +16,20 @@ import msgspec
 import pytest
 
 from exporter import api
+from exporter.api import verbs
 from exporter.errors import LayerLost, OutcomeUnknown, Refused, Rejected
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, dying, until
 from tests.reach import USER, Reach, begin, end, files, gone, grant, refused, run
 
-VERBS: Mapping[api.Verb, api.Request] = {
-    "complete": api.Complete(),
-    "cancel": api.Cancel(force=True),
-    "pause": api.Pause(),
-    "resume": api.Resume(),
-    "finalize": api.Finalize(),
-    "dismiss": api.Dismiss(),
-    "speed": api.SetSpeed(speed_bytes_per_second=5),
+VERBS: Mapping[api.Verb, api.JobRequest] = {
+    "complete": verbs.Complete(),
+    "cancel": verbs.Cancel(force=True),
+    "pause": verbs.Pause(),
+    "resume": verbs.Resume(),
+    "finalize": verbs.Finalize(),
+    "dismiss": verbs.Dismiss(),
+    "speed": verbs.SetSpeed(speed_bytes_per_second=5),
 }
 #: A job that each verb may be done to.
 STATE: Mapping[api.Verb, dict[str, object]] = {
@@ -87,7 +88,7 @@ async def test_it_is_asked_whether_a_vm_is_being_migrated_just_before_it_is_chan
 ) -> None:
     """What it can do is asked once a connection, and this each time."""
     await reach.commit()
-    await reach.actions.change(USER, "vm", "qbe-1", "pause", api.Pause())
+    await reach.actions.change(USER, "vm", "qbe-1", verbs.Pause())
     asked = [
         name
         for name in fake.commands
@@ -170,7 +171,7 @@ async def test_what_qemu_refuses_to_do_to_a_job_is_told_in_its_words(
     fake.replies[name] = {"error": {"class": kind, "desc": text}}
     for _ in range(2):
         with pytest.raises(Rejected) as caught:
-            await reach.actions.change(USER, "vm", "disk0", verb, VERBS[verb])
+            await reach.actions.change(USER, "vm", "disk0", VERBS[verb])
         assert str(caught.value) == text
 
     assert len(fake.changes) == 2
@@ -197,7 +198,7 @@ async def test_a_job_is_changed_by_the_command_of_its_verb(
     """The `job-` forms where query-commands has them; on whatever job, whoever started it."""
     run(fake, *version)
     begin(fake, "j", **STATE[verb])
-    done = await reach.actions.change(USER, "vm", "j", verb, VERBS[verb])
+    done = await reach.actions.change(USER, "vm", "j", VERBS[verb])
     command, arguments = SENT[verb]
 
     assert fake.changes == [(command, arguments)]
@@ -214,7 +215,7 @@ async def test_nothing_is_sent_to_a_job_on_a_dry_run(
     """And a complete that was tried is not one that was asked for."""
     begin(fake, "j", **STATE[verb])
     for _ in range(2):
-        done = await reach.actions.change(USER, "vm", "j", verb, VERBS[verb], dry_run=True)
+        done = await reach.actions.change(USER, "vm", "j", VERBS[verb], dry_run=True)
 
     assert fake.changes == []
     assert (done.dry_run, done.command) == (True, SENT[verb][0])
@@ -238,7 +239,7 @@ async def test_an_old_qemu_has_the_older_forms(
     """Their argument is `device`, which is the id."""
     run(fake, *version)
     begin(fake, "disk0", **STATE[verb])
-    await reach.actions.change(USER, "vm", "disk0", verb, VERBS[verb])
+    await reach.actions.change(USER, "vm", "disk0", VERBS[verb])
 
     assert fake.changes == [sent]
 
@@ -251,7 +252,7 @@ async def test_what_a_qemu_has_no_command_for_is_not_supported(
     run(fake, 2, 11)
     begin(fake, "disk0", **STATE[verb])
 
-    assert await refused(reach.actions.change(USER, "vm", "disk0", verb, VERBS[verb])) == (
+    assert await refused(reach.actions.change(USER, "vm", "disk0", VERBS[verb])) == (
         "not-supported",
         f"this QEMU cannot {verb} a job",
     )
@@ -264,7 +265,7 @@ async def test_qemu_2_0_completes_what_an_event_called_ready(
     run(fake, 2, 0)
     old = {"status": None, "ready": None, "offset": 100}
     begin(fake, "disk0", **old)
-    asked = ("vm", "disk0", "complete", api.Complete())
+    asked = ("vm", "disk0", verbs.Complete())
     await reach.look()
     assert (await refused(reach.actions.change(USER, *asked)))[0] == "not-ready"
     await fake.event("BLOCK_JOB_READY", device="disk0", type="commit", len=100, offset=100, speed=0)
@@ -276,7 +277,7 @@ async def test_qemu_2_0_completes_what_an_event_called_ready(
 
 async def test_a_job_that_there_is_not_is_refused(fake: FakeQmp, reach: Reach) -> None:
     """It may have ended already."""
-    asked = reach.actions.change(USER, "vm", "j", "pause", api.Pause())
+    asked = reach.actions.change(USER, "vm", "j", verbs.Pause())
 
     assert await refused(asked) == ("unknown-job", "vm has no block job 'j'")
     assert fake.changes == []
@@ -293,7 +294,7 @@ async def test_a_job_that_has_ended_is_refused_with_how_it_ended(
     gone(fake)
     await reach.look()
     with pytest.raises(Refused) as caught:
-        await reach.actions.change(USER, "vm", "j", "complete", api.Complete())
+        await reach.actions.change(USER, "vm", "j", verbs.Complete())
     job = caught.value.more["job"]
 
     assert (caught.value.problem, str(caught.value)) == (
@@ -318,7 +319,7 @@ async def test_only_what_makes_qemu_wait_for_the_storage_minds_it(
         )
 
     monkeypatch.setattr("exporter.collect.vm.Vm.look", hangs)
-    asked = reach.actions.change(USER, "vm", "j", verb, VERBS[verb])
+    asked = reach.actions.change(USER, "vm", "j", VERBS[verb])
     if verb in ("complete", "cancel", "finalize"):
         assert (await refused(asked))[0] == "storage-hangs"
         return
@@ -330,7 +331,7 @@ async def test_a_job_of_a_vm_without_devices_is_completed(fake: FakeQmp, reach: 
     """As in the storage daemon, whose jobs work on nodes: there are no files to look at."""
     plug(fake)
     begin(fake, "j", **STATE["complete"])
-    done = await reach.actions.change(USER, "vm", "j", "complete", api.Complete())
+    done = await reach.actions.change(USER, "vm", "j", verbs.Complete())
 
     assert fake.changes == [("job-complete", {"id": "j"})]
     assert done.warnings == [
@@ -350,7 +351,7 @@ async def test_the_end_of_an_earlier_job_is_not_said_of_the_one_that_has_its_id(
     await reach.look()
     assert reach.member().ends["disk0"].result == "completed"
     begin(fake, "disk0")
-    done = await reach.actions.change(USER, "vm", "disk0", "pause", api.Pause())
+    done = await reach.actions.change(USER, "vm", "disk0", verbs.Pause())
 
     assert done.job is not None
     assert (done.job.status, done.job.outcome) == ("running", None)
@@ -361,7 +362,7 @@ async def test_the_end_of_an_earlier_job_is_not_said_of_the_one_that_has_its_id(
 
 async def complete(reach: Reach) -> api.Done:
     """Complete the job."""
-    return await reach.actions.change(USER, "vm", "qbe-1", "complete", api.Complete())
+    return await reach.actions.change(USER, "vm", "qbe-1", verbs.Complete())
 
 
 READY = {"status": "ready", "ready": True}
@@ -375,7 +376,7 @@ async def test_what_would_cross_a_complete_that_was_sent_is_refused(
     begin(fake, **READY)
     await complete(reach)
     with pytest.raises(Refused) as caught:
-        await reach.actions.change(USER, "vm", "qbe-1", verb, VERBS[verb])
+        await reach.actions.change(USER, "vm", "qbe-1", VERBS[verb])
 
     assert (caught.value.problem, str(caught.value)) == (
         "already-asked",
@@ -391,9 +392,9 @@ async def test_a_job_that_was_completed_can_be_helped_to_its_end(
 ) -> None:
     """It was paused by an error, or waits for who started it to finalize or dismiss it."""
     begin(fake, "foreign", **READY)
-    await reach.actions.change(USER, "vm", "foreign", "complete", api.Complete())
+    await reach.actions.change(USER, "vm", "foreign", verbs.Complete())
     begin(fake, "foreign", **STATE[verb])
-    await reach.actions.change(USER, "vm", "foreign", verb, VERBS[verb])
+    await reach.actions.change(USER, "vm", "foreign", VERBS[verb])
 
     assert [name for name, _ in fake.changes] == ["job-complete", SENT[verb][0]]
 
@@ -418,7 +419,7 @@ async def test_what_qemu_refuses_to_another_verb_is_no_word_about_the_complete(
     await complete(reach)
     fake.replies["block-job-set-speed"] = {"error": {"class": "GenericError", "desc": "no"}}
     with pytest.raises(Rejected):
-        await reach.actions.change(USER, "vm", "qbe-1", "speed", VERBS["speed"])
+        await reach.actions.change(USER, "vm", "qbe-1", VERBS["speed"])
 
     assert (await refused(complete(reach)))[0] == "already-asked"
 
@@ -440,7 +441,7 @@ async def test_what_was_started_here_is_dismissed_after_its_outcome_was_recorded
         return {"return": {}}
 
     fake.replies["job-dismiss"] = dismiss
-    await reach.actions.change(USER, "vm", "qbe-1", "dismiss", api.Dismiss())
+    await reach.actions.change(USER, "vm", "qbe-1", verbs.Dismiss())
 
     assert [(each["outcome"], each["error"]) for each in on_disk] == [
         ("failed", "No space left on device")
@@ -453,13 +454,13 @@ async def test_what_ended_unseen_is_not_dismissed_before_it_is_known_how(
     """A commit is judged by the chain of the next look."""
     await reach.commit()
     end(fake, "qbe-1", "base")
-    asked = reach.actions.change(USER, "vm", "qbe-1", "dismiss", api.Dismiss())
+    asked = reach.actions.change(USER, "vm", "qbe-1", verbs.Dismiss())
 
     assert await refused(asked) == (
         "wrong-job-state",
         "how qbe-1 ended is not known yet: try again",
     )
-    await reach.actions.change(USER, "vm", "qbe-1", "dismiss", api.Dismiss())
+    await reach.actions.change(USER, "vm", "qbe-1", verbs.Dismiss())
     assert reach.entry("qbe-1").outcome == "completed"
     assert [name for name, _ in fake.changes] == ["block-commit", "job-dismiss"]
 
@@ -699,7 +700,7 @@ async def test_requests_to_two_vms_do_not_wait_for_each_other(
         fake.answering.clear()
         slow = asyncio.create_task(reach.commit())
         await until(lambda: len(fake.received) > asked)
-        await reach.actions.change(USER, "two", "qbe-1", "pause", api.Pause())
+        await reach.actions.change(USER, "two", "qbe-1", verbs.Pause())
         assert not slow.done()
         fake.answering.set()
         await slow

@@ -11,7 +11,7 @@ from exporter.admin import service
 from exporter.admin.audit import OWN
 from exporter.admin.requests import AdminRequests
 from exporter.admin.service import AdminService
-from exporter.api.types import VERBS
+from exporter.api.verbs import VERBS
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Admin, Config
 from exporter.errors import ConfigError

@@ -16,7 +16,7 @@ from exporter.admin.job_records import KEPT_SECONDS, JobRecords
 from exporter.admin.overlay_file import granted
 from exporter.admin.preconditions import Found
 from exporter.admin.snapshot_records import SnapshotRecord, SnapshotRecords
-from exporter.api.types import Snapshot
+from exporter.api.verbs import Snapshot
 from exporter.config.settings import Grant
 from exporter.errors import ConfigError, LayerLost, Refused
 from exporter.model.state import Device, Node

@@ -16,7 +16,7 @@ from exporter.admin.audit import Audit
 from exporter.api import openapi
 from exporter.api.problems import PROBLEMS
 from exporter.api.routes import ROOT, ROUTES, Route
-from exporter.api.types import VERBS
+from exporter.api.verbs import VERBS
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.web.api_read import ReadApi

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from exporter.api.types import Done, Job, JobId, Problem
+from exporter.api.types import Done, Job, Problem
+from exporter.api.verbs import JobId
 from exporter.ctl.actions import made_job_id
 from tests.fakeapi import FakeApi, device, ended, job, problem, ready, vm
 from tests.shell import FAST, Shell

@@ -12,7 +12,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.api.types import Commit, Pause
+from exporter.api.verbs import Commit, Pause
 from exporter.ctl import client as client_module
 from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
 from exporter.ctl.credentials import Credentials, load
@@ -52,7 +52,7 @@ async def test_a_prefix_is_kept(api: FakeApi) -> None:
 
 async def test_a_request_says_what_it_is(api: FakeApi, client: Client) -> None:
     """The API takes nothing else."""
-    await client.act("web", "qbe-1", "pause", Pause(), dry_run=True)
+    await client.change("web", "qbe-1", Pause(), dry_run=True)
 
     assert api.headers[0]["Content-Type"] == "application/json"
     assert api.asked == [("POST", "/api/v1/admin/vms/web/block-jobs/qbe-1/pause", {})]

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import bcrypt
 
-from exporter.api.types import VERBS
+from exporter.api.verbs import VERBS
 from tests.e2e.lab import PATIENCE_SECONDS, Exporter, Lab, wait_until
 
 ROOT = "/api/v1"

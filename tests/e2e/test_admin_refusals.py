@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from exporter.admin import atomic_file
-from exporter.api.types import VERBS
+from exporter.api.verbs import VERBS
 from tests.e2e.api import ALL, PROBLEM, Admin, Answer, admin, grant, hash_of
 from tests.e2e.lab import (
     HASTY,

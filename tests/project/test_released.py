@@ -15,7 +15,7 @@ import pytest
 from exporter import __version__
 from exporter.admin.job_records import JobRecords
 from exporter.admin.snapshot_records import SnapshotRecords
-from exporter.api.types import Snapshot
+from exporter.api.verbs import Snapshot
 from exporter.metrics.table import COLLECTORS, METRICS
 from exporter.metrics.types import Metric
 from tests.interface import interface

@@ -17,7 +17,7 @@ import pytest
 from exporter import api
 from exporter.admin.audit import OWN, RESULTS
 from exporter.api.routes import ROUTES, Route
-from exporter.api.types import VERBS
+from exporter.api.verbs import VERBS
 from exporter.collect.vm import Vm
 from exporter.process.logs import Formatter
 from exporter.qmp.commands import Command

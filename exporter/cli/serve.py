@@ -71,7 +71,7 @@ async def _once(config: Config, flags: argparse.Namespace) -> int:
     logs.raise_file_limit()
     fleet = Fleet(config)
     try:
-        collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS)
+        collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS, text=True)
         if not collected:
             globs = [glob for group in config.groups for glob in group.sockets]
             log.warning("no socket found", extra={"sockets": " ".join(map(printable, globs))})

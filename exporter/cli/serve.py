@@ -77,7 +77,7 @@ async def _once(config: Config, flags: argparse.Namespace) -> int:
             log.warning("no socket found", extra={"sockets": " ".join(map(printable, globs))})
         blobs = [each.blobs for each in collected]
         if flags.exporter_metrics:
-            blobs.append(fleet.own(collected))
+            blobs.append(fleet.self_metrics(collected))
         return _print(exposition.body(blobs, openmetrics=False, process=False))
     finally:
         await fleet.close()

@@ -61,13 +61,13 @@ class Sweep:
         elapsed = now - self.started
         return [
             *(
-                member.late(elapsed)
+                member.timed_out(elapsed)
                 if now - at > max_age_seconds
                 or (max_age_seconds < float("inf") and member.is_elsewhere(collected.socket))
                 else collected
                 for at, member, collected in self._done
             ),
-            *(member.late(elapsed) for member in self._pending.values()),
+            *(member.timed_out(elapsed) for member in self._pending.values()),
         ]
 
     def is_outdated(self) -> bool:
@@ -207,12 +207,12 @@ class Fleet:
             async with asyncio.timeout(timeout_seconds):
                 collected = await member.collect()
         except TimeoutError:
-            collected = member.late(timeout_seconds)
+            collected = member.timed_out(timeout_seconds)
         if text:
             _ = collected.blobs
         return collected
 
-    def own(self, collected: Iterable[Collected]) -> FamilyBytes:
+    def self_metrics(self, collected: Iterable[Collected]) -> FamilyBytes:
         """Return the lines of the program itself, for a scrape that found `collected`."""
         return render_exporter(
             Exporter(

@@ -103,7 +103,7 @@ class ScrapeTarget:
         return socket_file.leads_elsewhere(self.target.socket, socket)
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[Vm]:
+    async def exclusive(self) -> AsyncIterator[Vm]:
         """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
         self._actions += 1
         try:
@@ -167,9 +167,9 @@ class ScrapeTarget:
         if self._collecting is collecting:
             self._collecting = None
         # Cancelled: the target was left meanwhile.
-        return self.late(0.0) if collecting.cancelled() else collecting.result()
+        return self.timed_out(0.0) if collecting.cancelled() else collecting.result()
 
-    def late(self, elapsed_seconds: float) -> Collected:
+    def timed_out(self, elapsed_seconds: float) -> Collected:
         """Return the VM as one that did not answer in time for this scrape."""
         return Collected(self._vm.down("timeout", elapsed_seconds), self._render)
 
@@ -185,10 +185,10 @@ class ScrapeTarget:
 
     async def _collect(self) -> Collected:
         if self._left:
-            return self.late(0.0)
+            return self.timed_out(0.0)
         try:
             if (snapshot := await self._look()) is None:
-                return self.late(self.target.settings.timeout_seconds)
+                return self.timed_out(self.target.settings.timeout_seconds)
             self._observer.collected(self, snapshot)
             if snapshot.up:
                 self._devices = snapshot.devices

@@ -102,7 +102,7 @@ class Endpoints:
         collected = await self._fleet.scrape(self._seconds(request), text=True)
         blobs = [each.blobs for each in collected]
         if self._options.exporter_metrics:
-            blobs.append(self._fleet.own(collected))
+            blobs.append(self._fleet.self_metrics(collected))
         return await self._exposition(request, blobs, process=self._options.exporter_metrics)
 
     async def probe(self, request: web.Request) -> web.Response:

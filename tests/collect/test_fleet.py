@@ -477,7 +477,7 @@ async def test_the_fleet_tells_of_itself(start: Start, fleet: Fleet, sockets: Pa
     (sockets / "c.sock").touch()
     collected = await fleet.scrape(PATIENCE)
     fleet.reload_successful = False
-    lines = join([fleet.own(collected)], openmetrics=False).decode()
+    lines = join([fleet.self_metrics(collected)], openmetrics=False).decode()
 
     for line in (
         "qemu_exporter_targets 3",

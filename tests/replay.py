@@ -99,7 +99,7 @@ async def replay(
             for step in names:
                 recording.step = step
                 # Makes the collector ask query-block again: events are not played back here.
-                vm._topology.outdate()
+                vm._topology.invalidate()
                 snapshot = await vm.collect(5)
                 yield step, snapshot, exposition(snapshot, folder)
         finally:

@@ -163,7 +163,7 @@ async def lease(member: ScrapeTarget) -> AsyncIterator[VmLease]:
     async with AsyncExitStack() as having:
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
-                vm = await having.enter_async_context(member.alone())
+                vm = await having.enter_async_context(member.exclusive())
         except TargetError as error:
             raise Refused("vm-down", f"{member.name}: {error}") from None
         except TimeoutError:

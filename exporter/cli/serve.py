@@ -71,13 +71,13 @@ async def _once(config: Config, flags: argparse.Namespace) -> int:
     logs.raise_file_limit()
     fleet = Fleet(config)
     try:
-        collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS)
+        collected = await fleet.scrape(fleet.longest_seconds + GRACE_SECONDS, text=True)
         if not collected:
             globs = [glob for group in config.groups for glob in group.sockets]
             log.warning("no socket found", extra={"sockets": " ".join(map(printable, globs))})
         blobs = [each.blobs for each in collected]
         if flags.exporter_metrics:
-            blobs.append(fleet.own(collected))
+            blobs.append(fleet.self_metrics(collected))
         return _print(exposition.body(blobs, openmetrics=False, process=False))
     finally:
         await fleet.close()

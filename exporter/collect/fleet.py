@@ -39,6 +39,8 @@ class Sweep:
         self._answered = asyncio.Event()
         if not self._pending:
             self._answered.set()
+        #: Whether somebody wants text: each VM is then rendered when its answers are there.
+        self.text_wanted = False
         #: Each VM that answered, with when it did.
         self._done: list[tuple[float, ScrapeTarget, Collected]] = []
 
@@ -59,13 +61,13 @@ class Sweep:
         elapsed = now - self.started
         return [
             *(
-                member.late(elapsed)
+                member.timed_out(elapsed)
                 if now - at > max_age_seconds
                 or (max_age_seconds < float("inf") and member.is_elsewhere(collected.socket))
                 else collected
                 for at, member, collected in self._done
             ),
-            *(member.late(elapsed) for member in self._pending.values()),
+            *(member.timed_out(elapsed) for member in self._pending.values()),
         ]
 
     def is_outdated(self) -> bool:
@@ -80,7 +82,10 @@ class Sweep:
     def _ask(self, member: ScrapeTarget) -> None:
         def put(collecting: asyncio.Task[Collected]) -> None:
             del self._pending[member.name]
-            self._done.append((time.monotonic(), member, member.outcome(collecting)))
+            collected = member.outcome(collecting)
+            if self.text_wanted:
+                _ = collected.blobs
+            self._done.append((time.monotonic(), member, collected))
             if not self._pending:
                 self._answered.set()
 
@@ -159,9 +164,21 @@ class Fleet:
                 self.members[name] = member
                 self._observer.joined(member)
 
-    async def scrape(self, timeout_seconds: float) -> list[Collected]:
-        """Return every VM as it is now, within `timeout_seconds`."""
-        deadline = time.monotonic() + timeout_seconds
+    async def scrape(self, timeout_seconds: float, *, text: bool = False) -> list[Collected]:
+        """Return every VM as it is now, within `timeout_seconds`.
+
+        With `text` each is rendered as its answers come, and not all of them at once in the end.
+        """
+        found = await self._scrape(time.monotonic() + timeout_seconds, timeout_seconds, text)
+        if text:
+            for collected in found:
+                # The sweep was for those who want no text until this scrape joined it.
+                if collected.snapshot.up and not collected.rendered:
+                    await asyncio.sleep(0)
+                    _ = collected.blobs
+        return found
+
+    async def _scrape(self, deadline: float, timeout_seconds: float, text: bool) -> list[Collected]:
         sweep = self._sweep
         if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS or sweep.is_outdated():
             if sweep is not None and not await _set_before(sweep.finished, deadline):
@@ -172,11 +189,12 @@ class Fleet:
                 self._begin()
             sweep = self._sweep
         assert sweep is not None
+        sweep.text_wanted |= text
         await _set_before(sweep.finished, deadline)
         return sweep.result()
 
-    async def probe(self, vm: str, timeout_seconds: float) -> Collected:
-        """Collect one VM alone.
+    async def probe(self, vm: str, timeout_seconds: float, *, text: bool = False) -> Collected:
+        """Collect one VM alone; with `text` it is rendered as well.
 
         Raises:
             KeyError: there is no such target.
@@ -187,11 +205,14 @@ class Fleet:
         member = self.members[vm]
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await member.collect()
+                collected = await member.collect()
         except TimeoutError:
-            return member.late(timeout_seconds)
+            collected = member.timed_out(timeout_seconds)
+        if text:
+            _ = collected.blobs
+        return collected
 
-    def own(self, collected: Iterable[Collected]) -> FamilyBytes:
+    def self_metrics(self, collected: Iterable[Collected]) -> FamilyBytes:
         """Return the lines of the program itself, for a scrape that found `collected`."""
         return render_exporter(
             Exporter(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cache
 
 from exporter.collect.discovery import Target
@@ -23,14 +22,38 @@ from exporter.storage import Storage
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class Collected:
-    """One VM's answer, as a snapshot and as its lines."""
+    """One VM's answer: its state, and its lines of text once somebody asks for them."""
 
-    snapshot: VmState
-    blobs: FamilyBytes
-    #: The socket that it answered on, or was tried; None where there was none.
-    socket: SocketFile | None = None
+    def __init__(
+        self,
+        snapshot: VmState,
+        render: Callable[[VmState], tuple[VmState, FamilyBytes]],
+        socket: SocketFile | None = None,
+    ) -> None:
+        """Render nothing yet.
+
+        `render` returns the lines, and the state that they show: that of a VM that is down where
+        this state cannot be rendered.
+        """
+        #: The VM as it is; down once its lines turned out not to be possible.
+        self.snapshot = snapshot
+        #: The socket that it answered on, or was tried; None where there was none.
+        self.socket = socket
+        self._render = render
+        self._blobs: FamilyBytes | None = None
+
+    @property
+    def rendered(self) -> bool:
+        """Whether `blobs` costs nothing any more."""
+        return self._blobs is not None
+
+    @property
+    def blobs(self) -> FamilyBytes:
+        """The lines of each family, rendered when they are first asked for."""
+        if self._blobs is None:
+            self.snapshot, self._blobs = self._render(self.snapshot)
+        return self._blobs
 
 
 class Observer:
@@ -66,8 +89,9 @@ class ScrapeTarget:
         #: How many actions have the VM, or wait for it.
         self._actions = 0
         self._left = False
-        self._devices: tuple[Device, ...] | None = None
-        self._kept: CachedLines | None = None
+        self._devices: tuple[Device, ...] = ()
+        #: The lines of the devices that were rendered last, and these devices.
+        self._cached: tuple[CachedLines, tuple[Device, ...]] | None = None
 
     @property
     def is_refresh_due(self) -> bool:
@@ -79,7 +103,7 @@ class ScrapeTarget:
         return socket_file.leads_elsewhere(self.target.socket, socket)
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[Vm]:
+    async def exclusive(self) -> AsyncIterator[Vm]:
         """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
         self._actions += 1
         try:
@@ -101,7 +125,7 @@ class ScrapeTarget:
     @property
     def known_devices(self) -> tuple[Device, ...]:
         """The devices of the last scrape that the VM answered."""
-        return self._devices or ()
+        return self._devices
 
     @property
     def image_files(self) -> Mapping[str, ImageFile]:
@@ -143,12 +167,11 @@ class ScrapeTarget:
         if self._collecting is collecting:
             self._collecting = None
         # Cancelled: the target was left meanwhile.
-        return self.late(0.0) if collecting.cancelled() else collecting.result()
+        return self.timed_out(0.0) if collecting.cancelled() else collecting.result()
 
-    def late(self, elapsed_seconds: float) -> Collected:
+    def timed_out(self, elapsed_seconds: float) -> Collected:
         """Return the VM as one that did not answer in time for this scrape."""
-        snapshot = self._vm.down("timeout", elapsed_seconds)
-        return Collected(snapshot, self._plan.render(snapshot))
+        return Collected(self._vm.down("timeout", elapsed_seconds), self._render)
 
     async def leave(self) -> None:
         """Leave the socket, for good."""
@@ -162,32 +185,50 @@ class ScrapeTarget:
 
     async def _collect(self) -> Collected:
         if self._left:
-            return self.late(0.0)
+            return self.timed_out(0.0)
         try:
             if (snapshot := await self._look()) is None:
-                return self.late(self.target.settings.timeout_seconds)
-            socket, _ = self._vm.peer
+                return self.timed_out(self.target.settings.timeout_seconds)
             self._observer.collected(self, snapshot)
-            if not snapshot.up:
-                return Collected(snapshot, self._plan.render(snapshot), socket)
-            if snapshot.devices is not self._devices:
-                self._devices, self._kept = snapshot.devices, self._plan.keep(snapshot)
-            return Collected(snapshot, self._plan.render(snapshot, self._kept), socket)
-        except TargetError as error:
+            if snapshot.up:
+                self._devices = snapshot.devices
+        except Exception as error:
+            log.debug("not collected", exc_info=True)
+            snapshot = self._failed(error)
+        socket, _ = self._vm.peer
+        return Collected(snapshot, self._render, socket)
+
+    def _render(self, snapshot: VmState) -> tuple[VmState, FamilyBytes]:
+        """Return the lines of a state of this VM; as down where it is not what a QEMU sends."""
+        try:
+            return snapshot, self._plan.render(snapshot, self._lines_of_devices(snapshot))
+        except Exception as error:
+            log.debug("not rendered", exc_info=True)
+            snapshot = self._failed(error)
+            return snapshot, self._plan.render(snapshot)
+
+    def _lines_of_devices(self, snapshot: VmState) -> CachedLines | None:
+        if not snapshot.up:
+            return None
+        if self._cached is None or self._cached[1] is not snapshot.devices:
+            self._cached = self._plan.keep(snapshot), snapshot.devices
+        return self._cached[0]
+
+    def _failed(self, error: Exception) -> VmState:
+        """Return the VM as down, and log why.
+
+        Every exception is caught: a mistake of this program that one VM's answers bring out must
+        not cost the others their scrape.
+        """
+        if isinstance(error, TargetError):
             # Found out while it was rendered: numbers or names that no QEMU sends.
             log.warning("vm is down", extra={"vm": self.name, "err": str(error)})
-            snapshot = self._vm.down(error.reason, 0.0)
-            return Collected(snapshot, self._plan.render(snapshot))
-        except Exception as error:
-            # The one place that catches everything: a mistake of this program that one VM's
-            # answers bring out must not cost the others their scrape.
-            log.error(
-                "vm not collected: a defect of this program, please report it",
-                extra={"vm": self.name, "err": f"{type(error).__name__}: {error}"},
-            )
-            log.debug("the defect", exc_info=True)
-            snapshot = self._vm.down("internal", 0.0)
-            return Collected(snapshot, self._plan.render(snapshot))
+            return self._vm.down(error.reason, 0.0)
+        log.error(
+            "vm not collected: a defect of this program, please report it",
+            extra={"vm": self.name, "err": f"{type(error).__name__}: {error}"},
+        )
+        return self._vm.down("internal", 0.0)
 
     async def _look(self) -> VmState | None:
         """Ask when nobody else talks to the VM; None if that is not soon: a sweep waits for all."""

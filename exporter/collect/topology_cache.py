@@ -91,15 +91,15 @@ class TopologyCache:
     def note(self, event: str) -> None:
         """Take an event into account."""
         if event in EVENTS:
-            self.outdate()
+            self.invalidate()
 
-    def outdate(self) -> None:
+    def invalidate(self) -> None:
         """Ask in the next scrape: something happened."""
         self._outdated = self._happened = True
 
     def look_anew(self) -> None:
         """Ask in the next scrape, and trust nothing that was seen of the images before."""
-        self.outdate()
+        self.invalidate()
         self._anew = True
 
     def forget(self, *, another: bool) -> None:
@@ -159,7 +159,9 @@ class TopologyCache:
         """Whether the last answer is older than max-age, or what of it this VM waits at first."""
         return time.monotonic() >= self._due_at
 
-    async def may_ask(self, node_names: NodeNames, process: int, timeout_seconds: float) -> bool:
+    async def probe_storage(
+        self, node_names: NodeNames, process: int, timeout_seconds: float
+    ) -> bool:
         """Ask the storage first: whether query-block would not hang in it.
 
         `process` is the QEMU, or what stands before it. In the mode `always` query-block is asked

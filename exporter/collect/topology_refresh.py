@@ -84,7 +84,7 @@ class TopologyRefresh:
         Raises:
             TargetError: the VM does not answer.
         """
-        if not await self._may_ask(entries, names, deadline):
+        if not await self._may_be_asked(entries, names, deadline):
             return entries, block_jobs
         blocks = None
         if self._flat_will_do(entries, names, block_jobs):
@@ -130,11 +130,13 @@ class TopologyRefresh:
         )
         return entries, block_jobs
 
-    async def _may_ask(self, entries: list[BlockStats], names: NodeNames, deadline: float) -> bool:
+    async def _may_be_asked(
+        self, entries: list[BlockStats], names: NodeNames, deadline: float
+    ) -> bool:
         if await self._would_crash(entries, deadline):
             self._topology.refuse(names)
             return False
-        return await self._topology.may_ask(
+        return await self._topology.probe_storage(
             names, self._session.peer_pid, remaining_seconds(deadline)
         )
 

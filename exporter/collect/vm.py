@@ -134,7 +134,9 @@ class Vm:
         is_due = self.target.settings.topology != "never"
         if not is_due:
             # Nothing was asked of the storage, and a command waits for it as query-block does.
-            await self._topology.may_ask((), self._session.peer_pid, remaining_seconds(deadline))
+            await self._topology.probe_storage(
+                (), self._session.peer_pid, remaining_seconds(deadline)
+            )
         error, responding = self._topology.storage_error, self._topology.responding
         if is_due and not error and snapshot.devices and (self._topology.timestamp or 0.0) < began:
             # Storage that had no time for us has none for QEMU either.
@@ -386,7 +388,7 @@ class Vm:
             return
         if status == "concluded":
             # A job that is no block job has no other event: it may have changed an image as well.
-            self._topology.outdate()
+            self._topology.invalidate()
 
     def _say(self, reason: str | None, detail: str) -> None:
         """Log a change of state, once."""

@@ -99,10 +99,10 @@ class Endpoints:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Every VM, and the exporter itself."""
-        collected = await self._fleet.scrape(self._seconds(request))
+        collected = await self._fleet.scrape(self._seconds(request), text=True)
         blobs = [each.blobs for each in collected]
         if self._options.exporter_metrics:
-            blobs.append(self._fleet.own(collected))
+            blobs.append(self._fleet.self_metrics(collected))
         return await self._exposition(request, blobs, process=self._options.exporter_metrics)
 
     async def probe(self, request: web.Request) -> web.Response:
@@ -112,7 +112,7 @@ class Endpoints:
             return _plain("the target parameter is missing: /probe?target=VM", 400)
         with _captured_log(vm) as lines:
             try:
-                collected = await self._fleet.probe(vm, self._seconds(request))
+                collected = await self._fleet.probe(vm, self._seconds(request), text=True)
             except KeyError:
                 return _plain(f"no VM is named {vm!r}; /sd lists those that are known", 404)
         if request.query.get("debug") != "true":

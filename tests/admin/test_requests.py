@@ -737,7 +737,7 @@ async def test_a_request_that_gets_no_turn_in_time_is_refused(
 ) -> None:
     """Nothing is sent later."""
     monkeypatch.setattr("exporter.admin.lease._WAIT_SECONDS", 0.01)
-    async with reach.member().alone():
+    async with reach.member().exclusive():
         assert await refused(reach.commit()) == ("vm-down", "vm answers nobody since 0.01 s")
 
     assert fake.received == []

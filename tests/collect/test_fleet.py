@@ -19,7 +19,7 @@ from exporter.expose.families import join
 from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.conftest import series
-from tests.disks import Disk, plug
+from tests.disks import Disk, block_job, plug
 from tests.fakeqmp import FakeQmp, until
 
 PATIENCE = 20.0
@@ -477,7 +477,7 @@ async def test_the_fleet_tells_of_itself(start: Start, fleet: Fleet, sockets: Pa
     (sockets / "c.sock").touch()
     collected = await fleet.scrape(PATIENCE)
     fleet.reload_successful = False
-    lines = join([fleet.own(collected)], openmetrics=False).decode()
+    lines = join([fleet.self_metrics(collected)], openmetrics=False).decode()
 
     for line in (
         "qemu_exporter_targets 3",
@@ -506,3 +506,47 @@ def test_a_scrape_has_as_long_as_the_most_patient_group() -> None:
     fleet.reconfigure(config(5.0))
 
     assert fleet.longest_seconds == 5.0
+
+
+async def test_text_is_rendered_only_for_those_who_ask_for_it(start: Start, fleet: Fleet) -> None:
+    """A page of the API, and an action that looks at other VMs, cost no line of text."""
+    await start("a")
+    await start("b")
+    state = await fleet.scrape(PATIENCE)
+    assert reasons(state) == {"a": None, "b": None}
+    assert not any(collected.rendered for collected in state)
+    text = await fleet.scrape(PATIENCE, text=True)
+
+    assert text == state
+    assert all(collected.rendered for collected in text)
+
+
+async def test_each_vm_of_a_scrape_is_rendered_as_its_answers_come(
+    start: Start, fleet: Fleet
+) -> None:
+    """And not when the last of them has answered: then all would be rendered at once."""
+    await start("quick")
+    slow = await start("slow")
+    slow.answering.clear()
+    scrape = asyncio.create_task(fleet.scrape(PATIENCE, text=True))
+    await until(lambda: slow.received and fleet._sweep and fleet._sweep._done)
+    assert fleet._sweep is not None
+    [(_, member, collected)] = fleet._sweep._done
+    assert (member.name, collected.rendered) == ("quick", True)
+    slow.answering.set()
+
+    assert reasons(await scrape) == {"quick": None, "slow": None}
+
+
+async def test_a_vm_whose_numbers_cannot_be_rendered_is_down_in_text(
+    start: Start, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It alone: no QEMU has a number of more than 64 bits."""
+    await start("good")
+    liar = await start("liar")
+    liar.replies["query-block-jobs"] = {"return": [block_job("j", offset=1 << 64)]}
+    collected = await fleet.scrape(PATIENCE, text=True)
+
+    assert reasons(collected) == {"good": None, "liar": "protocol"}
+    [record] = [record for record in caplog.records if record.message == "vm is down"]
+    assert record.__dict__["vm"] == "liar"

@@ -504,7 +504,7 @@ async def test_a_node_without_a_driver_is_a_state_and_not_a_race(
         assert (device.inserted, device.node_name, device.backing_depth) == (False, "top", None)
         assert getattr(device.block, "io_status", None) == "failed"
         assert asked(fake) == looks
-    vm._topology.outdate()
+    vm._topology.invalidate()
     assert (await collect(vm)).devices[0].inserted is False
     assert asked(fake) == 3
 

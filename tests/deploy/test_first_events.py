@@ -76,7 +76,7 @@ async def test_a_counter_has_a_sample_before_its_first_event(sockets: Path) -> N
     """Or the query sees the first one by itself."""
     first = await _names(sockets)
     fleet = Fleet(Config(groups=()), Storage(lambda path: FileStat(visible=True)))
-    own = samples(join([fleet.own(())], openmetrics=False).decode())
+    own = samples(join([fleet.self_metrics(())], openmetrics=False).decode())
     first |= {re.split(r"[{ ]", sample)[0] for sample in own}
     blind = [
         (each.where, name)

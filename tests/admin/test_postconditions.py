@@ -43,7 +43,9 @@ def is_done(
     ends: dict[str, End] | None = None,
 ) -> bool:
     """Return whether a snapshot shows that a job was changed."""
-    effect = postconditions.changed(verb, before or job(), request or api.Pause(), ends or {}, SINCE)
+    effect = postconditions.changed(
+        verb, before or job(), request or api.Pause(), ends or {}, SINCE
+    )
     return effect(now(*jobs))
 
 

@@ -1,6 +1,6 @@
 """Measure, write RESULTS.md, and fail where a bar is missed.
 
-    python -m bench [--quick] [--only PART ...] [--peer NAME COMMAND URL ...]
+python -m bench [--quick] [--only PART ...] [--peer NAME COMMAND URL ...]
 """
 
 from __future__ import annotations

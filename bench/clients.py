@@ -84,7 +84,9 @@ class Streams:
             self._connections.append(connection)
 
     async def sweep(self) -> None:
-        await asyncio.gather(*[each.send(_wire(QUERIES), len(QUERIES)) for each in self._connections])
+        await asyncio.gather(
+            *[each.send(_wire(QUERIES), len(QUERIES)) for each in self._connections]
+        )
 
 
 class Same(Streams):

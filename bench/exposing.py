@@ -107,7 +107,14 @@ def blocks(folder: Path, shown: Shown, seconds: int) -> float:
             file.writelines(lines)
         file.write("# EOF\n")
     made = folder / "blocks"
-    command = [tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", str(source), str(made)]
+    command = [
+        tool("promtool"),
+        "tsdb",
+        "create-blocks-from",
+        "openmetrics",
+        str(source),
+        str(made),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (block,) = made.iterdir()
     count: int = json.loads((block / "meta.json").read_text())["stats"]["numSamples"]

@@ -15,7 +15,9 @@ import re
 import sys
 from pathlib import Path
 
-_COMMAND = re.compile(rb'\{"execute": ?"([^"]+)"(?:, ?"arguments": ?\{[^}]*\})?(, ?"id": ?[^}]+)?\}')
+_COMMAND = re.compile(
+    rb'\{"execute": ?"([^"]+)"(?:, ?"arguments": ?\{[^}]*\})?(, ?"id": ?[^}]+)?\}'
+)
 _UNKNOWN = b'{"error":{"class":"CommandNotFound","desc":"not recorded"}}\r\n'
 
 

@@ -85,9 +85,17 @@ def hostile(results: Results) -> None:
     assert answers[202] == 1, answers
     assert answers.keys() <= {202, 404, 409}, answers
     ratio = _p95(attacked) / _p95(idle)
-    results.bars.append(Bar("p95 of a good user's /metrics under attack, of that in peace", ratio, 1.5))
+    results.bars.append(
+        Bar("p95 of a good user's /metrics under attack, of that in peace", ratio, 1.5)
+    )
     rows = [
-        (name, len(walls), sorted(walls)[len(walls) // 2] * 1e3, _p95(walls) * 1e3, max(walls) * 1e3)
+        (
+            name,
+            len(walls),
+            sorted(walls)[len(walls) // 2] * 1e3,
+            _p95(walls) * 1e3,
+            max(walls) * 1e3,
+        )
         for name, walls in (("in peace", idle), ("under attack", attacked))
     ]
     counts = ", ".join(f"{count:,} times {status}" for status, count in sorted(statuses.items()))

@@ -192,7 +192,9 @@ def simulated_fleet(results: Results, counts: Sequence[int], rounds: int) -> Map
     if counts[-1] == 1000:
         results.bars += [
             Bar("memory of 1,000 VMs of 4 disks x 3 layers, MiB", float(last[6]), 250, 120),
-            Bar("longest turn of the event loop at 1,000 VMs, with a core, ms", float(last[10]), 20),
+            Bar(
+                "longest turn of the event loop at 1,000 VMs, with a core, ms", float(last[10]), 20
+            ),
             Bar("CPU a VM, 1,000 simulated VMs, of 50 VMs'", found[1000] / found[50], 1.2),
         ]
     return found
@@ -222,5 +224,6 @@ def endurance(results: Results, scrapes: int = 10_000, count: int = 20) -> None:
     note = f"Of {count} simulated VMs of 2 disks x 3 layers, a refresh of each once a second."
     results.tables.append(Table("Memory over scrapes", ("scrapes", "MiB"), rows, note))
     growth = rows[-1][1] / rows[1][1]
-    results.bars.append(Bar(f"memory after {scrapes:,} scrapes, of that after a fifth", growth, 1.02))
-
+    results.bars.append(
+        Bar(f"memory after {scrapes:,} scrapes, of that after a fifth", growth, 1.02)
+    )

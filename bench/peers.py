@@ -65,7 +65,11 @@ def libvirt(results: Results, count: int, more: Sequence[Sequence[str]], rounds:
     """Measure Debian's exporter, where it is installed, and `more` of (name, command, URL)."""
     if not shutil.which("libvirtd") or not shutil.which(_DEBIAN):
         results.tables.append(
-            Table("Exporters through libvirt", ("not measured",), [("`make bench-peers` installs it",)])
+            Table(
+                "Exporters through libvirt",
+                ("not measured",),
+                [("`make bench-peers` installs it",)],
+            )
         )
         return
     with ExitStack() as stack:
@@ -106,9 +110,7 @@ def libvirt(results: Results, count: int, more: Sequence[Sequence[str]], rounds:
 
 
 @contextmanager
-def domains(
-    count: int, disks: int, layers: int
-) -> Iterator[tuple[Fleet, int, Mapping[str, str]]]:
+def domains(count: int, disks: int, layers: int) -> Iterator[tuple[Fleet, int, Mapping[str, str]]]:
     """Start a libvirtd with VMs that stand still; yield them, its process, and its environment."""
     user = pwd.getpwnam(_USER)
     with ExitStack() as stack:

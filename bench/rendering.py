@@ -77,7 +77,9 @@ def rendering(results: Results, rounds: int = 5) -> None:
         (name, statistics.median(times) * 1e3, statistics.median(times) / slow)
         for name, times in took.items()
     ]
-    packed = len(b"".join(exposition.encoded(blobs, openmetrics=False, process=False, gzip=True)[0]))
+    packed = len(
+        b"".join(exposition.encoded(blobs, openmetrics=False, process=False, gzip=True)[0])
+    )
     results.tables.append(
         Table(
             "Samples to text", ("way", "ms", "of generate_latest"), rows,
@@ -104,5 +106,3 @@ def snapshot(vm: str, replies: dict[str, str]) -> VmState:
         devices=known.found,
         counters=build.count(known, entries, chain.walk(entries)),
     )
-
-

@@ -91,7 +91,8 @@ def machine() -> str:
         platform.machine(),
     )
     cores = sum(
-        line.startswith("processor") for line in Path("/proc/cpuinfo").read_text("utf-8").split("\n")
+        line.startswith("processor")
+        for line in Path("/proc/cpuinfo").read_text("utf-8").split("\n")
     )
     qemu = subprocess.run(
         ["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True

@@ -218,7 +218,16 @@ def _fleets(sizing: Sizing, seconds: int = 30) -> str:
                 _bytes(sizing.disk_bytes(rate, seconds, 90)),
                 _bits(arrives * 8),
             ))  # fmt: skip
-    columns = ("hosts x VMs", "store", "memory", "servers", "cores", "15 days", "90 days", "arrives")
+    columns = (
+        "hosts x VMs",
+        "store",
+        "memory",
+        "servers",
+        "cores",
+        "15 days",
+        "90 days",
+        "arrives",
+    )
     return _table(columns, rows)
 
 
@@ -228,7 +237,11 @@ def _churn(sizing: Sizing) -> str:
     vm = sizing.constants["series_per_vm"]["everything"]
     daily = 2 * whole
     rows = [
-        ("a snapshot of a disk of 3 layers", changes["snapshot"]["gone"], changes["snapshot"]["new"]),
+        (
+            "a snapshot of a disk of 3 layers",
+            changes["snapshot"]["gone"],
+            changes["snapshot"]["new"],
+        ),
         ("its commit begins", changes["job"]["gone"], changes["job"]["new"]),
         ("the commit ends", changes["commit_end"]["gone"], changes["commit_end"]["new"]),
     ]

@@ -92,7 +92,11 @@ class Exporter(Scraped):
     """The exporter, on the sockets of one glob."""
 
     def __init__(
-        self, sockets: str, *flags: str, name: str = "exporter", module: Sequence[str] = ("exporter",)
+        self,
+        sockets: str,
+        *flags: str,
+        name: str = "exporter",
+        module: Sequence[str] = ("exporter",),
     ) -> None:
         self._log = tempfile.NamedTemporaryFile(prefix="qbe-bench-", suffix=".log")  # noqa: SIM115
         command = [sys.executable, "-m", *module, "--web.listen-address=127.0.0.1:0"]

@@ -127,9 +127,7 @@ class FakeApi:
 
     def polls(self) -> int:
         """Return how often a job was asked for."""
-        return sum(
-            method == "GET" and "/block-jobs" in path for method, path, _ in self.asked
-        )
+        return sum(method == "GET" and "/block-jobs" in path for method, path, _ in self.asked)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
@@ -184,7 +182,13 @@ class FakeApi:
     def _changed(self, name: str, rest: list[str], body: Any, dry_run: bool) -> web.Response:
         start = rest == ["block-jobs"]
         verb = "snapshot" if rest == ["snapshots"] else "commit" if start else rest[2]
-        job_id = None if verb == "snapshot" else body.get("job_id", "named-by-qemu") if start else rest[1]
+        job_id = (
+            None
+            if verb == "snapshot"
+            else body.get("job_id", "named-by-qemu")
+            if start
+            else rest[1]
+        )
         if not dry_run and not self.replay:
             if start:
                 self.lives[job_id] = [named(each, job_id) for each in self.life]

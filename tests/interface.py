@@ -30,7 +30,11 @@ def interface() -> dict[str, list[str]]:
         "configuration": keys(msgspec.json.schema(settings._File)),
         "web configuration": keys(msgspec.json.schema(web_config._File)),
         "pages": {*OTHER_PATHS, Options().telemetry_path},
-        "operations": {f"{method.upper()} {path}" for path, methods in api["paths"].items() for method in methods},
+        "operations": {
+            f"{method.upper()} {path}"
+            for path, methods in api["paths"].items()
+            for method in methods
+        },
         "fields": fields(api["components"]["schemas"]),
         "problems": set(PROBLEMS),
         "exit codes": set(re.findall(r"^  (\d+) ", EXIT_CODES_HELP, re.MULTILINE)),
@@ -48,7 +52,11 @@ def flags() -> set[str]:
         for action in parser._actions:
             if not isinstance(action, argparse._HelpAction):
                 found |= {f"{command} {flag}" for flag in action.option_strings}
-                found |= {f"{command} {flag} {word}" for flag in action.option_strings for word in action.choices or ()}
+                found |= {
+                    f"{command} {flag} {word}"
+                    for flag in action.option_strings
+                    for word in action.choices or ()
+                }
     return found
 
 
@@ -68,7 +76,11 @@ def keys(schema: dict[str, Any], at: dict[str, Any] | None = None, path: str = "
 
 def fields(schemas: dict[str, Any]) -> set[str]:
     """Return every field of what the HTTP API takes and answers."""
-    return {f"{name}.{field}" for name, schema in schemas.items() for field in schema.get("properties", ())}
+    return {
+        f"{name}.{field}"
+        for name, schema in schemas.items()
+        for field in schema.get("properties", ())
+    }
 
 
 def ruled(name: str, kind: str) -> set[str]:

@@ -65,24 +65,32 @@ def manpage() -> str:
     """Return the whole page."""
     parts = [_HEAD.format(date=_DATE, version=__version__)]
     parts.append(".SH SERVING COMMANDS\n")
-    parts += [f".TP\n.B {name}\n{_text(_sentence(text))}\n" for name, text in serving_commands().items()]
+    parts += [
+        f".TP\n.B {name}\n{_text(_sentence(text))}\n" for name, text in serving_commands().items()
+    ]
     parts.append(".SH FLAGS\n")
     for group in serving_parser()._action_groups:
         parts += _group(group, "SS")
     parts.append(".SH OPERATORS' COMMANDS\n")
     for name, text in OPERATING.items():
-        usage = " ".join(_positional(action) for action in OPERATORS[name]._actions if not action.option_strings)
+        usage = " ".join(
+            _positional(action) for action in OPERATORS[name]._actions if not action.option_strings
+        )
         parts.append(f".SS {name} {usage}".rstrip() + f"\n{_text(_sentence(text))}\n")
         # The flags that all have stand once, below.
         for group in OPERATORS[name]._action_groups:
             if group.title != "the exporter":
-                parts += [_action(action) for action in group._group_actions if action.dest != "help"]
+                parts += [
+                    _action(action) for action in group._group_actions if action.dest != "help"
+                ]
     parts.append(".SS Flags of all of them\n")
     common = next(g for g in OPERATORS["vms"]._action_groups if g.title == "the exporter")
     parts += [_action(action) for action in common._group_actions]
     parts.append(".SH EXIT STATUS\nOf operators' commands:\n")
     parts += [f".TP\n.B {code}\n{_text(text)}\n" for code, text in exit_codes()]
-    parts.append(".PP\nServing: 0 when it was told to end, 1 for a wrong setting, 2 for a wrong flag.\n")
+    parts.append(
+        ".PP\nServing: 0 when it was told to end, 1 for a wrong setting, 2 for a wrong flag.\n"
+    )
     return "".join([*parts, _TAIL])
 
 
@@ -127,7 +135,9 @@ def _positional(action: argparse.Action) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:].rstrip('.')}." if not text.startswith("qbe-") else f"{text}."
+    return (
+        f"{text[0].upper()}{text[1:].rstrip('.')}." if not text.startswith("qbe-") else f"{text}."
+    )
 
 
 def _text(text: str) -> str:

@@ -76,7 +76,9 @@ def untracked() -> set[str]:
 def is_ignored(*paths: Path) -> bool:
     """Whether git takes none of these files."""
     # Of all of them, those that it names; none is an error to it.
-    ignored = _git("check-ignore", "--no-index", "--verbose", "--non-matching", *map(str, paths), fails=1)
+    ignored = _git(
+        "check-ignore", "--no-index", "--verbose", "--non-matching", *map(str, paths), fails=1
+    )
     return not any(line.startswith("::") for line in ignored.splitlines())
 
 
@@ -108,7 +110,11 @@ def other_pythons() -> list[str]:
     for minor in (12, 13, 14):
         folders = [f"/usr/bin/python3.{minor}"]
         if pyenv := shutil.which("pyenv"):
-            root = Path(subprocess.run([pyenv, "root"], capture_output=True, text=True, check=True).stdout.strip())
+            root = Path(
+                subprocess.run(
+                    [pyenv, "root"], capture_output=True, text=True, check=True
+                ).stdout.strip()
+            )
             folders += sorted(map(str, root.glob(f"versions/3.{minor}.*/bin/python3")))
         found[minor] = next((path for path in reversed(folders) if Path(path).exists()), "")
     return [path for minor, path in found.items() if path and minor != sys.version_info.minor]

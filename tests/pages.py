@@ -76,7 +76,9 @@ class Page:
                 headers.append(token.content)
             if before.type == "td_open":
                 if headers[at] == header:
-                    found += [part.content for part in token.children or () if part.type == "code_inline"]
+                    found += [
+                        part.content for part in token.children or () if part.type == "code_inline"
+                    ]
                 at += 1
         return found
 

@@ -195,7 +195,11 @@ class Site:
 
 @asynccontextmanager
 async def serving(
-    reach: Reach, folder: Path, *users: str, prefix: str = "", origins: Sequence[str] = (),
+    reach: Reach,
+    folder: Path,
+    *users: str,
+    prefix: str = "",
+    origins: Sequence[str] = (),
     **options: object,
 ) -> AsyncIterator[Site]:
     """Serve the API as the program does, with users if there are any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from exporter import api
 from exporter.admin import JobRecords, present
@@ -31,6 +32,19 @@ class ReadApi:
         self._fleet = fleet
         self._ledger = ledger
         self._prefix = prefix
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handler of each route, by its name."""
+        return {
+            "openapi": self.openapi,
+            "problem": self.problem,
+            "vms": self.vms,
+            "vm": self.vm,
+            "all_jobs": self.all_jobs,
+            "jobs": self.jobs,
+            "job": self.job,
+        }
 
     async def openapi(self, request: web.Request) -> web.Response:
         """Describe the API."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import hdrs, web
@@ -18,6 +18,7 @@ from exporter.api import ADMIN, ROOT, ROUTES, Route
 from exporter.errors import Refused
 from exporter.redact import redact_filename
 from exporter.web.responses import AUDIT, answer, ask_for_body
+from exporter.web.same_site import SameSite
 
 #: Largest body, and longest that it may take.
 BODY_LIMIT_BYTES = 16 * 1024
@@ -44,8 +45,7 @@ class WriteApi:
         self._actions = actions
         self._trail = trail
         self._prefix = prefix
-        # The origin "null" of a sandboxed page has no host: none is ever the same as that.
-        self._origins = frozenset(origins) - {""}
+        self._site = SameSite(origins)
         self._user_of = user_of
 
     @web.middleware
@@ -133,17 +133,8 @@ class WriteApi:
         raise AssertionError(f"{route.name} has a path and nothing that does it")
 
     def foreign(self, request: web.Request) -> str:
-        """Return what shows that a page of another site asks, "" where nothing does.
-
-        A browser sends the user's password along with whatever such a page asks for.
-        """
-        site = request.headers.get("Sec-Fetch-Site", "none")
-        if site not in ("none", "same-origin"):
-            return "Sec-Fetch-Site says that it is another site's"
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and _host(origin) not in {request.host, *self._origins} - {""}:
-            return "Origin is another site"
-        return ""
+        """Return what shows that a page of another site asks, "" where nothing does."""
+        return self._site.foreign(request)
 
     def _allowed(self, request: web.Request) -> AdminRequests:
         if self._actions is None:
@@ -155,13 +146,6 @@ class WriteApi:
         if request.content_type != "application/json":
             raise Refused("wrong-content-type", "Content-Type must be application/json")
         return self._actions
-
-
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return ""
 
 
 def _decoded(body: bytes, route: Route) -> api.Request:

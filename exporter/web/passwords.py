@@ -1,7 +1,7 @@
 """Is this the password? bcrypt, one check at a time, and what is known of earlier ones.
 
 A check is as slow as the hash says. So each is made once, a user who was let in is never forgotten
-for those who were not, and those who wait take turns by the address that they come from.
+for those who were not, and those who wait take turns by the address that they come from, and by the user that they say they are.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
 from msgspec import Struct
+
+from exporter.web.turns import Turns
 
 #: Checks that may wait: of one address, and of all.
 WAITING_OF_ONE = 16
@@ -50,16 +52,23 @@ class _Check(Struct, eq=False):
 class Passwords:
     """Checks passwords, and remembers the verdicts without the passwords."""
 
-    def __init__(self, check: Callable[[bytes, bytes], bool] = bcrypt.checkpw) -> None:
+    def __init__(
+        self,
+        check: Callable[[bytes, bytes], bool] = bcrypt.checkpw,
+        *,
+        waiting_of_one: int = WAITING_OF_ONE,
+        waiting_of_all: int = WAITING_OF_ALL,
+        remembered: int = REMEMBERED,
+    ) -> None:
         self._check = check
+        self._remembered = remembered
         #: User -> digest of the last good check.
         self._good: dict[str, bytes] = {}
         self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._secret = secrets.token_bytes(32)
         #: Digest -> the check that runs or waits.
         self._open: dict[bytes, _Check] = {}
-        #: Address -> its checks; the first address is next.
-        self._waiting: dict[str, deque[_Check]] = {}
+        self._waiting: Turns[_Check] = Turns(waiting_of_one, waiting_of_all)
         self._worker: asyncio.Task[None] | None = None
         # A thread of its own: the shared ones may all compress.
         self._thread = ThreadPoolExecutor(1, "bcrypt", _give_way)
@@ -116,18 +125,12 @@ class Passwords:
         return mac.digest()
 
     def _line_up(self, check: _Check, address: str) -> bool:
-        own = self._waiting.get(address, deque())
-        if len(own) >= WAITING_OF_ONE:
+        waits, gave_up = self._waiting.add(check, address, check.name)
+        if gave_up is not None:
+            del self._open[gave_up.digest]
+            gave_up.verdict.set_result(None)
+        if not waits:
             return False
-        if sum(map(len, self._waiting.values())) >= WAITING_OF_ALL:
-            longest = max(self._waiting.values(), key=len)
-            if len(longest) <= len(own) + 1:
-                return False
-            last = longest.pop()
-            del self._open[last.digest]
-            last.verdict.set_result(None)
-        own.append(check)
-        self._waiting[address] = own
         self._open[check.digest] = check
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -136,15 +139,11 @@ class Passwords:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            address = next(iter(self._waiting))
-            own = self._waiting.pop(address)
-            check = own.popleft()
-            if own:
-                self._waiting[address] = own
+            check = self._waiting.take()
             good = await loop.run_in_executor(self._thread, self._compare, check)
             if not good:
                 self._bad[check.digest] = None
-                if len(self._bad) > REMEMBERED:
+                if len(self._bad) > self._remembered:
                     self._bad.popitem(last=False)
             del self._open[check.digest]
             check.verdict.set_result(good)

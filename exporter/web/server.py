@@ -17,14 +17,11 @@ from aiohttp import web
 from exporter import __version__
 from exporter.errors import ConfigError
 from exporter.process import logs
+from exporter.web.connections import Connections
+from exporter.web.limits import Limits, limits_of_process
 
 log = logging.getLogger(__name__)
 
-#: A client that has not finished by then is cut off when the process ends.
-_SHUTDOWN_SECONDS = 3.0
-#: How long the rest of a body that nobody wants is read, so that its sender reads the answer.
-_LINGER_SECONDS = 1.0
-_BACKLOG = 128
 _NO_IP6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
@@ -67,24 +64,11 @@ def _bound(family: int, kind: int, protocol: int, place: Any) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(place)
-        sock.listen(_BACKLOG)
+        sock.listen()
     except OSError:
         sock.close()
         raise
     return sock
-
-
-def runner_of(app: web.Application) -> web.AppRunner:
-    """Return what serves an application, not set up yet."""
-    return web.AppRunner(
-        app,
-        access_log=None,
-        # To throw away a body that nobody asked for, aiohttp would first decode it, all at once: a few
-        # kilobytes of gzip stop the event loop for a second.
-        auto_decompress=False,
-        shutdown_timeout=_SHUTDOWN_SECONDS,
-        lingering_time=_LINGER_SECONDS,
-    )
 
 
 async def serve(
@@ -93,18 +77,22 @@ async def serve(
     reload: Callable[[], None],
     ready: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, over TLS if there is a context; SIGHUP calls `reload`."""
+    limits = limits or limits_of_process()
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, reload)
-    runner = runner_of(app)
+    runner = web.AppRunner(app, shutdown_timeout=limits.shutdown_seconds)
     await runner.setup()
+    assert runner.server is not None
+    connections = Connections(runner.server, limits, tls)
     try:
         for sock in sockets:
-            await web.SockSite(runner, sock, ssl_context=tls).start()
+            connections.listen(sock)
             host, port = sock.getsockname()[:2] if sock.family != socket.AF_UNIX else ("unix", 0)
             log.info(
                 "listening",
@@ -120,6 +108,7 @@ async def serve(
         await _until(ended)
     finally:
         logs.notify("STOPPING=1")
+        await connections.close()
         await runner.cleanup()
 
 

@@ -35,7 +35,11 @@ def test_a_request_is_counted_and_told(caplog: pytest.LogCaptureFixture) -> None
 
     assert trail.counts["commit", DONE] == 2
     assert sum(trail.counts.values()) == 2
-    assert (first.name, first.levelname, first.getMessage()) == ("exporter.admin.audit", "INFO", "action")
+    assert (first.name, first.levelname, first.getMessage()) == (
+        "exporter.admin.audit",
+        "INFO",
+        "action",
+    )
     assert vars(first) | {
         "action": "commit", "result": "done", "user": "alice", "vm": "vm",
     } == vars(first)  # fmt: skip

@@ -107,9 +107,7 @@ async def test_an_id_is_made_where_none_is_given(fake: FakeQmp, reach: Reach) ->
         assert msgspec.convert(job_id, api.JobId) == job_id
 
 
-async def test_a_disk_without_a_name_is_committed_by_its_node(
-    fake: FakeQmp, reach: Reach
-) -> None:
+async def test_a_disk_without_a_name_is_committed_by_its_node(fake: FakeQmp, reach: Reach) -> None:
     """As a `-blockdev` disk is."""
     run(fake, 10, 0, disk=Disk("", qdev="/machine/peripheral/disk0/virtio-backend"))
     done = await reach.commit()
@@ -337,9 +335,7 @@ async def test_a_disk_that_is_full_afterwards_does_not_hide_that_a_job_runs(
 # The same request again.
 
 
-async def test_the_same_request_again_is_answered_with_the_job(
-    fake: FakeQmp, reach: Reach
-) -> None:
+async def test_the_same_request_again_is_answered_with_the_job(fake: FakeQmp, reach: Reach) -> None:
     """Nothing is sent for a second time."""
     first = await reach.commit()
     again = await reach.commit()
@@ -423,9 +419,7 @@ async def test_others_are_not_looked_at_for_what_is_on_record(
 @pytest.mark.parametrize(
     "more", [{"base": "base"}, {"speed_bytes_per_second": 1}, {"top": "top"}], ids=str
 )
-async def test_an_id_is_of_one_request(
-    fake: FakeQmp, reach: Reach, more: dict[str, Any]
-) -> None:
+async def test_an_id_is_of_one_request(fake: FakeQmp, reach: Reach, more: dict[str, Any]) -> None:
     """Even where another one would do the same; the job of the first is told."""
     await reach.commit()
     with pytest.raises(Refused) as caught:

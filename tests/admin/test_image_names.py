@@ -84,7 +84,12 @@ def test_what_cannot_be_seen_is_not_refused() -> None:
 
 @pytest.mark.parametrize(
     ("file", "said"),
-    [("/dev/fdset/1", True), ("b.qcow2", True), ("/images/b.qcow2", False), ("nbd://host/b", False)],
+    [
+        ("/dev/fdset/1", True),
+        ("b.qcow2", True),
+        ("/images/b.qcow2", False),
+        ("nbd://host/b", False),
+    ],
 )
 def test_an_image_that_its_name_does_not_tell_may_be_a_shared_layer(file: str, said: bool) -> None:
     """Of a VM whose open files cannot be seen."""

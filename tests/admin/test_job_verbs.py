@@ -115,7 +115,10 @@ def test_a_refusal_has_the_job_that_it_is_about() -> None:
         may_complete(vm(), job("j", offset=25))
 
     assert isinstance(caught.value.more["job"], api.Job)
-    assert (caught.value.more["job"].offset_bytes, caught.value.more["job"].length_bytes) == (25, 100)
+    assert (caught.value.more["job"].offset_bytes, caught.value.more["job"].length_bytes) == (
+        25,
+        100,
+    )
 
 
 def test_every_verb_has_a_row() -> None:

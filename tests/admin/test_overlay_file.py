@@ -146,7 +146,10 @@ def test_a_relative_name_is_one_of_the_directory_that_qemu_was_started_in(
 
 def test_a_relative_name_to_a_directory_that_is_not_seen_is_refused(granted: Path) -> None:
     """No file is left, and nothing is guessed."""
-    assert refusal(granted / "new", grant(granted), active=image("base.qcow2"), process=0) == "bad-file"
+    assert (
+        refusal(granted / "new", grant(granted), active=image("base.qcow2"), process=0)
+        == "bad-file"
+    )
     assert list(granted.iterdir()) == []
 
 
@@ -373,7 +376,9 @@ def test_of_many_who_make_the_same_file_one_does(granted: Path) -> None:
 USED = "it was made for this snapshot, and is not empty any more, or the disk is not as it was"
 
 
-def again(made: overlay_file.CreatedFile, active: schema.Image | None = None, process: int = SELF) -> set[str]:
+def again(
+    made: overlay_file.CreatedFile, active: schema.Image | None = None, process: int = SELF
+) -> set[str]:
     """Return why a file that was made here is not used again, by a dry run and by a real one."""
     grants, said = [grant(Path(made.path).parent)], set()
     where = overlay_file.granted(made.path, grants, process)
@@ -520,7 +525,8 @@ def test_a_defect_leaves_no_file_behind(granted: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("mode", "problem"), [(0o777, "bad-file"), (0o1777, ""), (0o775, ""), (0o702, "bad-file")],
+    ("mode", "problem"),
+    [(0o777, "bad-file"), (0o1777, ""), (0o775, ""), (0o702, "bad-file")],
     ids=["everybody", "sticky", "group", "others"],
 )
 def test_a_directory_that_every_user_may_write_to_is_refused(

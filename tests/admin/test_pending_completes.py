@@ -56,17 +56,23 @@ def test_a_job_that_rests_a_moment_later_has_not_taken_it(
     assert (before, sent.is_under_way(member, "j")) == (True, False)
 
 
-def test_it_is_over_when_the_job_is_gone_or_another_one(member: ScrapeTarget, sent: PendingCompletes) -> None:
+def test_it_is_over_when_the_job_is_gone_or_another_one(
+    member: ScrapeTarget, sent: PendingCompletes
+) -> None:
     """An id may be used again."""
     sent.update(member, vm())
     gone = sent.is_under_way(member, "j")
     sent.begin(member, READY)
-    sent.update(member, vm(jobs=(msgspec.structs.replace(READY, first_seen_timestamp_seconds=9.0),)))
+    sent.update(
+        member, vm(jobs=(msgspec.structs.replace(READY, first_seen_timestamp_seconds=9.0),))
+    )
 
     assert (gone, sent.is_under_way(member, "j")) == (False, False)
 
 
-def test_what_was_not_sent_after_all_is_not_under_way(member: ScrapeTarget, sent: PendingCompletes) -> None:
+def test_what_was_not_sent_after_all_is_not_under_way(
+    member: ScrapeTarget, sent: PendingCompletes
+) -> None:
     """It may be asked for again."""
     sent.withdraw(member, "j")
 

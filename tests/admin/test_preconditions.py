@@ -43,7 +43,15 @@ def commit(**more: str) -> api.Commit:
 
 @pytest.mark.parametrize(
     "status",
-    ["colo", "finish-migrate", "inmigrate", "internal-error", "postmigrate", "restore-vm", "save-vm"],
+    [
+        "colo",
+        "finish-migrate",
+        "inmigrate",
+        "internal-error",
+        "postmigrate",
+        "restore-vm",
+        "save-vm",
+    ],
 )
 def test_the_disks_of_a_vm_on_its_way_are_left_alone(status: str) -> None:
     """They belong to another QEMU, or must stay as they are."""
@@ -80,7 +88,10 @@ def test_a_vm_that_is_being_migrated_is_left_alone_while_it_runs(migration: str)
 def test_a_vm_that_stayed_or_has_arrived_may_be_changed(migration: str) -> None:
     """One that has left is known by its RunState; who was never migrated has no status."""
     preconditions.steady(vm(), qemu(migration))
-    assert refused(preconditions.steady, vm(status="postmigrate"), qemu(migration))[0] == "wrong-vm-state"
+    assert (
+        refused(preconditions.steady, vm(status="postmigrate"), qemu(migration))[0]
+        == "wrong-vm-state"
+    )
 
 
 def test_a_vm_that_came_by_a_migration_and_has_not_run_is_left_alone() -> None:
@@ -172,7 +183,10 @@ def test_query_block_says_which_node_a_device_stands_on() -> None:
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     """By the name that was asked for."""
-    assert refused(preconditions.device, vm(), "vda") == ("unknown-device", "vm has no device 'vda'")
+    assert refused(preconditions.device, vm(), "vda") == (
+        "unknown-device",
+        "vm has no device 'vda'",
+    )
 
 
 @pytest.mark.parametrize("empty", [{"inserted": False}, {"nodes": ()}], ids=["tray", "chain"])
@@ -200,7 +214,10 @@ def test_a_layer_is_named_as_qemu_names_it_with_its_credentials() -> None:
     blind = Node(layer="0", role="format", node_name="top")
     told = found(blind, secret)
 
-    assert (told.image(0), told.image(1)) == (LayerName("top", ""), LayerName("base", "http://u:PW@h/b"))
+    assert (told.image(0), told.image(1)) == (
+        LayerName("top", ""),
+        LayerName("base", "http://u:PW@h/b"),
+    )
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -251,7 +268,8 @@ def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> Non
         "disk0 is read-only",
     )
     assert refused(
-        preconditions.writable, found(node(0, "top"), node(1, "base", **{"format-specific": corrupt}))
+        preconditions.writable,
+        found(node(0, "top"), node(1, "base", **{"format-specific": corrupt})),
     ) == ("wrong-device-state", "layer 1 of disk0 is corrupt")
     preconditions.writable(found(read_only="false"))
     preconditions.writable(found(read_only=""))
@@ -351,7 +369,10 @@ def test_layers_that_are_one_or_the_wrong_way_round_are_refused(
     layers: tuple[str, ...], request_: api.Commit, said: str
 ) -> None:
     """There is nothing to commit."""
-    assert refused(preconditions.commit_range, found(*layers), request_) == ("nothing-to-commit", said)
+    assert refused(preconditions.commit_range, found(*layers), request_) == (
+        "nothing-to-commit",
+        said,
+    )
 
 
 @pytest.mark.parametrize(("expected", "base"), [(0, "base"), (1, "mid"), (2, "top"), (9, "top")])
@@ -368,7 +389,10 @@ def test_a_commit_ends_above_the_backing_files_that_a_device_has_by_right(
             f"the configuration says that disk0 has {expected} backing files by right"
             f" (expected_backing_depth): layer {CHAIN.index(below)} is one of them"
         )
-        assert refused(preconditions.commit_range, layers, commit(base=below)) == ("shared-layer", said)
+        assert refused(preconditions.commit_range, layers, commit(base=below)) == (
+            "shared-layer",
+            said,
+        )
 
 
 names = st.sampled_from(["", "a", "b", "c", "/x", "/y", "json:"])
@@ -564,7 +588,9 @@ def test_the_name_of_a_driver_alone_is_not_compared() -> None:
     unshared(others(alike, of="b"))
 
 
-@pytest.mark.parametrize("reason", ["timeout", "stopped", "protocol", "busy", "no_socket", "refused"])
+@pytest.mark.parametrize(
+    "reason", ["timeout", "stopped", "protocol", "busy", "no_socket", "refused"]
+)
 def test_a_vm_that_does_not_answer_is_one_of_which_nothing_is_known(reason: str) -> None:
     """But where nobody listens there is no VM."""
     gone = reason in ("no_socket", "refused")

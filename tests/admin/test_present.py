@@ -109,10 +109,10 @@ def test_an_end_is_not_that_of_a_job_that_goes_on(status: str) -> None:
     assert (shown.outcome, shown.ended_timestamp_seconds) == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("kind", "first_seen"), [("backup", None), ("commit", 1.0)]
-)
-def test_an_end_is_not_that_of_a_later_job_with_the_same_id(kind: str, first_seen: float | None) -> None:
+@pytest.mark.parametrize(("kind", "first_seen"), [("backup", None), ("commit", 1.0)])
+def test_an_end_is_not_that_of_a_later_job_with_the_same_id(
+    kind: str, first_seen: float | None
+) -> None:
     """Another type, or first seen at another time."""
     listed = msgspec.structs.replace(job(status="concluded"), first_seen_timestamp_seconds=2.0)
     end = End(kind, "disk0", "completed", 7.0, "", first_seen)

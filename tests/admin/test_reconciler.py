@@ -142,9 +142,7 @@ async def test_a_job_that_runs_is_let_be(fake: FakeQmp, reach: Reach) -> None:
     assert (reach.entry("qbe-1").outcome, reach.entry("qbe-1").open) == (None, True)
 
 
-async def test_a_job_that_is_gone_without_a_word_has_vanished(
-    fake: FakeQmp, reach: Reach
-) -> None:
+async def test_a_job_that_is_gone_without_a_word_has_vanished(fake: FakeQmp, reach: Reach) -> None:
     """Somebody else let go of it, or its QEMU is another one; there is nothing to let go of."""
     await reach.commit()
     gone(fake)
@@ -468,7 +466,9 @@ async def test_histograms_are_set_once_of_each_device(
 ) -> None:
     """By its path in QEMU's tree of objects, also where the drive has a name; no user is needed."""
     keeps_histograms(fake, DRIVE, Disk("", ("a", "b"), qdev=PATHS[1]))
-    reach = make(latency_histograms=HISTOGRAMS) if admin else make(None, latency_histograms=HISTOGRAMS)
+    reach = (
+        make(latency_histograms=HISTOGRAMS) if admin else make(None, latency_histograms=HISTOGRAMS)
+    )
     await look(reach)
 
     assert asked(fake) == [*PATHS]

@@ -82,7 +82,12 @@ async def seen(fleet: Reach) -> VmState:
 
 def layers(snapshot: VmState) -> list[str]:
     """Return the nodes of the disk."""
-    return [node.node_name for device in snapshot.devices for node in device.nodes if node.role == "format"]
+    return [
+        node.node_name
+        for device in snapshot.devices
+        for node in device.nodes
+        if node.role == "format"
+    ]
 
 
 def is_second(snapshot: VmState) -> bool:
@@ -247,7 +252,10 @@ def text(collected: Collected) -> str:
 
 async def test_a_job_of_the_first_is_not_one_of_the_second(pair: Pair, fleet: Reach) -> None:
     """It has the same id, type and disk, and its own time of being seen first; the other is lost."""
-    for server, nodes in ((pair.first, ("one-top", "one-base")), (pair.second, ("two-top", "two-base"))):
+    for server, nodes in (
+        (pair.first, ("one-top", "one-base")),
+        (pair.second, ("two-top", "two-base")),
+    ):
         start(server, block_job("merge", offset=50), graph("merge", "disk0", nodes))
     [before] = (await seen(fleet)).jobs
     pair.take_over()
@@ -263,7 +271,11 @@ async def test_a_job_of_the_first_says_nothing_of_the_disks_of_the_second(
     pair: Pair, fleet: Reach
 ) -> None:
     """Its end is not read from chains that it never worked on."""
-    start(pair.first, block_job("merge", ready=True, status="ready"), graph("merge", "disk0", ("one-top", "one-base")))
+    start(
+        pair.first,
+        block_job("merge", ready=True, status="ready"),
+        graph("merge", "disk0", ("one-top", "one-base")),
+    )
     await seen(fleet)
     plug(pair.second, Disk(nodes=("one-base",)))  # as if the pivot had been made
     pair.take_over()
@@ -284,9 +296,7 @@ async def test_what_is_told_of_the_storage_of_the_first_is_not_told_of_the_secon
     assert (await seen(persistent)).storage_responding is None
 
 
-async def test_a_scrape_does_not_join_a_sweep_that_saw_the_first(
-    pair: Pair, fleet: Reach
-) -> None:
+async def test_a_scrape_does_not_join_a_sweep_that_saw_the_first(pair: Pair, fleet: Reach) -> None:
     """However young that is."""
     [before] = await fleet.fleet.scrape(20.0)
     pair.take_over()

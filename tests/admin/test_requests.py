@@ -51,9 +51,7 @@ async def test_a_vm_that_there_is_not_is_refused(fake: FakeQmp, reach: Reach) ->
     assert await refused(reach.commit(vm="none")) == ("unknown-vm", "there is no VM 'none'")
 
 
-async def test_a_vm_that_has_just_come_is_found(
-    fake: FakeQmp, reach: Reach, sockets: Path
-) -> None:
+async def test_a_vm_that_has_just_come_is_found(fake: FakeQmp, reach: Reach, sockets: Path) -> None:
     """It need not have been scraped before."""
     reach.fleet.discover()
     async with FakeQmp(str(sockets / "new.sock")) as new:
@@ -95,7 +93,13 @@ async def test_it_is_asked_whether_a_vm_is_being_migrated_just_before_it_is_chan
         if name in ("query-migrate", "query-commands", "block-commit", "job-pause")
     ]
 
-    assert asked == ["query-migrate", "query-commands", "block-commit", "query-migrate", "job-pause"]
+    assert asked == [
+        "query-migrate",
+        "query-commands",
+        "block-commit",
+        "query-migrate",
+        "job-pause",
+    ]
 
 
 async def test_a_vm_that_does_not_answer_is_refused(reach: Reach, sockets: Path) -> None:
@@ -258,9 +262,7 @@ async def test_what_a_qemu_has_no_command_for_is_not_supported(
     )
 
 
-async def test_qemu_2_0_completes_what_an_event_called_ready(
-    fake: FakeQmp, reach: Reach
-) -> None:
+async def test_qemu_2_0_completes_what_an_event_called_ready(fake: FakeQmp, reach: Reach) -> None:
     """It has no member for it, and 100 % is not ready."""
     run(fake, 2, 0)
     old = {"status": None, "ready": None, "offset": 100}
@@ -314,9 +316,7 @@ async def test_only_what_makes_qemu_wait_for_the_storage_minds_it(
     real = type(reach.member()._vm).look
 
     async def hangs(self: Any, timeout_seconds: float) -> Any:
-        return msgspec.structs.replace(
-            await real(self, timeout_seconds), storage_responding=False
-        )
+        return msgspec.structs.replace(await real(self, timeout_seconds), storage_responding=False)
 
     monkeypatch.setattr("exporter.collect.vm.Vm.look", hangs)
     asked = reach.actions.change(USER, "vm", "j", VERBS[verb])
@@ -515,7 +515,13 @@ async def test_a_layer_whose_file_qemu_removes_is_not_told_as_a_success(
 
     def take(arguments: Mapping[str, Any]) -> dict[str, Any]:
         Path(arguments["snapshot-file"]).unlink()
-        plug(fake, Disk(nodes=("new", "top", "base"), files=(str(file), "/images/top.qcow2", "/images/base.qcow2")))
+        plug(
+            fake,
+            Disk(
+                nodes=("new", "top", "base"),
+                files=(str(file), "/images/top.qcow2", "/images/base.qcow2"),
+            ),
+        )
         return {"return": {}}
 
     fake.replies["blockdev-snapshot-sync"] = take
@@ -675,9 +681,7 @@ async def test_a_snapshot_needs_a_device_that_is_idle_and_known(
 # At once.
 
 
-async def test_requests_to_one_vm_are_done_one_after_the_other(
-    fake: FakeQmp, reach: Reach
-) -> None:
+async def test_requests_to_one_vm_are_done_one_after_the_other(fake: FakeQmp, reach: Reach) -> None:
     """The second sees what the first one did."""
     results = await asyncio.gather(
         *(reach.commit(f"qbe-{number}") for number in range(5)), return_exceptions=True

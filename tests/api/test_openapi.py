@@ -124,7 +124,9 @@ def test_each_body_and_answer_has_an_example_that_is_valid(operation: dict[str, 
     contents = [content for part in parts for content in part.get("content", {}).values()]
     bare = [each for each in contents if "example" not in each]
 
-    assert bare == ([{"schema": {"type": "object"}}] if operation["operationId"] == "openapi" else [])
+    assert bare == (
+        [{"schema": {"type": "object"}}] if operation["operationId"] == "openapi" else []
+    )
     for content in contents:
         reference = content["schema"].get("$ref", "").rpartition("/")[2]
         if reference:
@@ -158,7 +160,9 @@ def test_each_parameter_has_an_example_that_is_valid(operation: dict[str, Any]) 
 
 
 @by_operation
-def test_each_answer_that_is_no_success_is_a_problem_or_the_gates(operation: dict[str, Any]) -> None:
+def test_each_answer_that_is_no_success_is_a_problem_or_the_gates(
+    operation: dict[str, Any],
+) -> None:
     """The gate stands before every page, and answers in plain text."""
     kinds = {
         status: list(answer["content"])

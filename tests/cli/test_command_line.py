@@ -57,8 +57,12 @@ def test_a_reader_of_the_man_page_finds_every_flag_command_and_exit_code() -> No
         if action.help != argparse.SUPPRESS
     }
 
-    assert {flag for flag in flags if not re.search(rf"^ +([^ ]+, )?{flag}(,| |$)", shown, re.MULTILINE)} == set()
-    assert {name for name in COMMANDS if not re.search(rf"^ +{name}( |$)", shown, re.MULTILINE)} == set()
+    assert {
+        flag for flag in flags if not re.search(rf"^ +([^ ]+, )?{flag}(,| |$)", shown, re.MULTILINE)
+    } == set()
+    assert {
+        name for name in COMMANDS if not re.search(rf"^ +{name}( |$)", shown, re.MULTILINE)
+    } == set()
     assert [code for code, _ in exit_codes()] == ["0", "1", "2", "3", "4", "130"]
 
 
@@ -66,7 +70,9 @@ def test_a_reader_of_the_man_page_finds_every_flag_command_and_exit_code() -> No
 
 
 @pytest.mark.parametrize("shell", PLACES)
-def test_the_completions_are_what_the_parsers_say(shell: str, request: pytest.FixtureRequest) -> None:
+def test_the_completions_are_what_the_parsers_say(
+    shell: str, request: pytest.FixtureRequest
+) -> None:
     """They are generated: `pytest --update-golden` writes them anew."""
     _compared(DEPLOY / "completions" / PLACES[shell][0], completions(shell), request)
 
@@ -84,7 +90,9 @@ def _bash(*words: str) -> list[str]:
 def _fish(line: str) -> list[str]:
     file = DEPLOY / "completions" / PLACES["fish"][0]
     script = f"source {file}; complete -C '{line}'"
-    return [found.split("\t")[0] for found in _run("fish", "--no-config", "-c", script).splitlines()]
+    return [
+        found.split("\t")[0] for found in _run("fish", "--no-config", "-c", script).splitlines()
+    ]
 
 
 def test_bash_completes_commands_flags_and_choices() -> None:
@@ -102,7 +110,9 @@ def test_fish_completes_commands_flags_and_choices() -> None:
     assert sorted(_fish("qemu-block-exporter ")) == COMMANDS
     assert "--complete-when-ready" in _fish("qemu-block-exporter commit --comp")
     assert sorted(_fish("qemu-block-exporter --log.format ")) == ["json", "logfmt"]
-    assert not [found for found in _fish("qemu-block-exporter commit --web.") if found.startswith("--")]
+    assert not [
+        found for found in _fish("qemu-block-exporter commit --web.") if found.startswith("--")
+    ]
 
 
 def test_zsh_takes_its_completions_and_finds_them_by_the_name_of_the_program() -> None:

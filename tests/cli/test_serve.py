@@ -533,7 +533,11 @@ async def test_users_of_the_web_config_file_are_asked_for(sockets: Path, tmp_pat
     web = tmp_path / "web.yml"
     good = f"basic_auth_users: {{a: {hashed('secret')}}}\n"
     web.write_text(good)
-    flags = (f"--qmp.sockets={sockets}/*.sock", f"--web.config.file={web}", "--web.enable-lifecycle")
+    flags = (
+        f"--qmp.sockets={sockets}/*.sock",
+        f"--web.config.file={web}",
+        "--web.enable-lifecycle",
+    )
     user = {"Authorization": aiohttp.encode_basic_auth("a", "secret")}
     async with (
         exporter(*flags) as running,

@@ -234,7 +234,9 @@ async def test_a_vm_that_hangs_costs_the_next_scrapes_nothing(
     start: Start, sockets: Path, clock: Clock
 ) -> None:
     """While it owes an answer it is not waited for."""
-    fleet = Fleet(config(sockets, timeout_seconds=2.0), Storage(lambda path: FileStat(visible=True)))
+    fleet = Fleet(
+        config(sockets, timeout_seconds=2.0), Storage(lambda path: FileStat(visible=True))
+    )
     await start("quick")
     slow = await start("slow")
     await fleet.scrape(PATIENCE)

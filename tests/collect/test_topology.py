@@ -897,9 +897,7 @@ async def test_an_image_with_a_data_file_needs_both_names(
     (top, *_) = [file for file in (await collect(make())).counters.files if file]
 
     assert (top.size_bytes, top.available_bytes, top.identity) == (5000, 500, (8, 10))
-    assert (top.name_valid, top.name) == (
-        (0, FileName.REMOVED) if gone else (1, FileName.OWN)
-    )
+    assert (top.name_valid, top.name) == ((0, FileName.REMOVED) if gone else (1, FileName.OWN))
 
 
 async def test_a_relative_name_is_looked_for_where_qemu_is(
@@ -928,7 +926,9 @@ async def test_a_name_is_looked_for_in_the_namespace_of_qemu(
     pid = vm._session.peer_pid
     there = {f"/proc/{pid}/root/images/{name}.qcow2" for name in ("top", "base")}
     assert storage.named[0] == there
-    storage.sights |= {path: FileStat(True, 7, 7, (8, 10 + i)) for i, path in enumerate(sorted(there))}
+    storage.sights |= {
+        path: FileStat(True, 7, 7, (8, 10 + i)) for i, path in enumerate(sorted(there))
+    }
     clock.now += 60
     snapshot = await collect(vm)
 
@@ -936,7 +936,12 @@ async def test_a_name_is_looked_for_in_the_namespace_of_qemu(
 
 
 async def test_a_name_that_does_not_answer_is_not_known(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp,
+    make: Make,
+    clock: Clock,
+    storage: Seer,
+    qemu: Qemu,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Something is mounted over it by now; what QEMU has open answers."""
 
@@ -952,7 +957,12 @@ async def test_a_name_that_does_not_answer_is_not_known(
 
 
 async def test_an_image_without_a_name_is_logged_once(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+    fake: FakeQmp,
+    make: Make,
+    clock: Clock,
+    storage: Seer,
+    qemu: Qemu,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """By its name, and why."""
     plug(fake, Disk(files=("/dev/fdset/1", "base.qcow2")))
@@ -967,13 +977,21 @@ async def test_an_image_without_a_name_is_logged_once(
     ]
 
     assert said == [
-        ("/dev/fdset/1", "its name means something to its QEMU alone, which was handed a descriptor"),
+        (
+            "/dev/fdset/1",
+            "its name means something to its QEMU alone, which was handed a descriptor",
+        ),
         ("base.qcow2", "its name leads to another file than the one that QEMU has open"),
     ]
 
 
 async def test_a_layer_that_was_merged_and_removed_meanwhile_is_not_an_image_without_a_name(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+    fake: FakeQmp,
+    make: Make,
+    clock: Clock,
+    storage: Seer,
+    qemu: Qemu,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """QEMU told of it, and has closed it by the time its name leads nowhere."""
     storage.sights["/images/top.qcow2"] = FileStat(False, missing=True)
@@ -1041,7 +1059,12 @@ async def test_layers_that_are_opened_and_closed_all_the_while_are_not_images_wi
 
 
 async def test_a_layer_that_was_merged_while_another_was_opened_is_not_taken_for_that_one(
-    fake: FakeQmp, make: Make, clock: Clock, storage: Seer, qemu: Qemu, caplog: pytest.LogCaptureFixture
+    fake: FakeQmp,
+    make: Make,
+    clock: Clock,
+    storage: Seer,
+    qemu: Qemu,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where only what else is open speaks against a name, the next query-block has to say so too."""
     vm = make()

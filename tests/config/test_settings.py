@@ -178,7 +178,9 @@ def test_a_grant_permits_what_it_names(user: str, verb: Any, vm: str, allowed: b
 
 
 @pytest.mark.parametrize(
-    "bounds", [[1e-9], [0.001, 1e6], [*range(1, 65)], [1e-9, 2e-9]], ids=["ns", "long", "64", "near"]
+    "bounds",
+    [[1e-9], [0.001, 1e6], [*range(1, 65)], [1e-9, 2e-9]],
+    ids=["ns", "long", "64", "near"],
 )
 def test_boundaries_may_be_as_short_and_as_long_as_it_says(
     tmp_path: Path, bounds: list[float]

@@ -168,7 +168,9 @@ async def test_a_server_is_known_by_its_certificate(api: FakeApi, tmp_path: Path
     await api.stop()
     await api.start(ssl=context)
     url = api.url.replace("http:", "https:")
-    (tmp_path / "good.yml").write_text("tls_config: {ca_file: ca.pem, server_name: exporter.example}")
+    (tmp_path / "good.yml").write_text(
+        "tls_config: {ca_file: ca.pem, server_name: exporter.example}"
+    )
     (tmp_path / "other-name.yml").write_text("tls_config: {ca_file: ca.pem}")
 
     async with Client(url, load(str(tmp_path / "good.yml")), 30.0) as made:

@@ -73,7 +73,10 @@ def test_a_server_need_not_be_known_where_that_is_said(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("basic_auth: {user: me}", "Object contains unknown field `user` - at `$.basic_auth`"),
-        ("basic_auth: {password: x}", "Object missing required field `username` - at `$.basic_auth`"),
+        (
+            "basic_auth: {password: x}",
+            "Object missing required field `username` - at `$.basic_auth`",
+        ),
         ("oauth2: {}", "Object contains unknown field `oauth2`"),
         ("basic_auth: {username: 'a:b'}", "basic_auth.username: has a ':' in it"),
         (

@@ -46,8 +46,10 @@ async def test_a_command_runs_as_a_process(api: FakeApi) -> None:
     """From the first word to the exit code."""
     assert await ran("vms", "--url", api.url) == (
         0,
-        ("VM   UP   STATUS   QEMU    MANAGER  DISKS  DEPTH  JOBS\n"
-        "web  yes  running  10.0.2  -            1      2     0\n"),
+        (
+            "VM   UP   STATUS   QEMU    MANAGER  DISKS  DEPTH  JOBS\n"
+            "web  yes  running  10.0.2  -            1      2     0\n"
+        ),
         "",
     )
     api.posts = [problem("device-busy", 409)]

@@ -12,7 +12,10 @@ from exporter.ctl.commands import OPERATING
     ("arguments", "said"),
     [
         (["vms", "web"], "unrecognized arguments: web"),
-        (["vms", "--url=localhost:9709"], "argument --url: 'localhost:9709' is no URL such as http"),
+        (
+            ["vms", "--url=localhost:9709"],
+            "argument --url: 'localhost:9709' is no URL such as http",
+        ),
         (["vms", "--url=http://"], "argument --url: 'http://' is no URL such as"),
         (["vms", "--url=http://h:x"], "argument --url: 'http://h:x' is no URL such as"),
         (["vms", "--url=http://h/?a=b"], "argument --url: 'http://h/?a=b' is no URL such as"),

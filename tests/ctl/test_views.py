@@ -143,7 +143,9 @@ async def test_json_is_one_document_of_the_api(shell: Shell, api: FakeApi) -> No
 async def test_names_cannot_act_on_the_terminal(shell: Shell, api: FakeApi) -> None:
     """Neither control characters nor markup."""
     hostile = msgspec.structs.replace(device(HOSTILE), io_status=HOSTILE)
-    layer = msgspec.structs.replace(hostile.layers[0], node_name=HOSTILE, file=HOSTILE, driver=HOSTILE)
+    layer = msgspec.structs.replace(
+        hostile.layers[0], node_name=HOSTILE, file=HOSTILE, driver=HOSTILE
+    )
     hostile = msgspec.structs.replace(hostile, layers=[layer])
     bad = job(HOSTILE, vm=HOSTILE, device=HOSTILE, job_type=HOSTILE, status=HOSTILE, error=HOSTILE)
     api.vms = [vm(HOSTILE, manager=HOSTILE, status=HOSTILE, qemu_version=HOSTILE,

@@ -111,7 +111,11 @@ def test_a_problem_is_known_by_the_end_of_its_type(type: str, found: str) -> Non
 @pytest.mark.parametrize(
     ("kind", "status", "says"),
     [
-        ("not-ready", 409, "wait for it: qemu-block-exporter complete --url=http://x --when-ready web j"),
+        (
+            "not-ready",
+            409,
+            "wait for it: qemu-block-exporter complete --url=http://x --when-ready web j",
+        ),
         ("force-required", 409, "--no-force"),
         ("device-busy", 409, "see qemu-block-exporter jobs --url=http://x web"),
         ("unknown-device", 404, "see qemu-block-exporter chain --url=http://x web"),

@@ -64,7 +64,9 @@ def test_ten_thousand_hosts_are_reckoned_right() -> None:
     )  # fmt: skip
     each = (large["resident_bytes"] - small["resident_bytes"]) / (large["series"] - small["series"])
     series = 1e6 * (per_vm["everything"] + per_vm["recorded"]) + 1e4 * CONSTANTS["own_series"]
-    samples = next(row for row in rows("samples") if row[:2] == ["10,000 x 100", "shards, with rules"])
+    samples = next(
+        row for row in rows("samples") if row[:2] == ["10,000 x 100", "shards, with rules"]
+    )
     fleet = next(row for row in rows("fleets") if row[:2] == ["10,000 x 100", "shards, with rules"])
 
     assert number(samples[2]) == pytest.approx(series, rel=0.01)

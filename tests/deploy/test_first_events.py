@@ -37,13 +37,28 @@ class Asked(NamedTuple):
 def shipped() -> list[Asked]:
     """Return the queries of pages, runbooks and guides, of rules, alerts and dashboards."""
     found = [Asked(query.where, query.expr) for query in queries()]
-    for path in (PROMETHEUS / "rules.yml", PROMETHEUS / "alerts.yml", PROMETHEUS / "scale" / "rules.yml"):
+    for path in (
+        PROMETHEUS / "rules.yml",
+        PROMETHEUS / "alerts.yml",
+        PROMETHEUS / "scale" / "rules.yml",
+    ):
         for group in yaml.safe_load(path.read_text())["groups"]:
             rules = group["rules"]
             found += [Asked(rule.get("record") or rule["alert"], rule["expr"]) for rule in rules]
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md"), *ROOT.glob("grafana/*.md")]):
+    for path in sorted(
+        [
+            *ROOT.glob("*.md"),
+            *ROOT.glob("docs/*.md"),
+            *ROOT.glob("deploy/**/*.md"),
+            *ROOT.glob("grafana/*.md"),
+        ]
+    ):
         text = path.read_text()
-        lines = [line for line in text.splitlines() if line.startswith(("    ", "increase(")) or "`" in line]
+        lines = [
+            line
+            for line in text.splitlines()
+            if line.startswith(("    ", "increase(")) or "`" in line
+        ]
         found += [Asked(path.name, line) for line in lines]
     return [each for each in found if re.search(r"\b(rate|increase|irate)\(", each.expr)]
 

@@ -35,7 +35,10 @@ VERSIONS = ("1.25", "1.37")
 OPERATOR = ("PodMonitor", "PrometheusRule")
 #: Labels that Helm has and kustomize has not.
 HELM_LABELS = ("app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart")
-ADMIN = {"enabled": True, "config": yaml.safe_load((KUBERNETES / "admin" / "config.yml").read_text())}
+ADMIN = {
+    "enabled": True,
+    "config": yaml.safe_load((KUBERNETES / "admin" / "config.yml").read_text()),
+}
 #: What users may change, all at once.
 CHANGED = {
     "image": {"repository": "registry.example/exporter", "tag": "1", "pullPolicy": "Always"},
@@ -148,7 +151,9 @@ def plain(thing: Any) -> Any:
             found.pop("annotations", None)
         return found
     if isinstance(thing, list):
-        return sorted((plain(each) for each in thing), key=lambda each: json.dumps(each, sort_keys=True))
+        return sorted(
+            (plain(each) for each in thing), key=lambda each: json.dumps(each, sort_keys=True)
+        )
     return thing
 
 
@@ -209,8 +214,12 @@ def test_the_rules_of_the_cluster_are_those_of_the_files(tmp_path: Path) -> None
     (tmp_path / "spec.yml").write_text(yaml.safe_dump(spec))
 
     assert shipped.read_text() == (tmp_path / "made.yaml").read_text()
-    assert spec["groups"] == [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
-    subprocess.run(["promtool", "check", "rules", tmp_path / "spec.yml"], check=True, capture_output=True)
+    assert spec["groups"] == [
+        group for file in files for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    subprocess.run(
+        ["promtool", "check", "rules", tmp_path / "spec.yml"], check=True, capture_output=True
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -250,22 +259,38 @@ def test_the_configuration_of_the_admin_example_is_one() -> None:
 
 def test_prometheus_sees_a_job_that_the_rules_look_for(sets: dict[str, Objects]) -> None:
     """Its name is that of a label of the pods; and what it selects are the pods, at their port."""
-    pod, monitor = sets["monitoring"]["DaemonSet"]["spec"]["template"], sets["monitoring"]["PodMonitor"]["spec"]
+    pod, monitor = (
+        sets["monitoring"]["DaemonSet"]["spec"]["template"],
+        sets["monitoring"]["PodMonitor"]["spec"],
+    )
     labels = pod["metadata"]["labels"]
 
     assert labels[monitor["jobLabel"]].startswith("qemu-block")
     assert monitor["selector"]["matchLabels"].items() <= labels.items()
-    assert monitor["podMetricsEndpoints"][0]["port"] == pod["spec"]["containers"][0]["ports"][0]["name"]
+    assert (
+        monitor["podMetricsEndpoints"][0]["port"]
+        == pod["spec"]["containers"][0]["ports"][0]["name"]
+    )
 
 
 @pytest.mark.parametrize("name", ["monitoring", "admin", "helm", "helm, changed"])
-def test_a_pod_that_is_replaced_goes_on_with_the_series_of_the_one_before(sets: dict[str, Objects], name: str) -> None:
+def test_a_pod_that_is_replaced_goes_on_with_the_series_of_the_one_before(
+    sets: dict[str, Objects], name: str
+) -> None:
     """The operator names the pod in a label, before these rules: alerts would begin anew with each rollout."""
     (endpoint,) = sets[name]["PodMonitor"]["spec"]["podMetricsEndpoints"]
-    node, *_ = labels = [relabelled(endpoint["relabelings"], pod) for pod in ("exporter-abcde", "exporter-fghij")]
+    node, *_ = labels = [
+        relabelled(endpoint["relabelings"], pod) for pod in ("exporter-abcde", "exporter-fghij")
+    ]
 
     assert labels == [node, node]
-    assert node == {"job": NAME, "namespace": NAME, "container": "exporter", "endpoint": "metrics", "instance": "node1"}
+    assert node == {
+        "job": NAME,
+        "namespace": NAME,
+        "container": "exporter",
+        "endpoint": "metrics",
+        "instance": "node1",
+    }
 
 
 def relabelled(rules: list[dict[str, Any]], pod: str) -> dict[str, str]:
@@ -274,7 +299,9 @@ def relabelled(rules: list[dict[str, Any]], pod: str) -> dict[str, str]:
               "instance": "10.0.0.1:9709", "__meta_kubernetes_pod_node_name": "node1"}  # fmt: skip
     for rule in rules:
         if rule.get("action", "replace") == "labeldrop":
-            labels = {key: value for key, value in labels.items() if not re.fullmatch(rule["regex"], key)}
+            labels = {
+                key: value for key, value in labels.items() if not re.fullmatch(rule["regex"], key)
+            }
         else:
             assert rule.keys() == {"sourceLabels", "targetLabel"}
             labels[rule["targetLabel"]] = ";".join(labels[key] for key in rule["sourceLabels"])

@@ -18,8 +18,10 @@ from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
 from exporter.qmp.session import Session
 from tests.fakeqmp import FakeQmp, until
 
-GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, \
+GREETING = (
+    b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "qemu-7.2.22"}, \
 "capabilities": ["oob"]}}\r\n'
+)
 EVENT = b'{"event": "RTC_CHANGE", "timestamp": {"seconds": 1, "microseconds": 2}, "data": {"offset": 0}}\r\n'
 QUOTED = b'{"event": "BLOCK_JOB_READY", "data": "{\\"device\\": \\"job \\u00e4\\"}"}\r\n'
 
@@ -55,7 +57,9 @@ async def session(sockets: Path) -> AsyncIterator[Session]:
     await session.close()
 
 
-async def test_each_query_waits_for_the_answer_to_the_one_before(proxy: Proxy, session: Session) -> None:
+async def test_each_query_waits_for_the_answer_to_the_one_before(
+    proxy: Proxy, session: Session
+) -> None:
     """All are asked, in order, batch after batch."""
     await session.connect(20, keep_waiting=True)
     for _ in range(2):
@@ -63,10 +67,14 @@ async def test_each_query_waits_for_the_answer_to_the_one_before(proxy: Proxy, s
 
         assert answers.complete
         assert answers.get(BLOCK_JOBS) == []
-    assert proxy.commands == ["query-status", "query-name", "query-blockstats", "query-block-jobs"] * 2
+    assert (
+        proxy.commands == ["query-status", "query-name", "query-blockstats", "query-block-jobs"] * 2
+    )
 
 
-async def test_events_before_the_greeting_are_of_no_interest(proxy: Proxy, session: Session) -> None:
+async def test_events_before_the_greeting_are_of_no_interest(
+    proxy: Proxy, session: Session
+) -> None:
     """Nor between it and the end of the negotiation: all is asked for anew after it."""
     proxy.greeting = EVENT * 2 + GREETING + EVENT
     proxy.replies["qmp_capabilities"] = EVENT + b'{"return": {}}\r\n'
@@ -89,8 +97,12 @@ async def test_events_without_end_are_no_greeting(
 async def test_the_data_of_an_event_is_taken_out_of_its_text(proxy: Proxy, sockets: Path) -> None:
     """The proxy quotes what QEMU has as an object."""
     seen: list[tuple[str, bytes]] = []
-    proxy.replies["query-status"] = QUOTED + b'{"return": {"running": true, "status": "running"}}\r\n'
-    session = Session(str(sockets / "vm.sock"), CommandStats(), lambda name, data: seen.append((name, data)))
+    proxy.replies["query-status"] = (
+        QUOTED + b'{"return": {"running": true, "status": "running"}}\r\n'
+    )
+    session = Session(
+        str(sockets / "vm.sock"), CommandStats(), lambda name, data: seen.append((name, data))
+    )
     await session.connect(20, keep_waiting=True)
     await session.ask(STATUS, timeout_seconds=20)
     await session.close()
@@ -114,7 +126,9 @@ async def test_a_batch_that_was_given_up_is_owed_to_its_end(proxy: Proxy, sessio
     assert proxy.commands == ["query-status", "query-name", "query-block-jobs"]
 
 
-async def test_who_leaves_in_the_middle_of_a_batch_asks_no_more_of_it(proxy: Proxy, session: Session) -> None:
+async def test_who_leaves_in_the_middle_of_a_batch_asks_no_more_of_it(
+    proxy: Proxy, session: Session
+) -> None:
     """The answer that is owed is waited for, because a VM that hangs keeps the question."""
     await session.connect(20, keep_waiting=False)
     proxy.answering.clear()

@@ -63,7 +63,9 @@ def _known() -> dict[str, set[str]]:
 
 KNOWN = _known()
 LABELS = {label for labels in KNOWN.values() for label in labels}
-LABELS |= set(re.findall(r'^ *"(\w+)", "\w+", "", ""$', (FOLDER / "alerts.yml").read_text(), re.MULTILINE))
+LABELS |= set(
+    re.findall(r'^ *"(\w+)", "\w+", "", ""$', (FOLDER / "alerts.yml").read_text(), re.MULTILINE)
+)
 
 
 def _unknown(expression: str) -> set[str]:

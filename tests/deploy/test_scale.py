@@ -113,7 +113,10 @@ def test_agents_send_what_rules_alerts_and_dashboards_ask_for(
         lines = "|\\\n".join(f"          {name}" for name in sorted(names | patterns))
         path = SCALE / "agent.yml"
         text, count = re.subn(
-            r'(regex: "\\\n).*?"\n', lambda m: f'{m[1]}{lines}"\n', path.read_text(), flags=re.DOTALL
+            r'(regex: "\\\n).*?"\n',
+            lambda m: f'{m[1]}{lines}"\n',
+            path.read_text(),
+            flags=re.DOTALL,
         )
         assert count == 1
         path.write_text(text)
@@ -126,7 +129,11 @@ def test_agents_send_what_rules_alerts_and_dashboards_ask_for(
 def test_shards_send_every_sum_and_every_alert() -> None:
     """What a name of the list stands for exists, here or in the rules, and both lists are one."""
     keep = kept(SHARDS[0])
-    recorded = {rule["record"] for name in ("rules.yml", "scale/rules.yml") for rule in rules(PROMETHEUS / name)}
+    recorded = {
+        rule["record"]
+        for name in ("rules.yml", "scale/rules.yml")
+        for rule in rules(PROMETHEUS / name)
+    }
     everything = KNOWN | recorded | {"ALERTS"}
 
     assert kept(SHARDS[1]) == keep

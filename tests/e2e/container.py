@@ -70,7 +70,9 @@ class Engine:
         # Limits that a sandbox may set, as in containers.conf: buildah would raise them by itself.
         command += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
         base = f"--build-arg=PYTHON_IMAGE={BASE}"
-        return self.buildah(*command, base, *volumes, *arguments, "--tag", IMAGE, str(ROOT)).split()[-1]
+        return self.buildah(
+            *command, base, *volumes, *arguments, "--tag", IMAGE, str(ROOT)
+        ).split()[-1]
 
     def inspect(self) -> dict[str, Any]:
         """Return what the image says of itself."""

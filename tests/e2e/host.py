@@ -52,7 +52,11 @@ class Host:
         """Run a command in it, and return what it says."""
         # Its root too: in a chroot, that of the namespace of its mounts is another.
         inside = [tool("nsenter"), "-t", str(self._init), "-a", "-r", *command]
-        environment = {"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "DEBIAN_FRONTEND": "noninteractive",
+            "LC_ALL": "C.UTF-8",
+        }
         done = subprocess.run(
             inside, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment,
             timeout=PATIENCE_SECONDS * 2, cwd="/",
@@ -97,7 +101,11 @@ class Host:
         self.run("useradd", "--system", "--gid=kvm", "--no-create-home", name)
         self.run("install", "-d", "-m3770", f"-o{name}", "-gkvm", f"/run/{name}")
         command = ["/opt/venv/bin/python", "-m", "exporter", *flags]
-        self.start("exporter", *command, **{"WorkingDirectory": "/opt", "User": name, "StateDirectory": name, **properties})
+        self.start(
+            "exporter",
+            *command,
+            **{"WorkingDirectory": "/opt", "User": name, "StateDirectory": name, **properties},
+        )
         wait_until(lambda: "msg=listening" in self.log("exporter"), "the exporter listens")
 
     def close(self) -> None:
@@ -145,11 +153,25 @@ def booted(folder: Path) -> Iterator[Host]:
         # Containers' images forbid what packages do on a host; and nobody reads manuals here.
         for path in ("usr/sbin/policy-rc.d", "var/lib/man-db/auto-update"):
             (root / path).unlink(missing_ok=True)
-        command = ["systemd-nspawn", "--register=no", "--keep-unit", "--quiet", f"--directory={root}"]
-        command += ["--private-network", "--bind=/dev/fuse", "--console=pipe", "--boot", "systemd.unit=sysinit.target"]
+        command = [
+            "systemd-nspawn",
+            "--register=no",
+            "--keep-unit",
+            "--quiet",
+            f"--directory={root}",
+        ]
+        command += [
+            "--private-network",
+            "--bind=/dev/fuse",
+            "--console=pipe",
+            "--boot",
+            "systemd.unit=sysinit.target",
+        ]
         command[-2:-2] = [f"--bind-ro={here}:{there}" for there, here in _BINDS.items()]
         # systemd-nspawn makes groups below the one that it is in.
-        groups = [stack.enter_context(_control_group(each, folder)) for each in machine.hierarchies()]
+        groups = [
+            stack.enter_context(_control_group(each, folder)) for each in machine.hierarchies()
+        ]
         join = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
         nspawn = Process(["sh", "-ec", f'{join}exec "$@"', "sh", *command], folder / "nspawn.log")
         host = Host(root, nspawn)

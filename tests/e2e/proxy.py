@@ -72,9 +72,7 @@ class Recorder:
                 for parts in ((client, qemu, said), (qemu, client, None)):
                     threading.Thread(target=self._hand_on, args=parts, daemon=True).start()
 
-    def _hand_on(
-        self, source: socket.socket, sink: socket.socket, said: bytearray | None
-    ) -> None:
+    def _hand_on(self, source: socket.socket, sink: socket.socket, said: bytearray | None) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 if said is not None:

@@ -124,7 +124,9 @@ def site(shared_lab: Lab) -> Iterator[Site]:
 def check(site: Site, case: Case, user: str, more: dict[str, str] | None = None) -> Any:
     """Ask, and see that the answer is as described and that nothing left that may not."""
     before = len(site.sent)
-    response = case.call(session=site.session, headers={"Authorization": basic(user), **(more or {})})
+    response = case.call(
+        session=site.session, headers={"Authorization": basic(user), **(more or {})}
+    )
     name = case.operation.definition.raw["operationId"]
     may = MEANS.get(name, set()) if name in GRANTED[user] else set()
     # Whose job has ended is let go of at any time; the last test sees that those are all.
@@ -336,5 +338,6 @@ def test_each_verb_reached_the_vm_and_nothing_without_one(site: Site) -> None:
     """All that was asked for above: some of it was allowed, or the rest would prove nothing."""
     heard = site.recorder.names
 
-
-    assert heard & commands.WRITE_COMMANDS.keys() == {each for means in MEANS.values() for each in means}
+    assert heard & commands.WRITE_COMMANDS.keys() == {
+        each for means in MEANS.values() for each in means
+    }

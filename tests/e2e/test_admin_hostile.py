@@ -441,7 +441,9 @@ def test_a_word_that_is_misspelt_does_nothing(site: Site, query: str) -> None:
 
 
 @pytest.mark.parametrize("path", [COMPLETE, COMMIT, SNAPSHOT])
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "LOCK"])
+@pytest.mark.parametrize(
+    "method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "LOCK"]
+)
 def test_a_change_is_posted(site: Site, method: str, path: str) -> None:
     """Every other method is told so."""
     reply = ask(site.admin.exporter, method, path, Content_Type="application/json")
@@ -449,7 +451,9 @@ def test_a_change_is_posted(site: Site, method: str, path: str) -> None:
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.parametrize("line", ["X {path} HTTP/1.1", "post {path} HTTP/1.1", "POST {path} HTTP/9.9", "POST{path}", ""])
+@pytest.mark.parametrize(
+    "line", ["X {path} HTTP/1.1", "post {path} HTTP/1.1", "POST {path} HTTP/9.9", "POST{path}", ""]
+)
 def test_what_is_no_request_is_refused(site: Site, line: str) -> None:
     """And the connection ends."""
     with Wire(site.admin.exporter) as wire:
@@ -537,7 +541,9 @@ REQUESTS, PAIRS, CONNECTIONS, AT_ONCE = 10_000, 500, 10, 20
 def flood(site: Site, number: int) -> Counter[int]:
     """Send a part of the requests on one connection, some at once; return the statuses."""
     pairs = [basic(("root", f"user{n}")[n % 2], f"wrong{n}") for n in range(PAIRS)]
-    mine = itertools.islice(itertools.cycle(pairs), number * 7, number * 7 + REQUESTS // CONNECTIONS)
+    mine = itertools.islice(
+        itertools.cycle(pairs), number * 7, number * 7 + REQUESTS // CONNECTIONS
+    )
     statuses: Counter[int] = Counter()
     with Wire(site.admin.exporter) as wire:
         for _ in range(REQUESTS // CONNECTIONS // AT_ONCE):

@@ -832,7 +832,11 @@ def test_a_layer_is_shared_with_a_vm_that_nobody_has_looked_at_yet(lab: Lab) -> 
         answer = user.commit("vm", "disk1", dry_run=True)
         allowed = user.commit("vm", "disk1", dry_run=True, unseen_neighbours="allow")
     told = "reader does not answer (stopped): it may share a layer"
-    assert (answer.status, answer.problem, answer.body["detail"]) == (409, "unseen-neighbours", told)
+    assert (answer.status, answer.problem, answer.body["detail"]) == (
+        409,
+        "unseen-neighbours",
+        told,
+    )
     assert (allowed.status, allowed.body["warnings"]) == (200, [told])
 
 

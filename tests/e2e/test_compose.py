@@ -53,7 +53,9 @@ def test_every_file_that_it_mounts_is_there(service: str) -> None:
 def test_all_dashboards_are_mounted_where_grafana_looks() -> None:
     """None is forgotten, and the provisioning names their folder."""
     inside = mounts("grafana")
-    provisioning = yaml.safe_load((ROOT / "grafana" / "provisioning" / "dashboards.yml").read_text())
+    provisioning = yaml.safe_load(
+        (ROOT / "grafana" / "provisioning" / "dashboards.yml").read_text()
+    )
     folder = provisioning["providers"][0]["options"]["path"]
 
     assert {path for path in inside.values() if path.suffix == ".json"} == {
@@ -103,7 +105,9 @@ def alertmanager(lab: Lab) -> str:
 
 def ask(url: str, body: Any = None) -> Any:
     """Return what is said at a URL, None where nobody listens yet; a body is posted."""
-    request = urllib.request.Request(url, body and json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, body and json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.loads(answer.read() or "true")
@@ -115,16 +119,31 @@ def test_a_vm_whose_storage_hangs_silences_what_follows_from_that(lab: Lab) -> N
     """Of this VM alone, and nothing that is for now."""
     severities = {rule["alert"]: rule["labels"]["severity"] for rule in shipped_rules("alert")}
     url = f"http://{alertmanager(lab)}/api/v2/alerts"
-    hangs, stalled, corrupt = "QemuVmStorageNotResponding", "QemuBlockJobStalled", "QemuBlockImageCorrupt"
+    hangs, stalled, corrupt = (
+        "QemuVmStorageNotResponding",
+        "QemuBlockJobStalled",
+        "QemuBlockImageCorrupt",
+    )
     fired = [
-        {"labels": {"alertname": name, "severity": severities[name], "instance": "host1:9709", "vm": vm}}
+        {
+            "labels": {
+                "alertname": name,
+                "severity": severities[name],
+                "instance": "host1:9709",
+                "vm": vm,
+            }
+        }
         for name, vm in ((hangs, "a"), (stalled, "a"), (corrupt, "a"), (stalled, "b"))
     ]
     wait_until(lambda: ask(url, fired), "Alertmanager takes alerts")
 
     def silenced() -> set[tuple[str, str]]:
         alerts = [(each["labels"], each["status"]) for each in ask(url)]
-        return {(labels["alertname"], labels["vm"]) for labels, status in alerts if status["inhibitedBy"]}
+        return {
+            (labels["alertname"], labels["vm"])
+            for labels, status in alerts
+            if status["inhibitedBy"]
+        }
 
     wait_until(silenced, "one is silenced")
     assert silenced() == {(stalled, "a")}
@@ -137,7 +156,11 @@ def test_prometheus_loads_the_rules_scrapes_the_exporter_and_finds_alertmanager(
     address, mail = free_address(), alertmanager(lab)
     inside = mounts("prometheus")
     text = inside.pop("/etc/prometheus/prometheus.yml").read_text()
-    others = {"exporter:9709": exporter.url.removeprefix("http://"), "alertmanager:9093": mail, "15s": "1s"}
+    others = {
+        "exporter:9709": exporter.url.removeprefix("http://"),
+        "alertmanager:9093": mail,
+        "15s": "1s",
+    }
     for old, new in (others | {old: str(new) for old, new in inside.items()}).items():
         assert old in text
         text = text.replace(old, new)
@@ -158,6 +181,8 @@ def test_prometheus_loads_the_rules_scrapes_the_exporter_and_finds_alertmanager(
     loaded = [rule for group in api("rules")["groups"] for rule in group["rules"]]
     found = wait_until(lambda: api("alertmanagers")["activeAlertmanagers"], "an Alertmanager")
 
-    assert [(each["metric"]["job"], each["metric"]["vm"]) for each in seen] == [("qemu-block", "web1")]
+    assert [(each["metric"]["job"], each["metric"]["vm"]) for each in seen] == [
+        ("qemu-block", "web1")
+    ]
     assert len(loaded) == len(shipped_rules("record")) + len(shipped_rules("alert"))
     assert found == [{"url": f"http://{mail}/api/v2/alerts"}]

@@ -11,7 +11,9 @@ from tests.e2e.host import Host
 from tests.e2e.lab import Process
 
 
-def test_a_host_that_does_not_boot_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_does_not_boot_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor does one in which nothing starts at all."""
     nspawn = Process(["sleep", "600"], tmp_path / "log")
 

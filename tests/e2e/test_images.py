@@ -46,9 +46,7 @@ def is_refreshed(exporter: Exporter, vm: str = "vm") -> str:
     """See that query-block goes on being asked for longer than its answers are kept, and what it tells."""
     first = exporter.until(lambda text: value(text, STAMP, vm=vm))
     since = value(first, STAMP, vm=vm) or 0.0
-    return exporter.until(
-        lambda text: (value(text, STAMP, vm=vm) or 0.0) > since + 4 * AGE_SECONDS
-    )
+    return exporter.until(lambda text: (value(text, STAMP, vm=vm) or 0.0) > since + 4 * AGE_SECONDS)
 
 
 def by_device(text: str, name: str) -> dict[str, float | None]:

@@ -475,9 +475,7 @@ def write_threshold(work: Work) -> None:
 
 
 @pytest.mark.parametrize("connection", ["persistent", "per-scrape"])
-def test_jobs_of_a_vm_that_was_killed_have_vanished(
-    lab: Lab, base: Path, connection: str
-) -> None:
+def test_jobs_of_a_vm_that_was_killed_have_vanished(lab: Lab, base: Path, connection: str) -> None:
     """The next QEMU on the socket is another one, whatever its chains look like."""
     arguments = disks(lab, base, "vm", 4)
     vm = lab.qemu("vm", *arguments)
@@ -679,7 +677,11 @@ def test_what_happened_while_the_exporter_was_held_is_not_told_wrongly(
     counted = results(disk.work.exporter.fresh())
 
     assert counted.total() == 3
-    assert counted.keys() <= {"completed", "unverified", *(["cancelled"] if how == "cancel" else [])}
+    assert counted.keys() <= {
+        "completed",
+        "unverified",
+        *(["cancelled"] if how == "cancel" else []),
+    }
     assert counted["completed"] <= (3 if how == "complete" else 1)
 
 
@@ -721,7 +723,9 @@ def test_a_later_job_with_the_same_id_has_its_own_outcome(disk: Disk) -> None:
     """Ids are the names of devices, unless somebody chooses others."""
 
     def outcome() -> dict[str, Any]:
-        shown: dict[str, Any] = json.loads(disk.work.exporter.get("/api/v1/vms/vm/block-jobs/disk0"))
+        shown: dict[str, Any] = json.loads(
+            disk.work.exporter.get("/api/v1/vms/vm/block-jobs/disk0")
+        )
         return {name: shown[name] for name in ("job_type", "outcome")}
 
     disk.layer()

@@ -88,7 +88,9 @@ class Libvirt:
             self.host.run("qemu-io", "-c", "write -q 0 16M", file)
         xml = _DOMAIN.format(
             name=name,
-            disks="".join(_DISK.format(file=f"{IMAGES}/{name}-{disk}.qcow2", target=disk) for disk in disks),
+            disks="".join(
+                _DISK.format(file=f"{IMAGES}/{name}-{disk}.qcow2", target=disk) for disk in disks
+            ),
             monitor=recipe.replace("NAME", name),
         )
         self.host.write("/root/domain.xml", xml)
@@ -140,7 +142,10 @@ def libvirt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirt]:
             content = WEB if name == "web" else {"admin": {"grants": [GRANT]}}
             host.write(f"/etc/qbe/{name}.json", json.dumps(content))
         recipe = RECIPES / "libvirt"
-        host.write("/etc/systemd/system/qemu-qmp-proxy@.service", (recipe / "qemu-qmp-proxy@.service").read_text())
+        host.write(
+            "/etc/systemd/system/qemu-qmp-proxy@.service",
+            (recipe / "qemu-qmp-proxy@.service").read_text(),
+        )
         host.write(HOOK, (recipe / "hook").read_text())
         host.run("chmod", "755", HOOK)
         host.systemctl("daemon-reload")
@@ -174,7 +179,10 @@ def test_a_domain_is_seen_with_all_its_disks(libvirt: Libvirt, name: str) -> Non
 
 def test_a_socket_has_the_group_of_its_folder_whoever_made_it(libvirt: Libvirt) -> None:
     """QEMU's own is libvirt's user's, the proxy's is root's; and the group may write to both."""
-    owners = {name: libvirt.host.run("stat", "-c", "%U:%G %A", f"{SOCKETS}/{name}.sock").strip() for name in (OWN, PROXIED)}
+    owners = {
+        name: libvirt.host.run("stat", "-c", "%U:%G %A", f"{SOCKETS}/{name}.sock").strip()
+        for name in (OWN, PROXIED)
+    }
 
     assert owners == {OWN: "libvirt-qemu:kvm srwxrwxr-x", PROXIED: "root:kvm srw-rw----"}
 
@@ -182,7 +190,10 @@ def test_a_socket_has_the_group_of_its_folder_whoever_made_it(libvirt: Libvirt) 
 @both
 def test_libvirt_says_that_the_domain_is_tainted(libvirt: Libvirt, name: str) -> None:
     """By its own words, which the page has."""
-    told = {OWN: "custom configuration parameters specified", PROXIED: "custom monitor control commands issued"}
+    told = {
+        OWN: "custom configuration parameters specified",
+        PROXIED: "custom monitor control commands issued",
+    }
     libvirt.metrics()
     page = (RECIPES / "libvirt.md").read_text()
 
@@ -195,19 +206,38 @@ def test_libvirt_goes_on_with_its_work_while_it_is_scraped(libvirt: Libvirt, nam
     """A snapshot and its commit, a copy and a pull: each succeeds, and each outcome is in the metrics."""
     libvirt.history.clear()
     with libvirt.scraped():
-        libvirt.virsh("snapshot-create-as", name, "--disk-only", "--no-metadata", "--diskspec", "vdb,snapshot=no")
+        libvirt.virsh(
+            "snapshot-create-as",
+            name,
+            "--disk-only",
+            "--no-metadata",
+            "--diskspec",
+            "vdb,snapshot=no",
+        )
         deep = libvirt.until(lambda text: depth(text, name) == 1)
         libvirt.write(name, "virtio-disk0")
         libvirt.job(name, "commit", "virtio-disk0", "blockcommit", "vda", "--active", "--pivot")
         libvirt.until(lambda text: ended(text, name, "commit"))
-        libvirt.virsh("snapshot-create-as", name, "--disk-only", "--no-metadata", "--diskspec", "vdb,snapshot=no", "two")
+        libvirt.virsh(
+            "snapshot-create-as",
+            name,
+            "--disk-only",
+            "--no-metadata",
+            "--diskspec",
+            "vdb,snapshot=no",
+            "two",
+        )
         libvirt.job(name, "stream", "virtio-disk0", "blockpull", "vda")
         libvirt.until(lambda text: ended(text, name, "stream"))
         copy = f"{IMAGES}/{name}-copy.qcow2"
-        libvirt.job(name, "mirror", "virtio-disk1", "blockcopy", "vdb", copy, "--transient-job", "--pivot")
+        libvirt.job(
+            name, "mirror", "virtio-disk1", "blockcopy", "vdb", copy, "--transient-job", "--pivot"
+        )
         text = libvirt.until(lambda text: ended(text, name, "mirror"))
 
-    assert info(deep, "qemu_block_device_info", vm=name, device="virtio-disk0")["file"].startswith(IMAGES)
+    assert info(deep, "qemu_block_device_info", vm=name, device="virtio-disk0")["file"].startswith(
+        IMAGES
+    )
     assert not labels_of(text, "qemu_vm_scrape_error", vm=name)
     assert depth(text, name) == 0
     assert value(text, "qemu_vm_running", vm=name) == 1
@@ -220,7 +250,9 @@ def test_libvirt_goes_on_with_its_work_while_it_is_scraped(libvirt: Libvirt, nam
 def test_the_admin_api_leaves_the_domain_to_libvirt(libvirt: Libvirt, name: str) -> None:
     """What is granted on all VMs is not granted on this one."""
     url = f"{URL}/api/v1/admin/vms/{quote(name)}/block-jobs"
-    refused = json.loads(libvirt.host.ask(url, "ops:ops", '{"action": "commit", "device": "virtio-disk0"}'))
+    refused = json.loads(
+        libvirt.host.ask(url, "ops:ops", '{"action": "commit", "device": "virtio-disk0"}')
+    )
 
     assert (refused["status"], refused["type"].rpartition("/")[2]) == (403, "managed-vm")
 
@@ -252,7 +284,9 @@ def test_a_libvirtd_that_is_restarted_finds_its_proxies_started_anew(libvirt: Li
     assert [libvirt.pid(name) for name in (OWN, PROXIED)] == before
 
 
-def test_a_qemu_that_is_stopped_is_told_apart_by_a_monitor_of_its_own_alone(libvirt: Libvirt) -> None:
+def test_a_qemu_that_is_stopped_is_told_apart_by_a_monitor_of_its_own_alone(
+    libvirt: Libvirt,
+) -> None:
     """Behind a proxy it is a VM that does not answer; and both are back when QEMU is."""
     host = libvirt.host
     pids = [str(libvirt.pid(name)) for name in (OWN, PROXIED)]
@@ -264,7 +298,9 @@ def test_a_qemu_that_is_stopped_is_told_apart_by_a_monitor_of_its_own_alone(libv
     reasons = [info(text, "qemu_vm_scrape_error", vm=name)["reason"] for name in (OWN, PROXIED)]
 
     assert reasons == ["stopped", "timeout"]
-    libvirt.until(lambda text: value(text, "qemu_vm_up", vm=OWN) == value(text, "qemu_vm_up", vm=PROXIED) == 1)
+    libvirt.until(
+        lambda text: value(text, "qemu_vm_up", vm=OWN) == value(text, "qemu_vm_up", vm=PROXIED) == 1
+    )
 
 
 def test_the_unit_of_the_proxy_is_one_and_is_confined(libvirt: Libvirt) -> None:
@@ -284,4 +320,7 @@ def depth(exposition: str, name: str) -> float | None:
 def ended(exposition: str, name: str, kind: str) -> bool:
     """Whether a job of this kind was completed, or ended behind a proxy just while it was asked for."""
     well = [f"qemu_block_jobs_{result}_total" for result in ("completed", "vanished")]
-    return any(value(exposition, family, vm=name, job_type=kind) == 1 for family in well[: 1 + (name == PROXIED)])
+    return any(
+        value(exposition, family, vm=name, job_type=kind) == 1
+        for family in well[: 1 + (name == PROXIED)]
+    )

@@ -88,7 +88,9 @@ def operator(shared_lab: Lab, exporter: Exporter) -> Operator:
     began = time.monotonic()
     with Operator(shared_lab) as somebody:
         # A slow machine takes longer to show all that there is to see.
-        while (seconds := time.monotonic() - began) < SECONDS or not is_all_seen(somebody, exporter):
+        while (seconds := time.monotonic() - began) < SECONDS or not is_all_seen(
+            somebody, exporter
+        ):
             assert seconds < PATIENCE_SECONDS, (somebody.rounds, depths(exporter), jobs(exporter))
             # A probe joins no sweep.
             exporter.history.append(exporter.get("/probe?target=vm"))

@@ -63,16 +63,25 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         plain = {"name": "plain", "sockets": ["/run/qemu-block-exporter/*.sock"]}
         recipe = yaml.safe_load((RECIPES / "proxmox" / "config.yml").read_text())
         host.write("/etc/qbe.json", json.dumps({"groups": [plain, *recipe["groups"]]}))
-        drop_in = dict(re.findall(r"^(\w+)=(.*)", (RECIPES / "proxmox" / "root.conf").read_text(), re.MULTILINE))
+        drop_in = dict(
+            re.findall(
+                r"^(\w+)=(.*)", (RECIPES / "proxmox" / "root.conf").read_text(), re.MULTILINE
+            )
+        )
         # What of the unit's sandbox is about whom the exporter may be.
-        host.exporter("--config.file=/etc/qbe.json", CapabilityBoundingSet="", PrivateUsers="yes", **drop_in)
+        host.exporter(
+            "--config.file=/etc/qbe.json", CapabilityBoundingSet="", PrivateUsers="yes", **drop_in
+        )
         host.run("mkdir", "/run/qemu-server")
         host.run("useradd", "--system", "--gid=kvm", "--no-create-home", "qemu")
         host.systemctl("daemon-reload")
         for name in ("web1", "store", "100"):
             host.run("qemu-img", "create", "-q", "-f", "qcow2", f"/srv/{name}.qcow2", "64M")
             host.run("chown", "qemu:kvm", f"/srv/{name}.qcow2")
-        host.write("/etc/qemu/web1.env", "ARGS=-S -accel tcg -m 16 -drive file=/srv/web1.qcow2,format=qcow2,if=virtio\n")
+        host.write(
+            "/etc/qemu/web1.env",
+            "ARGS=-S -accel tcg -m 16 -drive file=/srv/web1.qcow2,format=qcow2,if=virtio\n",
+        )
         node = "--blockdev driver=file,filename=/srv/store.qcow2,node-name=file --blockdev driver=qcow2,file=file,node-name=store"
         host.write("/etc/qemu/store.env", f"ARGS={node}\n")
         host.systemctl("start", "qemu@web1", "qemu-storage-daemon@store")
@@ -106,7 +115,9 @@ def test_a_virtual_machine_by_a_unit_is_seen(host: Host) -> None:
 
 def test_a_storage_daemon_by_a_unit_shows_its_nodes(host: Host) -> None:
     """Without a flag, by the query of the page."""
-    highest = series(fresh(host), "qemu_block_node_write_highest_offset_bytes", vm="store", device="")
+    highest = series(
+        fresh(host), "qemu_block_node_write_highest_offset_bytes", vm="store", device=""
+    )
 
     assert len(highest) == 2
     assert not labels_of(fresh(host), "qemu_vm_status", vm="store")
@@ -124,7 +135,15 @@ def test_a_virtual_machine_of_proxmox_has_its_id_and_its_name(host: Host) -> Non
 def test_a_tool_that_connects_for_each_command_never_fails(host: Host) -> None:
     """While the exporter does the same, and is answered too."""
     enough = "/run/scraped-enough"
-    host.start("qm", "/usr/bin/python3", "-c", _QM, "/var/run/qemu-server/100.qmp", enough, RemainAfterExit="yes")
+    host.start(
+        "qm",
+        "/usr/bin/python3",
+        "-c",
+        _QM,
+        "/var/run/qemu-server/100.qmp",
+        enough,
+        RemainAfterExit="yes",
+    )
     for _ in range(20):
         host.ask(URL)
     # It was at it all the while.
@@ -139,12 +158,24 @@ def test_a_tool_that_connects_for_each_command_never_fails(host: Host) -> None:
 
 def test_systemd_finds_nothing_to_say_about_the_units(host: Host) -> None:
     """Neither an unknown setting nor a program that is not there."""
-    assert not host.run("systemd-analyze", "verify", "--man=no", "qemu@web1.service", "qemu-storage-daemon@store.service")
+    assert not host.run(
+        "systemd-analyze",
+        "verify",
+        "--man=no",
+        "qemu@web1.service",
+        "qemu-storage-daemon@store.service",
+    )
 
 
 def test_the_configuration_for_proxmox_is_one() -> None:
     """As the program itself says."""
-    check = [sys.executable, "-m", "exporter", "--config.check", f"--config.file={RECIPES}/proxmox/config.yml"]
+    check = [
+        sys.executable,
+        "-m",
+        "exporter",
+        "--config.check",
+        f"--config.file={RECIPES}/proxmox/config.yml",
+    ]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -267,7 +267,9 @@ class Asking:
         self.actions: list[tuple[float, float, Answer, str]] = []
         self._ended = threading.Event()
         self._failures: list[Exception] = []
-        self._threads = [threading.Thread(target=self._run, args=(ask,)) for ask in (self._scrape, self._act)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(ask,)) for ask in (self._scrape, self._act)
+        ]
 
     def __enter__(self) -> Asking:
         for thread in self._threads:
@@ -338,7 +340,9 @@ def test_nothing_ever_goes_to_or_comes_from_one_that_the_path_does_not_lead_to(
         if answer.status == 201:
             assert owner[file] in possible(had, acted, ended)
         else:
-            assert (answer.status, answer.problem) in {(409, "another-vm"), (503, "vm-down")}, answer
+            assert (answer.status, answer.problem) in {(409, "another-vm"), (503, "vm-down")}, (
+                answer
+            )
             assert file not in owner
     assert len(asking.scrapes) > ROUNDS
     assert {answer.status for _, _, answer, _ in asking.actions} >= {201, 409}

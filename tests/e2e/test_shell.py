@@ -151,9 +151,7 @@ def test_the_whole_workflow_from_the_shell_leaves_every_byte_in_the_base(
 
 
 @by_both
-def test_one_command_commits_and_completes(
-    lab: Lab, vm: Qemu, disk: Disk, shell: Shell
-) -> None:
+def test_one_command_commits_and_completes(lab: Lab, vm: Qemu, disk: Disk, shell: Shell) -> None:
     """With JSON lines for a script: the last one tells how it ended."""
     overlaid(shell, lab, disk)
 
@@ -247,9 +245,7 @@ def test_pause_resume_and_cancel_do_what_they_say(
 
 
 @pytest.mark.parametrize("kind", ["drive"])
-def test_what_is_done_from_the_shell_is_in_the_audit_trail(
-    lab: Lab, vm: Qemu, disk: Disk
-) -> None:
+def test_what_is_done_from_the_shell_is_in_the_audit_trail(lab: Lab, vm: Qemu, disk: Disk) -> None:
     """Under the name of the user of the file."""
     user = admin(lab)
     shell = Shell(lab, user)

@@ -66,7 +66,9 @@ class Service:
     def left(self, vm: str) -> None:
         """Wait until a VM has seen that the service has ended."""
         path = f"/run/{NAME}/{vm}.sock"
-        wait_until(lambda: not has_client(self.host.run("cat", "/proc/net/unix"), path), f"{vm} is left")
+        wait_until(
+            lambda: not has_client(self.host.run("cat", "/proc/net/unix"), path), f"{vm} is left"
+        )
 
     def storage(self) -> set[str]:
         """Return the VMs whose storage is seen and answers."""
@@ -75,7 +77,10 @@ class Service:
 
     def reasons(self) -> dict[str, str]:
         """Return why each VM that is down is."""
-        found = [re.fullmatch(r'qemu_vm_scrape_error\{vm="(\w+)",reason="(\w+)"\}', key) for key in self.metrics()]
+        found = [
+            re.fullmatch(r'qemu_vm_scrape_error\{vm="(\w+)",reason="(\w+)"\}', key)
+            for key in self.metrics()
+        ]
         return dict(match.groups() for match in found if match)
 
     @contextmanager
@@ -114,7 +119,9 @@ def service(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 User="qemu-vm", Group="kvm", UMask="0022" if vm == "closed" else "0007",
             )  # fmt: skip
         running = Service(host)
-        wait_until(lambda: len(running.reasons()) == 1 and len(running.storage()) == 3, "the VMs are seen")
+        wait_until(
+            lambda: len(running.reasons()) == 1 and len(running.storage()) == 3, "the VMs are seen"
+        )
         yield running
 
 
@@ -122,7 +129,9 @@ def test_the_package_starts_the_service_as_a_user_of_its_own(service: Service) -
     """It said READY, is there after a boot, and its socket is a choice."""
     host = service.host
     status = dict(
-        line.split(":\t") for line in host.run("cat", f"/proc/{service.pid}/status").splitlines() if ":\t" in line
+        line.split(":\t")
+        for line in host.run("cat", f"/proc/{service.pid}/status").splitlines()
+        if ":\t" in line
     )
 
     assert host.property("ActiveState", SERVICE) == "active"
@@ -145,7 +154,9 @@ def test_systemd_finds_nothing_to_say_about_the_units(service: Service) -> None:
 def test_the_exposure_is_below_two() -> None:
     """And its verdict is OK."""
     unit = ROOT / "deploy/systemd" / SERVICE
-    said = run(["systemd-analyze", "security", "--offline=true", "--threshold=19", "--no-pager", unit])
+    said = run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=19", "--no-pager", unit]
+    )
     verdict = re.search(r"exposure level for \S+: ([\d.]+) (\w+)", said)
 
     assert verdict is not None
@@ -160,7 +171,9 @@ def test_a_vm_whose_socket_has_the_group_is_up_and_its_storage_is_seen(service: 
     assert service.up() == {"plain", "home", "tmp", "dev"}
     assert service.storage() == {"plain", "home", "dev"}
     assert service.reasons() == {"closed": "permission"}
-    assert any(key.startswith('qemu_block_node_storage_available_bytes{vm="plain"') for key in found)
+    assert any(
+        key.startswith('qemu_block_node_storage_available_bytes{vm="plain"') for key in found
+    )
 
 
 #: What each setting takes from the exporter, as deploy/systemd/README.md has it.
@@ -193,7 +206,9 @@ def test_what_each_setting_of_the_sandbox_takes_away(
         wait_until(lambda: host.run("ps", "-o", "s=", "-p", pid).strip() == "T", "the VM stops")
         host.systemctl("start", SERVICE)
         try:
-            reasons = wait_until(lambda: len(found := service.reasons()) == 3 and found, "both are seen to be down")
+            reasons = wait_until(
+                lambda: len(found := service.reasons()) == 3 and found, "both are seen to be down"
+            )
         finally:
             host.systemctl("kill", "--signal=CONT", "vm-plain")
             host.systemctl("stop", "client")
@@ -203,7 +218,9 @@ def test_what_each_setting_of_the_sandbox_takes_away(
     assert setting.partition("=")[0] in (ROOT / "deploy/systemd/README.md").read_text()
 
 
-def test_a_mount_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(service: Service) -> None:
+def test_a_mount_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(
+    service: Service,
+) -> None:
     """One that comes later is seen in the sandbox; a dead one is not touched when it is set up.
 
     It holds no image. Of VMs whose images are known nothing ages; of others nobody can tell that.
@@ -213,7 +230,10 @@ def test_a_mount_that_hangs_neither_keeps_it_from_starting_nor_goes_unseen(servi
         host.run("mkdir", "/srv/behind", "/srv/share")
         uncached = "attr_timeout=0,entry_timeout=0,negative_timeout=0"
         host.start("share", "bindfs", "-f", "-o", uncached, "/srv/behind", "/srv/share")
-        wait_until(lambda: "/srv/share" in host.run("cat", f"/proc/{service.pid}/mountinfo"), "the mount is there")
+        wait_until(
+            lambda: "/srv/share" in host.run("cat", f"/proc/{service.pid}/mountinfo"),
+            "the mount is there",
+        )
         wait_until(lambda: "plain" in service.storage(), "its images are known")
         host.systemctl("kill", "--signal=STOP", "share")
         try:
@@ -238,7 +258,10 @@ def test_a_reload_reads_the_configuration_again_in_the_same_process(service: Ser
         before = service.pid
         host.write("/etc/qbe.yml", "groups: wrong\n")
         host.systemctl("reload", SERVICE)
-        wait_until(lambda: service.metrics()["qemu_exporter_config_last_reload_successful"] == "0", "it is read")
+        wait_until(
+            lambda: service.metrics()["qemu_exporter_config_last_reload_successful"] == "0",
+            "it is read",
+        )
         host.write("/etc/qbe.yml", f"groups: [{{name: few, sockets: ['/run/{NAME}/home.sock']}}]\n")
         host.systemctl("reload", SERVICE)
         wait_until(lambda: service.metrics()["qemu_exporter_targets"] == "1", "it is read")
@@ -248,13 +271,18 @@ def test_a_reload_reads_the_configuration_again_in_the_same_process(service: Ser
     assert "configuration not reloaded" in host.log(SERVICE)
 
 
-def test_the_watchdog_hears_of_a_service_that_is_well_and_ends_one_that_hangs(service: Service) -> None:
+def test_the_watchdog_hears_of_a_service_that_is_well_and_ends_one_that_hangs(
+    service: Service,
+) -> None:
     """By SIGABRT, and it is started again."""
     host = service.host
     assert host.property("WatchdogUSec", SERVICE) == "30s"
     with service.configured("WatchdogSec=2\nRestartSec=0"):
         first = host.property("WatchdogTimestampMonotonic", SERVICE)
-        wait_until(lambda: host.property("WatchdogTimestampMonotonic", SERVICE) != first, "the watchdog is fed")
+        wait_until(
+            lambda: host.property("WatchdogTimestampMonotonic", SERVICE) != first,
+            "the watchdog is fed",
+        )
         before = service.pid
         host.run("kill", "-STOP", before)
         wait_until(lambda: service.pid not in {before, "0"}, "it is started again")
@@ -263,7 +291,9 @@ def test_the_watchdog_hears_of_a_service_that_is_well_and_ends_one_that_hangs(se
     assert f"{SERVICE}: Watchdog timeout (limit 2s)!" in host.log(SERVICE)
 
 
-def test_a_service_that_fails_is_started_again_and_one_that_is_ended_is_not(service: Service) -> None:
+def test_a_service_that_fails_is_started_again_and_one_that_is_ended_is_not(
+    service: Service,
+) -> None:
     """Whatever ended it; what the administrator wanted is no failure."""
     host = service.host
     with service.configured("RestartSec=0"):
@@ -278,7 +308,9 @@ def test_a_service_that_fails_is_started_again_and_one_that_is_ended_is_not(serv
         assert host.property("Result", SERVICE) == "success"
 
 
-def test_by_its_socket_it_starts_when_it_is_asked_and_no_scrape_is_refused(service: Service) -> None:
+def test_by_its_socket_it_starts_when_it_is_asked_and_no_scrape_is_refused(
+    service: Service,
+) -> None:
     """systemd has the port while the service is not there."""
     host = service.host
     with service.configured():
@@ -298,7 +330,9 @@ def test_by_its_socket_it_starts_when_it_is_asked_and_no_scrape_is_refused(servi
             host.systemctl("stop", SERVICE, SOCKET)
 
 
-def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_conf_adds(service: Service) -> None:
+def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_conf_adds(
+    service: Service,
+) -> None:
     """A commit is on record in the state directory; a snapshot needs a directory that can be written to."""
     host = service.host
     password = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
@@ -306,15 +340,27 @@ def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_co
     host.write("/etc/qbe.yml", f"groups: [{{name: all, sockets: ['/run/{NAME}/*.sock']}}]\nadmin:\n  grants:\n"
                "    - {users: [ops], verbs: [commit, snapshot], vms: ['*'], directories: [/srv/overlays],\n"
                "       same_files: true}\n")  # fmt: skip
-    host.run("install", "--directory", "--mode=0770", f"--owner={NAME}", "--group=kvm", "/srv/overlays")
+    host.run(
+        "install", "--directory", "--mode=0770", f"--owner={NAME}", "--group=kvm", "/srv/overlays"
+    )
     flags = "--web.enable-admin-api --web.config.file=/etc/qbe-web.yml --config.file=/etc/qbe.yml"
     admin = f"{URL}/api/v1/admin/vms"
     with service.configured(arguments=flags):
-        wait_until(lambda: 'qemu_vm_up{vm="home"} 1' in host.ask(f"{URL}/metrics", "ops:secret"), "it is up")
+        wait_until(
+            lambda: 'qemu_vm_up{vm="home"} 1' in host.ask(f"{URL}/metrics", "ops:secret"),
+            "it is up",
+        )
         niceness = host.run("ps", "-L", "-o", "ni=", "-p", service.pid).split()
         # One of the other VMs may not be opened, so that nobody knows its layers.
-        commit = {"action": "commit", "device": "disk0", "job_id": "qbe-sandbox", "unseen_neighbours": "allow"}
-        accepted = json.loads(host.ask(f"{admin}/home/block-jobs", "ops:secret", json.dumps(commit)))
+        commit = {
+            "action": "commit",
+            "device": "disk0",
+            "job_id": "qbe-sandbox",
+            "unseen_neighbours": "allow",
+        }
+        accepted = json.loads(
+            host.ask(f"{admin}/home/block-jobs", "ops:secret", json.dumps(commit))
+        )
         snapshot = json.dumps({"device": "disk0", "file": "/srv/overlays/plain.qcow2"})
         refused = json.loads(host.ask(f"{admin}/plain/snapshots", "ops:secret", snapshot))
 
@@ -323,11 +369,16 @@ def test_the_admin_api_works_in_the_sandbox_and_snapshots_with_what_snapshots_co
         assert "qbe-sandbox" in host.run("find", f"/var/lib/{NAME}", "-user", NAME)
         assert "cannot be written to from here" in refused["detail"]
     with service.configured(_without_head("snapshots.conf"), flags):
-        wait_until(lambda: 'qemu_vm_up{vm="plain"} 1' in host.ask(f"{URL}/metrics", "ops:secret"), "it is up")
+        wait_until(
+            lambda: 'qemu_vm_up{vm="plain"} 1' in host.ask(f"{URL}/metrics", "ops:secret"),
+            "it is up",
+        )
         made = json.loads(host.ask(f"{admin}/plain/snapshots", "ops:secret", snapshot))
 
         assert "type" not in made, made
-        assert host.run("stat", "-c", "%U:%G %a", "/srv/overlays/plain.qcow2") == f"{NAME}:kvm 660\n"
+        assert (
+            host.run("stat", "-c", "%U:%G %a", "/srv/overlays/plain.qcow2") == f"{NAME}:kvm 660\n"
+        )
 
 
 def _without_head(name: str) -> str:
@@ -339,18 +390,42 @@ def test_the_service_of_one_user_collects_that_users_vms(service: Service) -> No
     host = service.host
     host.run("useradd", "--create-home", "joe")
     host.run("install", "--directory", "--owner=joe", "--mode=0700", "/run/user/4711")
-    host.start("joe", "/lib/systemd/systemd", "--user", User="joe", Delegate="yes", Environment="XDG_RUNTIME_DIR=/run/user/4711")
-    user = ["runuser", "-u", "joe", "--", "env", "XDG_RUNTIME_DIR=/run/user/4711", "systemctl", "--user"]
-    wait_until(lambda: host.run(*user, "is-system-running", check=False) == "running\n", "the user's systemd runs")
+    host.start(
+        "joe",
+        "/lib/systemd/systemd",
+        "--user",
+        User="joe",
+        Delegate="yes",
+        Environment="XDG_RUNTIME_DIR=/run/user/4711",
+    )
+    user = [
+        "runuser",
+        "-u",
+        "joe",
+        "--",
+        "env",
+        "XDG_RUNTIME_DIR=/run/user/4711",
+        "systemctl",
+        "--user",
+    ]
+    wait_until(
+        lambda: host.run(*user, "is-system-running", check=False) == "running\n",
+        "the user's systemd runs",
+    )
     host.run("install", "--directory", "--owner=joe", "/home/joe/.config")
-    host.write("/home/joe/.config/qemu-block-exporter.env", "ARGS=--web.listen-address=127.0.0.1:9710\n")
+    host.write(
+        "/home/joe/.config/qemu-block-exporter.env", "ARGS=--web.listen-address=127.0.0.1:9710\n"
+    )
     host.run(*user, "start", NAME)
     host.start(
         "vm-joe", "/usr/bin/qemu-system-x86_64", "-machine", "none", "-accel", "tcg,tb-size=1", "-display", "none",
         "-qmp", f"unix:/run/user/4711/{NAME}/mine.sock,server=on,wait=off", User="joe",
     )  # fmt: skip
 
-    wait_until(lambda: 'qemu_vm_up{vm="mine"} 1' in host.ask("http://127.0.0.1:9710/metrics"), "the VM is up")
+    wait_until(
+        lambda: 'qemu_vm_up{vm="mine"} 1' in host.ask("http://127.0.0.1:9710/metrics"),
+        "the VM is up",
+    )
     assert host.run(*user, "show", "--value", "-p", "StatusText", NAME).startswith("version ")
     host.run(*user, "stop", NAME)
     host.systemctl("stop", "vm-joe", "joe")
@@ -374,22 +449,39 @@ def test_the_page_on_upgrades_leads_back_to_an_older_version_and_forth_again(
     host, page = service.host, (ROOT / "deploy" / "UPGRADING.md").read_text()
     run(["dpkg-deb", "-R", packages.deb, tmp_path / "old"])
     control = tmp_path / "old/DEBIAN/control"
-    control.write_text(re.sub("^Version: .*$", "Version: 0.0.1-1", control.read_text(), flags=re.MULTILINE))
-    run(["dpkg-deb", "--root-owner-group", "-b", tmp_path / "old", host.root / f"root/{NAME}_OLD_amd64.deb"])
+    control.write_text(
+        re.sub("^Version: .*$", "Version: 0.0.1-1", control.read_text(), flags=re.MULTILINE)
+    )
+    run(
+        [
+            "dpkg-deb",
+            "--root-owner-group",
+            "-b",
+            tmp_path / "old",
+            host.root / f"root/{NAME}_OLD_amd64.deb",
+        ]
+    )
     shutil.copy(packages.deb, host.root / f"root/{NAME}_NEW_amd64.deb")
     host.write("/etc/apt/apt.conf.d/yes", 'APT::Get::Assume-Yes "true";\n')
     host.write("/root/good.yml", "groups: [{name: all, sockets: ['/run/*.sock']}]\n")
     host.write("/root/web.yml", "http_server_config: {http2: true}\n")
     host.write("/root/wrong.yml", "of_the_future: 1\n")
-    check = block(page, "The new version can judge").replace("--web.config.file=FILE", "--web.config.file=web.yml")
+    check = block(page, "The new version can judge").replace(
+        "--web.config.file=FILE", "--web.config.file=web.yml"
+    )
     forth, back = re.findall(r"^\| Debian package \| `(apt install [^`]+)`", page, re.MULTILINE)
 
     def shell(command: str, **more: bool) -> str:
-        return host.run("sh", "-ec", f"cd /root; PATH=/usr/sbin:/usr/bin:/sbin:/bin; {command}", **more)
+        return host.run(
+            "sh", "-ec", f"cd /root; PATH=/usr/sbin:/usr/bin:/sbin:/bin; {command}", **more
+        )
 
     shell(check.replace("FILE", "good.yml"))
     assert "of_the_future" in shell(f"({check.replace('FILE', 'wrong.yml')}) 2>&1", check=False)
-    for command, version in (back, "0.0.1-1"), (forth, host.run("dpkg-query", "-Wf", "${Version}", NAME)):
+    for command, version in (
+        (back, "0.0.1-1"),
+        (forth, host.run("dpkg-query", "-Wf", "${Version}", NAME)),
+    ):
         before = service.pid
         shell(command)
         assert host.run("dpkg-query", "-Wf", "${Version}", NAME) == version
@@ -404,13 +496,27 @@ def block(page: str, after: str) -> str:
     return re.sub("^    ", "", found[1], flags=re.MULTILINE)
 
 
-def test_a_package_that_is_purged_leaves_nothing_but_its_user(service: Service, tmp_path: Path) -> None:
+def test_a_package_that_is_purged_leaves_nothing_but_its_user(
+    service: Service, tmp_path: Path
+) -> None:
     """Removed, it leaves its configuration and state. A socket that was enabled goes with it too."""
     host = service.host
     host.systemctl("enable", SOCKET)
     host.run("dpkg", "--force-unsafe-io", "--install", "/root/package.deb")
     assert host.systemctl("is-enabled", SOCKET) == "enabled\n"
-    ours = ["find", "/etc", "/lib", "/usr", "/var", "-xdev", "-name", f"*{NAME}*", "-not", "-path", "/var/log/*"]
+    ours = [
+        "find",
+        "/etc",
+        "/lib",
+        "/usr",
+        "/var",
+        "-xdev",
+        "-name",
+        f"*{NAME}*",
+        "-not",
+        "-path",
+        "/var/log/*",
+    ]
     host.run("systemctl", "stop", *(f"vm-{vm}" for vm in IMAGES))
     host.run("rm", f"/etc/default/{NAME}.dist")
     host.run("dpkg", "--force-unsafe-io", "--remove", NAME)
@@ -425,7 +531,9 @@ def test_a_package_that_is_purged_leaves_nothing_but_its_user(service: Service, 
     assert host.run("getent", "passwd", NAME).startswith(f"{NAME}:")
 
 
-def test_the_page_leads_to_a_service_and_to_a_port_by_socket_without_the_package(service: Service) -> None:
+def test_the_page_leads_to_a_service_and_to_a_port_by_socket_without_the_package(
+    service: Service,
+) -> None:
     """Its commands, as they stand there, on a host on which nothing is left; the package's program is moved."""
     host, page = service.host, (ROOT / "deploy" / "systemd" / "README.md").read_text()
     host.run("userdel", NAME)
@@ -440,10 +548,14 @@ def test_the_page_leads_to_a_service_and_to_a_port_by_socket_without_the_package
     host.run("sh", "-ec", block(page, "## The port by a socket unit"))
     assert host.property("ActiveState", SERVICE) == "inactive"
     assert "qemu_exporter_targets 0" in host.ask(f"{URL}/metrics")
-    assert host.run("systemctl", "is-enabled", SERVICE, SOCKET, check=False) == "disabled\nenabled\n"
+    assert (
+        host.run("systemctl", "is-enabled", SERVICE, SOCKET, check=False) == "disabled\nenabled\n"
+    )
 
 
-def test_the_folder_for_containers_is_one_in_which_the_group_makes_its_sockets(service: Service) -> None:
+def test_the_folder_for_containers_is_one_in_which_the_group_makes_its_sockets(
+    service: Service,
+) -> None:
     """By the commands of the page, and again after a boot: it is a file of tmpfiles.d."""
     host, page = service.host, (ROOT / "deploy" / "docker" / "README.md").read_text()
     host.systemctl("disable", "--now", SERVICE, SOCKET)

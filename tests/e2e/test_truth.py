@@ -105,7 +105,9 @@ class TestKnownCases:
         work.commit(disk, "cancel", at_once=True, when_ready=watched.scrape, job_id="dense1-c1")
         mirror(work, disk)
 
-    def test_a_cancelled_commit_whose_top_was_merged_from_the_middle(self, watched: Watched) -> None:
+    def test_a_cancelled_commit_whose_top_was_merged_from_the_middle(
+        self, watched: Watched
+    ) -> None:
         disk = watched.virtio
         work = watched.work(disk)
         top, base = disk.layers()
@@ -188,7 +190,12 @@ class TestKnownCases:
         work = watched.work(disk)
         for number in range(4):
             file = watched.vm.file("created")
-            options = {"driver": "file", "filename": file, "size": 96 << 20, "preallocation": "full"}
+            options = {
+                "driver": "file",
+                "filename": file,
+                "size": 96 << 20,
+                "preallocation": "full",
+            }
             job = work.start(
                 disk, "blockdev-create", "create", job_id=f"dense1-r{number}", options=options
             )

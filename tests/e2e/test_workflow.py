@@ -221,7 +221,9 @@ def test_the_whole_workflow_ends_on_the_base_with_its_counters_unbroken(
     assert value(during, "qemu_block_job_length_bytes", job_id=job_id) == 6 * MIB
 
     disk.vm.run("block-job-complete", {"device": job_id})
-    after = exporter.until(lambda text: depth(text, disk) == 0 and "qemu_block_job_status" not in text)
+    after = exporter.until(
+        lambda text: depth(text, disk) == 0 and "qemu_block_job_status" not in text
+    )
     assert file_of(after, disk) == base
     assert disk.entry["inserted"]["file"] == base
     assert written(after, disk) == 7 * MIB

@@ -15,10 +15,11 @@ NUMBERS = st.none() | st.integers(-(2**63), 2**64 - 1)
 LABELS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='"\\\n'), max_size=8)
 
 
-@given(st.lists(st.tuples(LABELS, NUMBERS, NUMBERS), min_size=1, max_size=5), st.sampled_from([1, 10**9]))
-def test_each_value_stands_behind_its_labels(
-    records: list[tuple[Any, ...]], divisor: int
-) -> None:
+@given(
+    st.lists(st.tuples(LABELS, NUMBERS, NUMBERS), min_size=1, max_size=5),
+    st.sampled_from([1, 10**9]),
+)
+def test_each_value_stands_behind_its_labels(records: list[tuple[Any, ...]], divisor: int) -> None:
     """Whatever the labels hold, and wherever a value is missing."""
     identities = tuple(f'l="{label}"' for label, _, _ in records)
     flat, missing = flatten([record[1:] for record in records], divisor)

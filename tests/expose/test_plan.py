@@ -75,7 +75,9 @@ def test_what_one_device_has_and_another_has_not_is_a_sample_of_the_one() -> Non
 @given(st.integers(-(2**63), 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_counters_of_many_devices_are_exact(one: int, other: int) -> None:
     """Each as `number` writes it, also where a neighbour's went through a signed type."""
-    found = series(text(device("a", rd_bytes=one), device("b", rd_bytes=other)), "qemu_block_read_bytes_total")
+    found = series(
+        text(device("a", rd_bytes=one), device("b", rd_bytes=other)), "qemu_block_read_bytes_total"
+    )
 
     assert list(found.values()) == [number(one), number(other)]
 
@@ -134,7 +136,10 @@ def test_lines_that_are_kept_follow_what_is_known() -> None:
     for idle in (None, 7, None):
         entries[0].stats.idle_time_ns = idle  # type: ignore[attr-defined]
         found.append(plan.render(of(*entries), kept))
-    fresh = [plan.render(of(device("a", rd_bytes=1, idle_time_ns=idle), entries[1])) for idle in (None, 7)]
+    fresh = [
+        plan.render(of(device("a", rd_bytes=1, idle_time_ns=idle), entries[1]))
+        for idle in (None, 7)
+    ]
 
     assert found == [fresh[0], fresh[1], fresh[0]]
     assert fresh[0] != fresh[1]
@@ -287,7 +292,9 @@ def test_the_exporter_shows_itself() -> None:
     found = samples(join([blobs], openmetrics=False).decode())
 
     assert found['qemu_exporter_qmp_commands_total{command="query-block"}'] == "3"
-    assert found['qemu_exporter_qmp_errors_total{command="query-block",class="GenericError"}'] == "1"
+    assert (
+        found['qemu_exporter_qmp_errors_total{command="query-block",class="GenericError"}'] == "1"
+    )
     assert found["qemu_exporter_targets_up"] == "1"
 
 

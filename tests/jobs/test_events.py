@@ -57,7 +57,9 @@ def scrape(events: Events, *disks: Disk | dict[str, Any], more: Owners | None = 
 
 def counted(records: Sequence[Any]) -> list[Any]:
     """Return the records of what was counted, without those that are at 0."""
-    return [each for each in records if any(n for n in msgspec.structs.astuple(each) if type(n) is int)]
+    return [
+        each for each in records if any(n for n in msgspec.structs.astuple(each) if type(n) is int)
+    ]
 
 
 def io_errors(events: Events) -> list[IoErrors]:

@@ -94,9 +94,7 @@ def test_every_result_has_a_row_and_every_row_a_meaning() -> None:
 
     assert {each for each in TABLE.values() if isinstance(each, str)} == set(RESULTS)
     assert all((state, seen) in TABLE for state in waiting for seen in chain)
-    assert all(
-        isinstance(each, str) for (state, _), each in TABLE.items() if state in waiting
-    )
+    assert all(isinstance(each, str) for (state, _), each in TABLE.items() if state in waiting)
     assert {each for each in TABLE.values() if isinstance(each, State)} == waiting - {State.CUT_OFF}
 
 
@@ -234,7 +232,9 @@ class World:
         elif job.status == "ready":
             self._end(job, ["completed", "completed", "cancelled", "failed"][choice % 4])
         else:
-            self._end(job, ["completed", "completed", "completed", "cancelled", "failed"][choice % 5])
+            self._end(
+                job, ["completed", "completed", "completed", "cancelled", "failed"][choice % 5]
+            )
 
     def _end(self, job: Running, how: str) -> None:
         ready = job.status == "ready"
@@ -242,8 +242,17 @@ class World:
             how = "cancelled"  # one that is not ready cannot be completed
         if how == "completed":
             self._change(job)
-        self.truth.append((job.id, job.kind, "completed" if ready and job.kind == "mirror" and how == "cancelled" else how, job.disk))
-        error = {"cancelled": "Operation canceled", "failed": "No space left on device"}.get(how, "")
+        self.truth.append(
+            (
+                job.id,
+                job.kind,
+                "completed" if ready and job.kind == "mirror" and how == "cancelled" else how,
+                job.disk,
+            )
+        )
+        error = {"cancelled": "Operation canceled", "failed": "No space left on device"}.get(
+            how, ""
+        )
         if job.kind == "create":
             job.error = error
             self.status(job, *(["aborting"] if error else ["waiting", "pending"]), "concluded")
@@ -383,9 +392,10 @@ def assert_true(world: World) -> None:
             assert count <= sum(truth[job_id, each, how] for each in kinds), (job_id, kind, how)
     for job_id, kind, how, device in world.counted:
         if device:
-            assert any(
-                (job_id, kind, device) == (t[0], t[1], t[3]) for t in world.truth
-            ) or how == "vanished", (job_id, kind, how, device)
+            assert (
+                any((job_id, kind, device) == (t[0], t[1], t[3]) for t in world.truth)
+                or how == "vanished"
+            ), (job_id, kind, how, device)
 
 
 @settings(max_examples=150, deadline=None)

@@ -47,9 +47,7 @@ def listed(job_id: str = "disk0", kind: str = "commit", **more: object) -> schem
 def other(job_id: str = "snap", status: str = "running", **more: object) -> schema.JobInfo:
     """An entry of query-jobs."""
     entry = {"id": job_id, "type": "snapshot-save", "status": status, **more}
-    return msgspec.convert(
-        {**entry, "current-progress": 1, "total-progress": 4}, schema.JobInfo
-    )
+    return msgspec.convert({**entry, "current-progress": 1, "total-progress": 4}, schema.JobInfo)
 
 
 class Watched:
@@ -524,7 +522,9 @@ def test_a_commit_that_is_gone_without_a_word_may_be_what_its_chain_shows(
     assert vm.counts == {("commit", "unverified"): 1}
 
 
-@pytest.mark.parametrize("after", [Process(8, (7, 2, 0)), Process(7, (8, 0, 0)), Process(0, (7, 2, 0))])
+@pytest.mark.parametrize(
+    "after", [Process(8, (7, 2, 0)), Process(7, (8, 0, 0)), Process(0, (7, 2, 0))]
+)
 def test_of_another_qemu_no_chain_is_believed(vm: Watched, after: Process) -> None:
     """It was started on what was left; one that cannot be seen may be another."""
     vm.poll(listed(), listed("j", "mirror"))
@@ -625,7 +625,9 @@ def test_the_error_of_a_job_that_is_no_block_job_is_in_query_jobs(
     assert vm.counts == {("snapshot-save", result): 1}
 
 
-@pytest.mark.parametrize(("status", "result"), [("pending", "completed"), ("aborting", "unverified")])
+@pytest.mark.parametrize(
+    ("status", "result"), [("pending", "completed"), ("aborting", "unverified")]
+)
 def test_a_job_that_is_no_block_job_and_no_query_saw_ended_as_its_status_says(
     vm: Watched, status: str, result: str
 ) -> None:
@@ -701,7 +703,9 @@ def test_100000_jobs_that_never_end_are_not_all_followed(vm: Watched) -> None:
     vm.poll()
 
     assert_is_small(vm)
-    assert sum(count for (_, result), count in vm.counts.items() if result == "completed") == 100_000
+    assert (
+        sum(count for (_, result), count in vm.counts.items() if result == "completed") == 100_000
+    )
 
 
 def test_no_job_with_an_endless_id_is_remembered(vm: Watched) -> None:

@@ -26,11 +26,13 @@ NAMES = st.sampled_from(["", "disk0", "disk1", "a\nb", '"'])
 QDEVS = st.sampled_from(["", "ide0-0-0", "/machine/peripheral/disk0/virtio-backend"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda child: st.lists(child, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["return", "error", "event", "stats", "device", "inserted", "class"]),
-        child,
-        max_size=4,
+    lambda child: (
+        st.lists(child, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["return", "error", "event", "stats", "device", "inserted", "class"]),
+            child,
+            max_size=4,
+        )
     ),
     max_leaves=15,
 )
@@ -67,7 +69,14 @@ def image(filename: str, **more: Any) -> dict[str, Any]:
 def inserted(filename: str, node: str = "n0", **more: Any) -> dict[str, Any]:
     """A BlockDeviceInfo."""
     found = image(filename, **more.pop("image", {}))
-    return {"file": filename, "drv": "qcow2", "ro": False, "node-name": node, "image": found, **more}
+    return {
+        "file": filename,
+        "drv": "qcow2",
+        "ro": False,
+        "node-name": node,
+        "image": found,
+        **more,
+    }
 
 
 def devices(stats: list[Any], info: list[Any], **topology: Any) -> tuple[Device, ...]:
@@ -88,7 +97,13 @@ def rendered(found: build.Devices, told: list[schema.BlockStats]) -> str:
 def test_any_json_is_decoded_or_refused(tree: Any) -> None:
     """No reply, however odd, raises anything that is not expected."""
     wire = json.dumps(tree)
-    for query in (queries.BLOCKSTATS, queries.BLOCK, queries.BLOCK_JOBS, queries.STATUS, queries.GRAPH):
+    for query in (
+        queries.BLOCKSTATS,
+        queries.BLOCK,
+        queries.BLOCK_JOBS,
+        queries.STATUS,
+        queries.GRAPH,
+    ):
         try:
             query.decoder.decode(wire)
         except msgspec.DecodeError:
@@ -170,7 +185,13 @@ def test_a_burst_has_its_length_only_where_there_is_a_burst() -> None:
 
 def test_bitmaps_without_a_name_belong_to_jobs_and_are_left_out() -> None:
     """A backup keeps two of them for itself."""
-    bitmap = {"granularity": 65536, "count": 1, "recording": True, "busy": False, "persistent": True}
+    bitmap = {
+        "granularity": 65536,
+        "count": 1,
+        "recording": True,
+        "busy": False,
+        "persistent": True,
+    }
     info = inserted("/a", **{"dirty-bitmaps": [{**bitmap, "name": "daily"}, bitmap]})
     stats = [{"device": "a", "node-name": "n0", "stats": {}}]
     (found,) = devices(stats, [{"device": "a", "inserted": info}])
@@ -186,7 +207,9 @@ def test_free_nodes_are_those_that_no_device_uses() -> None:
 
     found, counters = build.free_nodes(nodes, entries({"device": "a", **used}))
     assert list(counters) == nodes[2:]
-    assert [(node.node_name, node.role, node.layer) for node in found] == [("spare", "protocol", "")]
+    assert [(node.node_name, node.role, node.layer) for node in found] == [
+        ("spare", "protocol", "")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +237,10 @@ def test_a_job_that_is_no_block_job_has_a_ratio_and_no_bytes() -> None:
     assert list(series(text, "qemu_block_job_progress_ratio").values()) == ["0.25"]
     assert not series(text, "qemu_block_job_offset_bytes")
     assert series(text, "qemu_block_job_status", status="running")
-    assert build.jobs([], [msgspec.structs.replace(other, total_progress=0)], {})[0].progress_ratio is None
+    assert (
+        build.jobs([], [msgspec.structs.replace(other, total_progress=0)], {})[0].progress_ratio
+        is None
+    )
 
 
 def test_two_jobs_of_one_id_are_refused() -> None:

@@ -66,7 +66,9 @@ def test_devices_that_cannot_be_told_apart_are_refused() -> None:
         device_names([entry("disk0"), entry("disk0")])
 
 
-async def identities(version: str, names: list[str], folder: Path) -> dict[str, dict[str, set[str]]]:
+async def identities(
+    version: str, names: list[str], folder: Path
+) -> dict[str, dict[str, set[str]]]:
     """Return for each step and device the series of its state and layers, without values."""
     found: dict[str, dict[str, set[str]]] = {}
     async for step, _, text in replay(version, names, folder):

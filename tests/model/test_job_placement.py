@@ -88,7 +88,9 @@ def test_a_shared_base_does_not_make_the_other_disk_the_jobs() -> None:
 
 def test_the_target_of_a_mirror_is_not_the_disk_that_it_works_on() -> None:
     """It may be attached to the same VM."""
-    found = graph("dev:copy root target", "dev:disk0 root top", "job:j source top", "job:j target target")
+    found = graph(
+        "dev:copy root target", "dev:disk0 root top", "job:j source top", "job:j target target"
+    )
 
     entries = [disk("copy", "target"), disk("disk0", "top")]
     assert place_job("j", found, entries).device == "disk0"

@@ -20,7 +20,9 @@ from exporter.process.logs import Formatter
 
 def record(message: str = "hello", **extra: object) -> logging.LogRecord:
     """A line of vm.py at a known time."""
-    made = logging.LogRecord("exporter.collect.vm", logging.WARNING, "/x/vm.py", 90, message, (), None)
+    made = logging.LogRecord(
+        "exporter.collect.vm", logging.WARNING, "/x/vm.py", 90, message, (), None
+    )
     made.created, made.msecs = 86400.25, 250
     vars(made).update(extra)
     return made

@@ -51,12 +51,19 @@ PAGES = [*MANUAL, "SECURITY.md", "CONTRIBUTING.md", "deploy/config.example.yml",
 @pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_a_page_names_exists(page: str) -> None:
     """A flag that was renamed is renamed everywhere."""
-    known = set(serve_flags.parser()._option_string_actions) | {"--no-collector.NAME", "--update-golden"}
+    known = set(serve_flags.parser()._option_string_actions) | {
+        "--no-collector.NAME",
+        "--update-golden",
+    }
     known |= {"--http.config.file"}
     named = re.findall(r"(?<![\w-])--[a-z]+[.][a-z.-]*[a-z]", (ROOT / page).read_text())
 
     assert set(named) <= known
-    assert named or page in {*MANUAL, "CONTRIBUTING.md", "deploy/kubernetes/README.md"} or "/recipes/" in page
+    assert (
+        named
+        or page in {*MANUAL, "CONTRIBUTING.md", "deploy/kubernetes/README.md"}
+        or "/recipes/" in page
+    )
 
 
 def test_every_command_of_operators_is_explained() -> None:
@@ -72,11 +79,17 @@ def test_every_command_of_operators_is_explained() -> None:
     assert codes == re.findall(r"^  (\d+) ", EXIT_CODES_HELP, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [
-    *MANUAL, "CONTRIBUTING.md", *PAGES[-2:], *(page for page in PAGES if "/recipes/" in page)])
+@pytest.mark.parametrize(
+    "page",
+    [*MANUAL, "CONTRIBUTING.md", *PAGES[-2:], *(page for page in PAGES if "/recipes/" in page)],
+)
 def test_every_metric_that_a_page_names_exists(page: str) -> None:
     """PromQL that is copied from a page gives something."""
-    known = {metric.name for metric in METRICS} | {"qemu_block_exporter", "qemu_block_node_", "qemu_block_jobs_"}
+    known = {metric.name for metric in METRICS} | {
+        "qemu_block_exporter",
+        "qemu_block_node_",
+        "qemu_block_jobs_",
+    }
     named = set(re.findall(r"\bqemu_[a-z_]+", (ROOT / page).read_text()))
 
     assert named <= known
@@ -85,7 +98,9 @@ def test_every_metric_that_a_page_names_exists(page: str) -> None:
 
 def test_the_page_on_qemu_says_which_tests_run_on_every_version() -> None:
     """`make test-qemu` runs those in the table, and there are no others."""
-    listed = re.search(r"^QEMU_TESTS \?= ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = re.search(
+        r"^QEMU_TESTS \?= ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
     page = (ROOT / "docs" / "support.md").read_text()
     rows = re.findall(r"^\| `(test_\w+\.py)`", page, re.MULTILINE)
 
@@ -95,7 +110,9 @@ def test_the_page_on_qemu_says_which_tests_run_on_every_version() -> None:
 
 def test_every_reason_is_explained() -> None:
     """The page on troubleshooting has the reason of every VM that is down."""
-    explained = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    explained = re.findall(
+        r"^\| `(\w+)` \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE
+    )
 
     assert set(explained) >= set(REASONS)
 
@@ -118,7 +135,9 @@ def test_the_example_configuration_is_a_configuration() -> None:
                  "/var/run/qemu-server/100.qmp": "", "/var/run/qemu-server/101.qmp": "",
                  "/run/qemu-block-exporter/100.sock": "100"}),
 ])  # fmt: skip
-def test_the_groups_of_a_recipe_name_the_vms_that_it_says(tmp_path: Path, page: str, found: dict[str, str]) -> None:
+def test_the_groups_of_a_recipe_name_the_vms_that_it_says(
+    tmp_path: Path, page: str, found: dict[str, str]
+) -> None:
     """Each socket once, by the group that it is for; one that another group has is left out."""
     text = (ROOT / "deploy" / "recipes" / f"{page}.md").read_text()
     sample = re.search(r"^    groups:\n(?:    .*\n?)+", text, re.MULTILINE)
@@ -127,7 +146,9 @@ def test_the_groups_of_a_recipe_name_the_vms_that_it_says(tmp_path: Path, page: 
     groups = load(str(tmp_path / "config.yml"), Settings(), ()).groups
 
     for socket, vm in found.items():
-        (group,) = [group for group in groups if any(fnmatchcase(socket, glob) for glob in group.sockets)]
+        (group,) = [
+            group for group in groups if any(fnmatchcase(socket, glob) for glob in group.sockets)
+        ]
         target = _target(group, socket, "")
         assert (target.vm if target else "") == vm
 
@@ -203,7 +224,11 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
 
 def test_the_readme_can_be_read_anywhere() -> None:
     """A package index shows it without the files beside it."""
-    assert {link for link in Page("README.md").links() if not link.startswith(("https://", "http://127.0.0.1:"))} == set()
+    assert {
+        link
+        for link in Page("README.md").links()
+        if not link.startswith(("https://", "http://127.0.0.1:"))
+    } == set()
 
 
 def test_the_index_has_every_page() -> None:
@@ -217,7 +242,10 @@ def test_the_index_has_every_page() -> None:
 @pytest.mark.parametrize("name", [*MANUAL, "SECURITY.md", "CONTRIBUTING.md"])
 def test_every_file_that_a_page_names_is_there(name: str) -> None:
     """A module that was moved is moved in the pages too."""
-    named = re.findall(r"(?:^|\n)((?:exporter|tests|deploy|docs|bench|grafana)/[\w./-]+)(?=\n|$)", "\n".join(Page(name).code()))
+    named = re.findall(
+        r"(?:^|\n)((?:exporter|tests|deploy|docs|bench|grafana)/[\w./-]+)(?=\n|$)",
+        "\n".join(Page(name).code()),
+    )
 
     assert {path for path in named if not (ROOT / path).exists()} == set()
 
@@ -230,7 +258,13 @@ each_manual = pytest.mark.parametrize("name", MANUAL)
 @each_manual
 def test_every_block_of_code_says_its_language(name: str) -> None:
     """So that it is checked as such."""
-    assert {block.language for block in Page(name).blocks()} <= {"sh", "console", "yaml", "promql", "text"}
+    assert {block.language for block in Page(name).blocks()} <= {
+        "sh",
+        "console",
+        "yaml",
+        "promql",
+        "text",
+    }
 
 
 @each_manual
@@ -255,7 +289,9 @@ def test_every_command_can_be_typed(name: str) -> None:
     ("curl http://127.0.0.1:9709/api/v1/vms -d '{}'", "no such page"),
     ("qemu-block-exprter vms", "not a program"),
 ])  # fmt: skip
-def test_a_wrong_command_is_found(command: str, mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_is_found(
+    command: str, mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The test above can fail."""
     found = [wrong(words) for words in commands(command)]
 
@@ -278,7 +314,9 @@ def wrong(words: list[str]) -> str:
             return "usage" if end.code else ""
         return ""
     if program == "make":
-        return "" if {word for word in words[1:] if "=" not in word} <= TARGETS else "no such target"
+        return (
+            "" if {word for word in words[1:] if "=" not in word} <= TARGETS else "no such target"
+        )
     if program == "curl":
         return "" if any(serves(word, words) for word in words[1:]) else "no such page"
     return "" if program in OTHERS else "not a program"
@@ -290,9 +328,13 @@ def serves(url: str, words: list[str]) -> bool:
     if "-d" in words:
         json.loads(words[words.index("-d") + 1])
     elif parts.path in INTERFACE["pages"]:
-        return parse_qs(parts.query).keys() <= ({"target", "debug"} if parts.path == "/probe" else set())
+        return parse_qs(parts.query).keys() <= (
+            {"target", "debug"} if parts.path == "/probe" else set()
+        )
     method = "POST" if "-d" in words else "GET"
-    known = (re.sub(r"\\{\w+\\}", "[^/]+", re.escape(operation)) for operation in INTERFACE["operations"])
+    known = (
+        re.sub(r"\\{\w+\\}", "[^/]+", re.escape(operation)) for operation in INTERFACE["operations"]
+    )
     return any(re.fullmatch(pattern, f"{method} {parts.path}") for pattern in known)
 
 
@@ -301,14 +343,18 @@ def test_every_flag_between_backquotes_exists(name: str) -> None:
     """As the flag of some command of ours."""
     known = {flag.split()[1] for flag in INTERFACE["flags"] if " --" in flag} | {"--help"}
 
-    assert {code.split("=")[0].split()[0] for code in Page(name).code() if code.startswith("--")} <= known
+    assert {
+        code.split("=")[0].split()[0] for code in Page(name).code() if code.startswith("--")
+    } <= known
 
 
 def test_every_page_and_operation_of_the_exporter_is_explained() -> None:
     """Those that read, among the endpoints; those that change something, with the admin API."""
     prefix = "/api/v1/admin/vms/VM"
     endpoints = {path.partition("?")[0] for path in Page("docs/configuration.md").column("path")}
-    changing = {f"{prefix}{path}" for path in Page("docs/admin-api.md").column(f"path below `{prefix}`")}
+    changing = {
+        f"{prefix}{path}" for path in Page("docs/admin-api.md").column(f"path below `{prefix}`")
+    }
     operations: dict[str, set[str]] = {"GET": set(), "POST": set()}
     for operation in INTERFACE["operations"]:
         method, path = operation.split()
@@ -358,7 +404,9 @@ def read_with_users(text: str, folder: Path) -> None:
     users = {user for grant in yaml.safe_load(text)["admin"]["grants"] for user in grant["users"]}
     hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
     (folder / "config.yml").write_text(text)
-    (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": dict.fromkeys(users, hashed)}))
+    (folder / "web.yml").write_text(
+        yaml.safe_dump({"basic_auth_users": dict.fromkeys(users, hashed)})
+    )
     (command,) = (words for words in Page("docs/admin-api.md").commands() if words[0] == PROGRAM)
     run([sys.executable, "-m", "exporter", *command[1:], "--config.check"], cwd=folder)
 
@@ -394,7 +442,12 @@ def test_every_query_is_one(tmp_path: Path) -> None:
     assert len(found) > 10
     read_as_rules(json.dumps({"groups": [{"name": "queries", "rules": rules}]}), tmp_path)
     with pytest.raises(AssertionError, match="parse error"):
-        read_as_rules(json.dumps({"groups": [{"name": "queries", "rules": [{"record": "a", "expr": "rate(a)["}]}]}), tmp_path)
+        read_as_rules(
+            json.dumps(
+                {"groups": [{"name": "queries", "rules": [{"record": "a", "expr": "rate(a)["}]}]}
+            ),
+            tmp_path,
+        )
 
 
 # The README.
@@ -419,7 +472,12 @@ def test_the_readme_installs_the_program(packages: Packages, tmp_path: Path) -> 
     environment = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
 
     assert packages.sdist.as_uri() in script
-    assert run(["sh", "-euc", f"{script} --version"], env=environment, cwd="/").count(f"{PROGRAM}, version") == 1
+    assert (
+        run(["sh", "-euc", f"{script} --version"], env=environment, cwd="/").count(
+            f"{PROGRAM}, version"
+        )
+        == 1
+    )
     assert len(script.splitlines()) == 3
 
 
@@ -435,7 +493,9 @@ def test_the_samples_in_the_readme_are_of_a_real_vm() -> None:
 
 def test_the_figures_in_the_readme_are_measured() -> None:
     """`make bench` writes them into RESULTS.md; here and in docs/compared.md they are rounded to two digits."""
-    results = (ROOT / "bench" / "RESULTS.md").read_text().partition("## Exporters through libvirt")[2]
+    results = (
+        (ROOT / "bench" / "RESULTS.md").read_text().partition("## Exporters through libvirt")[2]
+    )
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| [\d.]+ \| ([\d.]+) \|", results, re.MULTILINE)
     measured = {name: (float(wall), float(cpu) / 1000) for name, wall, cpu in rows}
 
@@ -444,7 +504,11 @@ def test_the_figures_in_the_readme_are_measured() -> None:
         for name in ("exporter", "prometheus-libvirt-exporter"):
             wall, cpu = measured[name]
             said = [float(number) for number in re.findall(r"\| ([\d.]+) ms\b", text)]
-            assert any(two_digits(number) == two_digits(wall) for number in said), (page, name, wall)
+            assert any(two_digits(number) == two_digits(wall) for number in said), (
+                page,
+                name,
+                wall,
+            )
             assert any(two_digits(number) == two_digits(cpu) for number in said), (page, name, cpu)
 
 
@@ -503,7 +567,11 @@ def picture() -> ModuleType:
 
 def test_the_picture_shows_commands_that_there_are_and_loads_nothing() -> None:
     """It is an SVG that needs no font and no script from elsewhere."""
-    (link,) = (link for link in Page("README.md").links() if link.startswith(IN_TREE) and link.endswith(".svg"))
+    (link,) = (
+        link
+        for link in Page("README.md").links()
+        if link.startswith(IN_TREE) and link.endswith(".svg")
+    )
     text = (ROOT / link.removeprefix(IN_TREE[-1])).read_text()
     typed = re.findall(rf"{PROGRAM}&#160;([^<]+)<", text)
 

@@ -68,13 +68,19 @@ def test_what_is_missing_is_said_in_one_line(before: tuple[str, ...], sentence: 
 
 def test_a_chroot_is_said_to_be_one(tmp_path: Path) -> None:
     """There are no user namespaces in it, and so the units' sandboxes do not start."""
-    code, text = said(*in_mounts(f'mount --rbind / {tmp_path}; set -- chroot {tmp_path} env -C {ROOT} "$@"'))
+    code, text = said(
+        *in_mounts(f'mount --rbind / {tmp_path}; set -- chroot {tmp_path} env -C {ROOT} "$@"')
+    )
 
     assert (code, text.count("\n")) == (1, 1)
-    assert text.startswith("the tests that boot a systemd need user namespaces, which a chroot does not have")
+    assert text.startswith(
+        "the tests that boot a systemd need user namespaces, which a chroot does not have"
+    )
 
 
-def test_a_tree_without_git_is_one_that_git_would_take_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_without_git_is_one_that_git_would_take_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An sdist has no .git: what is in it is what was tracked."""
     for name in tracked():
         if (ROOT / name).is_file():

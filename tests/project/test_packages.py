@@ -34,9 +34,13 @@ def test_the_wheel_has_licence_man_page_and_completions(packages: Packages) -> N
     """And of Python files the program alone: neither tests nor benchmarks."""
     with zipfile.ZipFile(packages.wheel) as wheel:
         names = wheel.namelist()
-        metadata = Parser().parsestr(wheel.read(f"qemu_block_exporter-{__version__}.dist-info/METADATA").decode())
+        metadata = Parser().parsestr(
+            wheel.read(f"qemu_block_exporter-{__version__}.dist-info/METADATA").decode()
+        )
 
-    folders = {name.split("/")[0].removeprefix(f"qemu_block_exporter-{__version__}") for name in names}
+    folders = {
+        name.split("/")[0].removeprefix(f"qemu_block_exporter-{__version__}") for name in names
+    }
     assert folders == {"exporter", ".data", ".dist-info"}
     data = f"qemu_block_exporter-{__version__}.data/data/share/"
     assert {name.removeprefix(data) for name in names if name.startswith(data)} == set(SHARE)
@@ -102,15 +106,23 @@ def test_the_sdist_can_be_installed(packages: Packages, tmp_path: Path) -> None:
     assert __version__ in run([python.parent / "qemu-block-exporter", "--version"], env=environment)
 
 
-@pytest.mark.parametrize("python", [sys.executable, *other_pythons()], ids=lambda path: run([path, "--version"]).strip())
-def test_the_wheel_runs_on_every_python_that_is_here(packages: Packages, tmp_path: Path, python: str) -> None:
+@pytest.mark.parametrize(
+    "python", [sys.executable, *other_pythons()], ids=lambda path: run([path, "--version"]).strip()
+)
+def test_the_wheel_runs_on_every_python_that_is_here(
+    packages: Packages, tmp_path: Path, python: str
+) -> None:
     """Warnings of a newer Python are errors: what it calls deprecated is gone in the next."""
     inside = install(python, packages.wheel, tmp_path / "environment")
     program = inside.parent / "qemu-block-exporter"
 
-    once = run([inside, "-W", "error", program, "once", "--qmp.sockets=/nonexistent/*.sock"], cwd="/")
+    once = run(
+        [inside, "-W", "error", program, "once", "--qmp.sockets=/nonexistent/*.sock"], cwd="/"
+    )
     assert f'qemu_exporter_build_info{{version="{__version__}"' in once
-    assert "usage: qemu-block-exporter vms" in run([inside, "-W", "error", program, "vms", "--help"])
+    assert "usage: qemu-block-exporter vms" in run(
+        [inside, "-W", "error", program, "vms", "--help"]
+    )
 
 
 # What it is made of.
@@ -162,7 +174,10 @@ def test_the_debian_package_has_its_parts(packages: Packages) -> None:
     assert {line.split()[1] for line in listed} == {"root/root"}
     assert {line.split()[0] for line in listed if line.startswith("d")} == {"drwxr-xr-x"}
     assert (fields["Package"], fields["Version"]) == ("qemu-block-exporter", f"{__version__}-1")
-    assert run(["dpkg-deb", "--info", packages.deb, "conffiles"]) == "/etc/default/qemu-block-exporter\n"
+    assert (
+        run(["dpkg-deb", "--info", packages.deb, "conffiles"])
+        == "/etc/default/qemu-block-exporter\n"
+    )
     assert fields["Architecture"] == {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
 
@@ -179,19 +194,29 @@ def test_the_package_is_the_only_one_of_its_folder(packages: Packages, tmp_path:
 def test_lintian_finds_nothing_in_the_debian_package(packages: Packages) -> None:
     """Neither errors nor warnings; what is overridden has its reason beside it."""
     found = subprocess.run(
-        ["lintian", "--fail-on", "error,warning", str(packages.deb)], capture_output=True, text=True, check=False
+        ["lintian", "--fail-on", "error,warning", str(packages.deb)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert found.returncode == 0, found.stdout
     assert not found.stdout
 
 
-def test_the_libraries_of_the_debian_package_have_their_licences_in_it(packages: Packages, tmp_path: Path) -> None:
+def test_the_libraries_of_the_debian_package_have_their_licences_in_it(
+    packages: Packages, tmp_path: Path
+) -> None:
     """As the authors want it, and no full text of a licence that Debian has anyway."""
     run(["dpkg-deb", "-x", packages.deb, tmp_path])
     text = (tmp_path / "usr/share/doc/qemu-block-exporter/copyright").read_text()
-    vendored = {path.name.split("-")[0] for path in (tmp_path / "usr/lib/qemu-block-exporter").glob("*.dist-info")}
+    vendored = {
+        path.name.split("-")[0]
+        for path in (tmp_path / "usr/lib/qemu-block-exporter").glob("*.dist-info")
+    }
 
     for name in vendored - {"qemu_block_exporter"}:
-        assert f"\n{name.lower()} " in text.lower().replace("-", "_").replace("qemu.qmp", "qemu_qmp"), name
+        assert f"\n{name.lower()} " in text.lower().replace("-", "_").replace(
+            "qemu.qmp", "qemu_qmp"
+        ), name
     assert "/usr/share/common-licenses/LGPL-2" in text

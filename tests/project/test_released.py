@@ -22,7 +22,9 @@ from tests.interface import interface
 
 RELEASED = Path(__file__).parent.parent / "data" / "released"
 #: The releases whose names are kept, the oldest first.
-VERSIONS = sorted((path.stem for path in RELEASED.glob("*.json")), key=lambda name: [*map(int, name.split("."))])
+VERSIONS = sorted(
+    (path.stem for path in RELEASED.glob("*.json")), key=lambda name: [*map(int, name.split("."))]
+)
 _WHAT_TO_DO = (
     "dashboards, rules and scripts of users name this. Keep it; or, in a release with another first"
     " number (while that is 0, the second), take it away as deploy/UPGRADING.md says"
@@ -64,7 +66,9 @@ def test_no_name_type_label_or_state_of_a_release_is_gone(version: str) -> None:
     for name, then in json.loads((RELEASED / f"{version}.json").read_text()).items():
         assert name in now, f"{name} of {version} is gone: {_WHAT_TO_DO}"
         for what in ("kind", "labels", "collector"):
-            assert now[name][what] == then[what], f"{what} of {name} was {then[what]} in {version}: {_WHAT_TO_DO}"
+            assert now[name][what] == then[what], (
+                f"{what} of {name} was {then[what]} in {version}: {_WHAT_TO_DO}"
+            )
         gone = set(then["states"]) - set(now[name]["states"])  # type: ignore[call-overload]
         assert not gone, f"{name} has lost {sorted(gone)} since {version}: {_WHAT_TO_DO}"
 
@@ -85,7 +89,12 @@ def test_what_else_this_version_has_is_kept_for_the_next(request: pytest.Fixture
         kept = {kind: sorted({*names, *kept.get(kind, ())}) for kind, names in interface().items()}
         path.write_text(f"{json.dumps(kept, indent=1)}\n")
 
-    assert not [f"{kind}: {name}" for kind, names in interface().items() for name in names if name not in kept[kind]]
+    assert not [
+        f"{kind}: {name}"
+        for kind, names in interface().items()
+        for name in names
+        if name not in kept[kind]
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -101,13 +110,30 @@ def test_every_kind_of_name_is_found() -> None:
     """A list that came out short would promise nothing."""
     found = interface()
 
-    assert {"serve --qmp.sockets", "serve --qmp.connection per-scrape", "commit --complete-when-ready", "jobs"} <= {*found["flags"]}
-    assert {"groups.pattern", "admin.grants.same_files", "topology: never", "latency_histograms.allow_managed"} <= {*found["configuration"]}
-    assert {"tls_server_config.client_allowed_sans", "basic_auth_users", "rate_limit.burst"} <= {*found["web configuration"]}
-    assert {"GET /api/v1/vms/{vm}", "POST /api/v1/admin/vms/{vm}/snapshots"} <= {*found["operations"]}
+    assert {
+        "serve --qmp.sockets",
+        "serve --qmp.connection per-scrape",
+        "commit --complete-when-ready",
+        "jobs",
+    } <= {*found["flags"]}
+    assert {
+        "groups.pattern",
+        "admin.grants.same_files",
+        "topology: never",
+        "latency_histograms.allow_managed",
+    } <= {*found["configuration"]}
+    assert {"tls_server_config.client_allowed_sans", "basic_auth_users", "rate_limit.burst"} <= {
+        *found["web configuration"]
+    }
+    assert {"GET /api/v1/vms/{vm}", "POST /api/v1/admin/vms/{vm}/snapshots"} <= {
+        *found["operations"]
+    }
     assert {"/metrics", "/probe", "/sd", "/-/healthy"} <= {*found["pages"]}
     assert {"Job.job_id", "Problem.type", "Commit.speed_bytes_per_second"} <= {*found["fields"]}
-    assert ({*found["exit codes"]}, "managed-vm" in found["problems"]) == ({"0", "1", "2", "3", "4", "130"}, True)
+    assert ({*found["exit codes"]}, "managed-vm" in found["problems"]) == (
+        {"0", "1", "2", "3", "4", "130"},
+        True,
+    )
     assert "QemuBlockJobStalled" in found["alerts"]
     assert "vm_job:qemu_block_job_state:now" in found["recorded"]
 

@@ -91,7 +91,10 @@ def test_no_name_of_a_throttle_group_leads_to_another_property(group: str) -> No
     query = queries.throttle_limits("group-0.a")
 
     assert query is not None
-    assert json.loads(query.wire)["arguments"] == {"path": "/objects/group-0.a", "property": "limits"}
+    assert json.loads(query.wire)["arguments"] == {
+        "path": "/objects/group-0.a",
+        "property": "limits",
+    }
     assert queries.throttle_limits(group) is None
 
 
@@ -133,7 +136,9 @@ async def test_a_query_is_never_one_that_changes_something(
     assert fake.commands == ["query-name"]
 
 
-@pytest.mark.parametrize("name", [*sorted(queries.READ_COMMANDS), "quit", "human-monitor-command", ""])
+@pytest.mark.parametrize(
+    "name", [*sorted(queries.READ_COMMANDS), "quit", "human-monitor-command", ""]
+)
 async def test_what_is_executed_is_never_anything_else(
     fake: FakeQmp, session: Session, name: str
 ) -> None:
@@ -230,7 +235,9 @@ def test_one_place_alone_lets_more_than_queries_leave() -> None:
 
 # What is on the wire.
 
-OLD_JOBS = frozenset(f"block-job-{v}" for v in ("cancel", "complete", "pause", "resume", "set-speed"))
+OLD_JOBS = frozenset(
+    f"block-job-{v}" for v in ("cancel", "complete", "pause", "resume", "set-speed")
+)
 KEPT_JOBS = OLD_JOBS | {"block-job-finalize", "block-job-dismiss"}
 NEW_JOBS = KEPT_JOBS | {f"job-{v}" for v in ("complete", "pause", "resume", "finalize", "dismiss")}
 QEMUS = {
@@ -282,9 +289,7 @@ by_version = pytest.mark.parametrize("version", QEMUS)
 @by_version
 def test_a_commit_of_the_whole_chain(version: str) -> None:
     """By node where that is known, else by file; never without saying what it ends in."""
-    command = commands.commit(
-        QEMUS[version], DRIVE, "qbe-1", TOP, BASE, active=True, speed=None
-    )
+    command = commands.commit(QEMUS[version], DRIVE, "qbe-1", TOP, BASE, active=True, speed=None)
 
     assert wire(command) == {"execute": "block-commit", "arguments": ACTIVE_COMMITS[version]}
 
@@ -401,7 +406,10 @@ def test_boundaries_of_a_histogram_are_whole_nanoseconds() -> None:
     """Of all kinds of requests at once."""
     assert wire(commands.latency_histogram("/machine/peripheral/d", [1e-6, 0.001, 1.5])) == {
         "execute": "block-latency-histogram-set",
-        "arguments": {"id": "/machine/peripheral/d", "boundaries": [1000, 1_000_000, 1_500_000_000]},
+        "arguments": {
+            "id": "/machine/peripheral/d",
+            "boundaries": [1000, 1_000_000, 1_500_000_000],
+        },
     }
 
 

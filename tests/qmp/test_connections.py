@@ -195,7 +195,9 @@ def test_without_proc_nothing_is_seen(
     assert connections.listener(path, socket_file.look(path)) is None
 
 
-@pytest.mark.parametrize(("code", "times"), [(errno.EPERM, 1), (errno.ENOENT, 1), (errno.EMFILE, 3)])
+@pytest.mark.parametrize(
+    ("code", "times"), [(errno.EPERM, 1), (errno.ENOENT, 1), (errno.EMFILE, 3)]
+)
 def test_a_kernel_that_does_not_tell_is_asked_once(
     path: str, monkeypatch: pytest.MonkeyPatch, code: int, times: int
 ) -> None:

@@ -23,7 +23,9 @@ def test_both_ends_of_a_connection_are_told(sockets: Path) -> None:
         client.connect(str(path))
         served, _ = server.accept()
         with served:
-            [found] = [each for each in sockdiag.sockets(sockdiag.ESTABLISHED) if each.path == str(path)]
+            [found] = [
+                each for each in sockdiag.sockets(sockdiag.ESTABLISHED) if each.path == str(path)
+            ]
             numbers = [os.fstat(each.fileno()).st_ino for each in (served, client)]
     file = path.stat()
 
@@ -76,6 +78,4 @@ def test_what_a_later_kernel_adds_is_passed_over(monkeypatch: pytest.MonkeyPatch
     done = struct.pack("=IHHIIi", 20, 3, 2, 0, 0, 0)
     monkeypatch.setattr(socket, "socket", Netlink(answer, done))
 
-    assert sockdiag.sockets(sockdiag.ESTABLISHED) == [
-        sockdiag.UnixSocket(42, "/x", 0, 0, 7, ())
-    ]
+    assert sockdiag.sockets(sockdiag.ESTABLISHED) == [sockdiag.UnixSocket(42, "/x", 0, 0, 7, ())]

@@ -62,7 +62,13 @@ def test_a_file_is_one_under_all_of_its_names(tmp_path: Path) -> None:
     folder.symlink_to(tmp_path)
     (tmp_path / "hard").hardlink_to(file)
     (tmp_path / "soft").symlink_to("a")
-    paths = [file, tmp_path / "hard", tmp_path / "soft", folder / "hard", f"{tmp_path}/../{tmp_path.name}/a"]
+    paths = [
+        file,
+        tmp_path / "hard",
+        tmp_path / "soft",
+        folder / "hard",
+        f"{tmp_path}/../{tmp_path.name}/a",
+    ]
     identities = {stat_file(str(path)).identity for path in paths}
 
     assert len(identities) == 1
@@ -94,7 +100,9 @@ def test_what_cannot_be_seen_is_no_file_that_is_known(tmp_path: Path, name: str)
     assert stat_file("relative").identity is None
 
 
-def test_a_file_that_is_open_is_seen_with_the_name_that_the_kernel_has_for_it(tmp_path: Path) -> None:
+def test_a_file_that_is_open_is_seen_with_the_name_that_the_kernel_has_for_it(
+    tmp_path: Path,
+) -> None:
     """By which a number that leads to another file by now is told from the one that it led to."""
     path = tmp_path / "image"
     path.write_bytes(b"")
@@ -103,7 +111,6 @@ def test_a_file_that_is_open_is_seen_with_the_name_that_the_kernel_has_for_it(tm
 
     assert (here.link, opened.link) == ("", str(path))
     assert here.identity == opened.identity
-
 
 
 @pytest.mark.parametrize("name", ["gone", "file/below", ""])

@@ -170,9 +170,7 @@ async def test_a_qemu_that_has_not_opened_a_file_does_not_have_it(tmp_path: Path
     other.touch()
     with image.open("w+") as file:
         async with running(tmp_path, b"qemu-system-x", file.fileno()) as qemu:
-            found = [
-                open_files.may_have(qemu.pid, {path.stat().st_ino}) for path in (image, other)
-            ]
+            found = [open_files.may_have(qemu.pid, {path.stat().st_ino}) for path in (image, other)]
 
     assert found == [True, False]
     assert open_files.may_have(0, {other.stat().st_ino})

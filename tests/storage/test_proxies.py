@@ -72,7 +72,10 @@ def test_only_the_qemu_behind_a_proxy_counts(programs: Programs, tmp_path: Path)
         programs.start("qemu-two", elsewhere)
         proxy = programs.start("proxy", tmp_path / "log", "qemu-one")
         host = Host()
-        said = host.has_files_on({device(here)}, proxy), host.has_files_on({device(elsewhere)}, proxy)
+        said = (
+            host.has_files_on({device(here)}, proxy),
+            host.has_files_on({device(elsewhere)}, proxy),
+        )
     finally:
         elsewhere.unlink()
 

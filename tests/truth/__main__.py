@@ -1,7 +1,7 @@
 """Drive, judge, report, and fail where anything is wrong.
 
-    python -m tests.truth [--seconds N] [--seed N] [--profile dense|calm|both] [--json FILE]
-    python -m tests.truth --judge FILE
+python -m tests.truth [--seconds N] [--seed N] [--profile dense|calm|both] [--json FILE]
+python -m tests.truth --judge FILE
 """
 
 from __future__ import annotations

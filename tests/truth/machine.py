@@ -33,7 +33,9 @@ class Ended(Exception):
 class Machine:
     """A QEMU, or a storage daemon, from its start to its end."""
 
-    def __init__(self, folder: Path, record: Record, name: str, number: int, template: Path) -> None:
+    def __init__(
+        self, folder: Path, record: Record, name: str, number: int, template: Path
+    ) -> None:
         self.name = name
         self.number = number
         self.record = record

@@ -136,7 +136,9 @@ class Record:
 
     def around(self, vm: str, since: float, until: float) -> list[Line]:
         """Return what happened to a VM in a time."""
-        lines = sorted((line for line in self.lines if line.vm in (vm, "")), key=lambda each: each.at)
+        lines = sorted(
+            (line for line in self.lines if line.vm in (vm, "")), key=lambda each: each.at
+        )
         times = [line.at for line in lines]
         return lines[bisect.bisect_left(times, since) : bisect.bisect_right(times, until)]
 

@@ -93,7 +93,9 @@ class Report:
         """Return the last line."""
         counts = Counter(each.mark for all_ in self.judged.values() for each in all_)
         marks = ", ".join(f"{counts[mark]} {mark}" for mark in _MARKS)
-        return f"total: {self.whole()} jobs seen whole; {marks}; {len(self.record.problems)} problems"
+        return (
+            f"total: {self.whole()} jobs seen whole; {marks}; {len(self.record.problems)} problems"
+        )
 
     def story(self, judged: Judged) -> Iterator[str]:
         """Yield all that is known of a job."""
@@ -108,7 +110,10 @@ class Report:
         since, until = began - _BEFORE_SECONDS, ended + _AFTER_SECONDS
         lines = [(line.at, line.what) for line in self.record.around(vm, since, until)]
         lines += [
-            (each.said, f"        exporter: {each.id} {each.type} of {each.device!r}: {each.result}")
+            (
+                each.said,
+                f"        exporter: {each.id} {each.type} of {each.device!r}: {each.result}",
+            )
             for each in self.record.verdicts
             if each.vm == vm and since <= each.said <= until
         ]
@@ -119,7 +124,9 @@ class Report:
             if job and job.device and (each.vm, each.device) == (job.vm, job.device)
             and since <= each.created <= until
         }  # fmt: skip
-        words = {word for word in ours if word} | ({"loose ", "export "} if job and not job.device else set())
+        words = {word for word in ours if word} | (
+            {"loose ", "export "} if job and not job.device else set()
+        )
         for at, what in sorted(lines):
             # What a VM's other disks did meanwhile does not belong to it.
             if what.startswith(_OF_ALL) or any(word in f"{what} " for word in words):
@@ -140,7 +147,9 @@ class Report:
         yield f"{name}: right / wrong / weak / lost / false end / not judged, by sight"
         table = [["type", *sights]]
         for row in rows:
-            cells = [self._cell([e for e in judged if (e.kind, e.sight) == (row, s)]) for s in sights]
+            cells = [
+                self._cell([e for e in judged if (e.kind, e.sight) == (row, s)]) for s in sights
+            ]
             table.append([row, *cells])
         widths = [max(len(row[n]) for row in table) for n in range(len(table[0]))]
         for line in table:
@@ -155,7 +164,11 @@ class Report:
                 f"{stopped} of them while the exporter was stopped"
             )
         devices = Counter(
-            "no device" if not e.pair.job.device else "right" if e.pair.verdict.device else "not known"
+            "no device"
+            if not e.pair.job.device
+            else "right"
+            if e.pair.verdict.device
+            else "not known"
             for e in judged
             if e.pair.job and e.pair.verdict and e.sight == WHOLE
         )

@@ -75,7 +75,9 @@ class Sights:
             seen = [
                 each.began
                 for each in self._scrapes
-                if run.began <= each.ended <= until and each.ended >= life.began and job.vm in each.up
+                if run.began <= each.ended <= until
+                and each.ended >= life.began
+                and job.vm in each.up
             ]
             self._first[key] = (seen[0] if seen else until) - JOIN_SECONDS - _CLOCK_SECONDS
         return self._first[key]

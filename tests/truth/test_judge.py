@@ -169,7 +169,10 @@ def test_jobs_of_one_id_are_told_apart_by_time() -> None:
 def test_an_exporter_that_was_stopped_counts_when_it_goes_on() -> None:
     made = record(
         [commit("a", 10, 11, True), job("a", 12, 13, type="commit", event="BLOCK_JOB_CANCELLED")],
-        [verdict("a", 17.01, "cancelled", type="commit"), verdict("a", 20.1, "completed", type="commit")],
+        [
+            verdict("a", 17.01, "cancelled", type="commit"),
+            verdict("a", 20.1, "completed", type="commit"),
+        ],
     )
     made.stops = [Span(FLEET, 1, 9.0, 17.0)]
     assert marks(made) == [RIGHT, RIGHT]
@@ -212,7 +215,9 @@ def test_the_device_the_type_and_the_error_are_judged_too() -> None:
     right = job("a", 10, 11)
     assert marks(record([right], [verdict("a", 11.01, "completed", device="")])) == [RIGHT]
     assert marks(record([right], [verdict("a", 11.01, "completed", device="dense1-d1")])) == [WRONG]
-    assert marks(record([right], [verdict("a", 11.01, "unverified", device="dense1-d1")])) == [WRONG]
+    assert marks(record([right], [verdict("a", 11.01, "unverified", device="dense1-d1")])) == [
+        WRONG
+    ]
     moved = replace(right, moved=True)
     assert marks(record([moved], [verdict("a", 11.01, "completed", device="dense1-d1")])) == [RIGHT]
     failed = job("a", 10, 11, error="No space left on device")

@@ -32,7 +32,9 @@ def hook(path: str) -> None:
     count: Callable[..., None] | None = getattr(Outcomes, "count", None)
     names = list(inspect.signature(count).parameters)[1:] if count else []
     if count is None or len(names) < _EXPECTED or names[0] != "job_id" or names[3] != "result":
-        sys.exit(f"Outcomes.count must take (job_id, device, job_type, result, now, error), got {names}")
+        sys.exit(
+            f"Outcomes.count must take (job_id, device, job_type, result, now, error), got {names}"
+        )
     signature = inspect.signature(count)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     numbers = itertools.count(1)

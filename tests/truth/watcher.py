@@ -26,7 +26,9 @@ _FLAGS = ("--qmp.timeout=10", "--log.level=info")
 class Watcher:
     """One exporter after the other, over the sockets of a fleet."""
 
-    def __init__(self, folder: Path, record: Record, fleet: str, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, record: Record, fleet: str, flags: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         self.record = record
         self.fleet = fleet
@@ -129,7 +131,9 @@ class Watcher:
         return Verdict(exporter=name, account=account, vm=vm, **line)  # type: ignore[arg-type]
 
 
-def scraping(watcher: Watcher, rng: random.Random, over: threading.Event, every: tuple[float, float]) -> None:
+def scraping(
+    watcher: Watcher, rng: random.Random, over: threading.Event, every: tuple[float, float]
+) -> None:
     """Scrape at random times until it is over."""
     while not over.is_set():
         watcher.scrape()

@@ -163,9 +163,7 @@ class Work:
         base = base or layers[-1]
         more |= {"speed": SLOW} if how == "early" else {}
         more |= {"base_node": base} if base != layers[-1] or self.chance(0.3) else {}
-        job = self.start(
-            disk, "block-commit", "commit", active=True, device=disk.target(), **more
-        )
+        job = self.start(disk, "block-commit", "commit", active=True, device=disk.target(), **more)
         if job is None:
             return None
         if how == "early":

@@ -206,7 +206,9 @@ async def test_a_job_on_record_is_told_of_when_its_vm_is_gone(
     site.reach.fleet.discover()
     job = await site.get("/vms/vm/block-jobs/qbe-1")
     every = await site.get("/block-jobs")
-    lost = [await site.get(f"/vms/{path}") for path in ("vm", "vm/block-jobs/j", "w/block-jobs/qbe-1")]
+    lost = [
+        await site.get(f"/vms/{path}") for path in ("vm", "vm/block-jobs/j", "w/block-jobs/qbe-1")
+    ]
 
     assert (job.status, job.body["vm"], job.body["outcome"]) == (200, "vm", "completed")
     assert (job.body["status"], job.body["top"], job.body["base"]) == (None, 0, 1)
@@ -243,9 +245,7 @@ async def test_a_job_of_a_vm_that_has_just_gone_is_told_of_once(
     assert [len(answer.body["jobs"]) for answer in (before, after)] == [1, 1]
 
 
-async def test_a_job_that_waits_to_be_dismissed_has_its_outcome(
-    site: Site, fake: FakeQmp
-) -> None:
+async def test_a_job_that_waits_to_be_dismissed_has_its_outcome(site: Site, fake: FakeQmp) -> None:
     """QEMU still has it."""
     begin(fake, "j")
     await site.get("/vms/vm")

@@ -481,9 +481,7 @@ async def test_a_reload_may_be_asked_for_by_the_name_of_a_proxy(
     fake: FakeQmp, reach: Reach, tmp_path: Path
 ) -> None:
     """The same sites may as of all else that is changed."""
-    async with serving(
-        reach, tmp_path, "alice", origins=["qemu.example"], lifecycle=True
-    ) as site:
+    async with serving(reach, tmp_path, "alice", origins=["qemu.example"], lifecycle=True) as site:
         statuses = [
             (await site.send("POST", "/-/reload", headers={"Origin": origin})).status
             for origin in ("https://qemu.example", "https://evil.example")
@@ -573,7 +571,9 @@ async def test_a_job_that_stands_in_the_way_is_part_of_the_problem(
     msgspec.convert(answer.body, api.Problem)
 
 
-@pytest.mark.parametrize("name", ["a/b", "50%", "mit Leerzeichen", "\u00e4\u4e2d\U0001f98a", "a%FFb"])
+@pytest.mark.parametrize(
+    "name", ["a/b", "50%", "mit Leerzeichen", "\u00e4\u4e2d\U0001f98a", "a%FFb"]
+)
 async def test_a_vm_of_any_name_is_changed(
     fake: FakeQmp, reach: Reach, sockets: Path, tmp_path: Path, lines: Lines, name: str
 ) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp.test_utils import TestClient, TestServer
-from aiohttp.web import Response
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -30,6 +29,8 @@ from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from exporter.web import server
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
+from exporter.web.bodies import Bodies
+from exporter.web.limits import Limits
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
@@ -84,12 +85,12 @@ async def serve(sockets: Path) -> AsyncIterator[Serve]:
     """Serves the fleet of the folder of sockets, with options."""
     served = []
 
-    async def start(**options: object) -> Web:
+    async def start(limits: Limits | None = None, **options: object) -> Web:
         group = Group(name="g", settings=Settings(), sockets=(f"{sockets}/*.sock",))
         fleet = Fleet(Config(groups=(group,)), Storage(lambda path: FileStat(visible=True)))
         web = Web(fleet, None)  # type: ignore[arg-type]
         chosen = Options(**options)  # type: ignore[arg-type]
-        web.endpoints = Endpoints(fleet, chosen, web.reload)
+        web.endpoints = Endpoints(fleet, chosen, web.reload, limits=limits)
         app = web.endpoints.application()
         web.client = TestClient(
             TestServer(app), auto_decompress=False, skip_auto_headers=("Accept", "Accept-Encoding")
@@ -390,16 +391,76 @@ async def test_the_landing_page_links_every_page(vm: FakeQmp, serve: Serve) -> N
         assert (await web.get(f"/qemu{path}")).status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/metrics", "GET, HEAD, OPTIONS"),
+        ("/-/healthy", "GET, HEAD, OPTIONS"),
+        ("/-/ready", "GET, HEAD, OPTIONS"),
+        ("/-/reload", "OPTIONS, POST, PUT"),
+        ("/api/v1/vms", "GET, HEAD, OPTIONS"),
+        ("/api/v1/vms/web", "GET, HEAD, OPTIONS"),
+        ("/api/v1/admin/vms/web/block-jobs", "OPTIONS, POST"),
+    ],
+)
+async def test_options_are_the_methods_that_there_are(
+    vm: FakeQmp, serve: Serve, path: str, allow: str
+) -> None:
+    """HAProxy's `option httpchk` asks so, and takes what is no 2xx or 3xx for down; no VM is asked."""
+    web = await serve()
+    answer = await web.client.options(path)
+
+    assert (answer.status, answer.headers["Allow"], await answer.read()) == (204, allow, b"")
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    assert vm.received == []
+
+
+@pytest.mark.parametrize("path", ["/vms", "/vms/web", "/block-jobs", "/openapi.json", "/vms/no"])
+async def test_head_of_the_api_is_get_without_a_body(vm: FakeQmp, serve: Serve, path: str) -> None:
+    """With the same status and headers."""
+    web = await serve()
+    get, head = await web.get("/api/v1" + path), await web.client.head("/api/v1" + path)
+
+    assert (head.status, await head.read()) == (get.status, b"")
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/nothing", "/api/v1/nothing"])
+async def test_no_answer_tells_a_version_in_its_headers(
+    vm: FakeQmp, serve: Serve, path: str
+) -> None:
+    """They are there before a user is let in."""
+    answer = await (await serve()).get(path)
+
+    assert answer.headers["Server"] == "qemu-block-exporter"
+
+
+async def test_a_probe_captures_log_lines_only_where_it_shows_them(
+    serve: Serve, sockets: Path, root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler more would see every line of the process."""
+    (sockets / "dead.sock").touch()
+    web = await serve()
+    added: list[logging.Handler] = []
+    monkeypatch.setattr(root_logger, "addHandler", added.append)
+    await web.text("/probe?target=dead")
+    assert not added
+    await web.text("/probe?target=dead&debug=true")
+
+    assert len(added) == 1
+
+
 # /-/reload
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
 async def test_reload_wants_post_or_put(serve: Serve, method: str) -> None:
     """A link that is followed must change nothing."""
     web = await serve(lifecycle=True)
     answer = await web.client.request(method, "/-/reload")
 
-    assert (answer.status, answer.headers["Allow"], web.reloads) == (405, "POST, PUT", 0)
+    assert (answer.status, answer.headers["Allow"], web.reloads) == (405, "OPTIONS, POST, PUT", 0)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
@@ -456,6 +517,41 @@ async def test_a_page_of_this_site_may_reload(serve: Serve, site: str) -> None:
     assert (answer.status, web.reloads) == (200, 1)
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+async def test_a_name_that_was_rebound_to_this_address_does_not_reload(
+    serve: Serve, method: str
+) -> None:
+    """To a browser the page of such a name is of the same site as this exporter."""
+    web = await serve(lifecycle=True)
+    host = f"evil.example:{web.client.port}"
+    headers = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    answer = await web.client.request(method, "/-/reload", headers=headers)
+
+    assert (answer.status, web.reloads) == (403, 0)
+    assert await answer.text() == (
+        "Cross-site request: Host must be an IP address, localhost or the host of "
+        "--web.external-url.\n"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]:9709", "localhost:9709"])
+async def test_a_page_of_an_address_or_localhost_may_reload(serve: Serve, host: str) -> None:
+    """No other site has these."""
+    web = await serve(lifecycle=True)
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    answer = await web.client.post("/-/reload", headers=headers)
+
+    assert (answer.status, web.reloads) == (200, 1)
+
+
+async def test_any_name_of_this_host_reloads_where_no_browser_asks(serve: Serve) -> None:
+    """`curl -X POST http://host1:9709/-/reload`: a browser would say its origin."""
+    web = await serve(lifecycle=True)
+    answer = await web.client.post("/-/reload", headers={"Host": "host1.example:9709"})
+
+    assert (answer.status, web.reloads) == (200, 1)
+
+
 async def test_a_reload_that_fails_says_why(serve: Serve) -> None:
     """As Prometheus does."""
     web = await serve(lifecycle=True)
@@ -474,7 +570,7 @@ async def test_more_scrapes_at_once_than_allowed_are_refused(vm: FakeQmp, serve:
     web = await serve(max_requests=2)
     vm.answering.clear()
     scraping = [asyncio.create_task(web.get(path)) for path in ("/metrics", "/probe?target=web")]
-    await until(lambda: web.endpoints._scrapes == len(scraping))
+    await until(lambda: web.endpoints._scrapes.active == len(scraping))
     refused = [await web.get("/metrics"), await web.get("/probe?target=web")]
     assert [answer.status for answer in refused] == [503, 503]
     assert await refused[0].text() == (
@@ -501,39 +597,79 @@ async def test_a_scraper_that_hangs_up_makes_room(vm: FakeQmp, serve: Serve) -> 
             await asyncio.sleep(0.01)
 
 
-async def test_a_client_that_does_not_read_holds_its_place_and_is_cut_off(
+async def test_a_client_that_does_not_read_holds_no_place_and_is_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else each would leave a body in memory."""
-    web = await serve(max_requests=1)
-
-    async def large(*_: object, **__: object) -> Response:
-        return Response(body=bytes(32 << 20))
-
-    web.endpoints._exposition = large  # type: ignore[method-assign]
-    address = web.client.server.host, web.client.server.port
-
-    async def ask() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*address, limit=1)
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        return reader, writer
-
-    _, patient = await ask()
-    with closing(patient):
-        await until(lambda: web.endpoints._scrapes)
-        assert (await web.get("/metrics")).status == 503
-    await until(lambda: not web.endpoints._scrapes)
-    with monkeypatch.context() as impatient:
-        impatient.setattr("exporter.web.app._SEND_SECONDS", 0.1)
-        reader, writer = await ask()
-        with closing(writer):
-            await until(lambda: caplog.records)
+    """Else as many as there are places would keep Prometheus out, each with a body in memory."""
+    size = 32 << 20
+    monkeypatch.setattr(exposition, "encoded", lambda *_, **__: ([bytes(size)], False))
+    web = await serve(limits=Limits(send_seconds=0.1), max_requests=1)
+    async with AsyncExitStack() as stack:
+        readers = []
+        for _ in range(3):
+            reader = await stack.enter_async_context(_asking(web, "/metrics"))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            readers.append(reader)
+        await until(lambda: len(caplog.records) == len(readers))
+        for reader in readers:
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-                await reader.readexactly(32 << 20)
-    await until(lambda: not web.endpoints._scrapes)
-    assert [record.message for record in caplog.records] == ["client cut off: it does not read"]
+                await reader.readexactly(size)
+    assert {record.message for record in caplog.records} == {"client cut off: it does not read"}
+    assert not web.endpoints._scrapes.active
 
-    assert len(await (await web.get("/metrics")).read()) == 32 << 20
+    assert len(await (await web.get("/metrics")).read()) == size
+
+
+async def test_scrapers_of_one_sweep_share_a_body(
+    vm: FakeQmp, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each format: forty that do not read cost no more memory than one."""
+    made = []
+    whole = exposition.encoded
+
+    def encoded(*blobs: Any, **how: Any) -> tuple[list[bytes], bool]:
+        made.append(how)
+        return whole(*blobs, **how)
+
+    monkeypatch.setattr(exposition, "encoded", encoded)
+    web = await serve()
+    vm.answering.clear()
+    scraping = [
+        asyncio.create_task(web.get("/metrics", Accept=accept))
+        for accept in ("text/plain", OPENMETRICS) * 10
+    ]
+    await until(lambda: web.endpoints._scrapes.active == len(scraping))
+    vm.answering.set()
+    bodies = {await (await scrape).text() for scrape in scraping}
+
+    assert len(bodies) == len(made) == 2
+
+
+async def test_bodies_that_nobody_reads_are_bounded(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of those of many sweeps, the one that is sent for longest is given up."""
+    size = 32 << 20
+    monkeypatch.setattr(exposition, "encoded", lambda *_, **__: ([bytes(size)], False))
+    web = await serve(limits=Limits(unsent_bytes=2 * size))
+    async with AsyncExitStack() as stack:
+        for cut_off in (0, 0, 1, 2):
+            web.endpoints._bodies = Bodies()
+            reader = await stack.enter_async_context(_asking(web, "/metrics"))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            assert len(caplog.records) == cut_off
+
+    assert {record.message for record in caplog.records} == {"client cut off: it does not read"}
+
+
+@asynccontextmanager
+async def _asking(web: Web, path: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Ask for a page, and read no more of the answer than the test does."""
+    address = web.client.server.host, web.client.server.port
+    reader, writer = await asyncio.open_connection(*address, limit=64)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with closing(writer):
+        yield reader
 
 
 async def test_no_limit_is_0(vm: FakeQmp, serve: Serve) -> None:

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config, Group, Settings
-from exporter.web import auth, passwords
+from exporter.web import auth
 from exporter.web.app import OTHER_PATHS, Endpoints, Options
 from exporter.web.auth import AuthMiddleware, Bucket, credentials, user_of
 from exporter.web.config import RateLimit
+from exporter.web.passwords import Passwords
 from exporter.web.watched_config import WatchedWebConfig
 from tests.pki import hashed
 
@@ -51,7 +52,9 @@ class Clock:
 class Site:
     """Pages behind a gate."""
 
-    def __init__(self, file: Path, client: TestClient[Any, Any], gate: AuthMiddleware, clock: Clock) -> None:
+    def __init__(
+        self, file: Path, client: TestClient[Any, Any], gate: AuthMiddleware, clock: Clock
+    ) -> None:
         self._file = file
         self.client = client
         self.gate = gate
@@ -91,11 +94,13 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     """Serves pages behind the gate of a web config file."""
     served = []
 
-    async def start(text: str, app: web.Application | None = None) -> Site:
+    async def start(
+        text: str, app: web.Application | None = None, passwords: Passwords | None = None
+    ) -> Site:
         file = tmp_path / "web.yml"
         file.write_text(text)
         clock = Clock()
-        gate = AuthMiddleware(WatchedWebConfig(str(file)), clock=clock)
+        gate = AuthMiddleware(WatchedWebConfig(str(file)), passwords, clock)
         if app is None:
             app = web.Application()
             app.router.add_get("/who", who)
@@ -355,12 +360,9 @@ async def test_the_limit_changes_without_a_restart(serve: Serve) -> None:
 # Those who have to wait for others.
 
 
-async def test_who_cannot_be_checked_now_is_told_to_come_later(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_cannot_be_checked_now_is_told_to_come_later(serve: Serve) -> None:
     """That is no 401, which Prometheus's user would take for a wrong password."""
-    monkeypatch.setattr(passwords, "WAITING_OF_ONE", 0)
-    answer = await (await serve(USERS)).get(RIGHT)
+    answer = await (await serve(USERS, passwords=Passwords(waiting_of_one=0))).get(RIGHT)
 
     assert answer.status == 429
     assert answer.headers["Retry-After"] == "1"

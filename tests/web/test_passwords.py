@@ -47,9 +47,9 @@ def slow() -> Bcrypt:
 
 
 @pytest.fixture
-async def known(slow: Bcrypt) -> AsyncIterator[Passwords]:
-    """What is under test."""
-    made = Passwords(slow)
+async def known(slow: Bcrypt, request: pytest.FixtureRequest) -> AsyncIterator[Passwords]:
+    """What is under test, with other limits where a test says so."""
+    made = Passwords(slow, **getattr(request, "param", {}))
     yield made
     slow.free.set()
     await made.close()
@@ -123,11 +123,9 @@ async def test_who_hangs_up_takes_nobody_elses_verdict_away(ask: Ask, slow: Bcry
     assert len(slow.checked) == 1
 
 
-async def test_a_user_who_was_let_in_is_never_forgotten(
-    ask: Ask, slow: Bcrypt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("known", [{"remembered": 10}], indirect=True)
+async def test_a_user_who_was_let_in_is_never_forgotten(ask: Ask, slow: Bcrypt) -> None:
     """Not for any number of those who were not."""
-    monkeypatch.setattr(passwords, "REMEMBERED", 10)
     assert await ask("prometheus", b"right")
     for number in range(100):
         assert await ask("prometheus", b"guess %d" % number) is False
@@ -136,17 +134,16 @@ async def test_a_user_who_was_let_in_is_never_forgotten(
     assert slow.passwords.count(b"right") == 1
 
 
+@pytest.mark.parametrize("known", [{"remembered": 2}], indirect=True)
 async def test_as_many_bad_verdicts_are_remembered_as_are_said(
-    ask: Ask, slow: Bcrypt, known: Passwords, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, slow: Bcrypt, known: Passwords
 ) -> None:
     """What was not asked for longest is forgotten first."""
-    monkeypatch.setattr(passwords, "REMEMBERED", 2)
     for guess in (b"a", b"b", b"a", b"c", b"a", b"b"):
         await ask("prometheus", guess)
 
     assert slow.passwords == [b"a", b"b", b"c", b"b"]
     assert len(known._bad) == 2
-    assert passwords.REMEMBERED == 2
 
 
 async def test_a_hash_that_is_changed_counts_at_once(known: Passwords) -> None:
@@ -279,6 +276,24 @@ async def test_one_address_may_have_so_many_waiting(ask: Ask, slow: Bcrypt) -> N
     assert await ask("nobody", b"one more") is False
 
 
+async def test_those_of_one_address_take_turns_by_user(ask: Ask, slow: Bcrypt) -> None:
+    """Behind a proxy all have one address: guesses of one user's password cost no other user's first login."""
+    slow.free.clear()
+    running = asyncio.ensure_future(ask("operator", b"first"))
+    await until(lambda: slow.checked)
+    most = passwords.WAITING_OF_ONE
+    guesses = [asyncio.ensure_future(ask("operator", b"%d" % n)) for n in range(most)]
+    await asyncio.sleep(0)
+    good = asyncio.ensure_future(ask("prometheus", b"right"))
+    await asyncio.sleep(0)
+    slow.free.set()
+
+    assert await good is True
+    verdicts = await asyncio.gather(running, *guesses)
+    assert (verdicts.count(None), verdicts[-1]) == (1, None)
+    assert slow.passwords[:3] == [b"first", b"0", b"right"]
+
+
 async def test_where_all_places_are_taken_who_has_most_gives_one_up(
     ask: Ask, slow: Bcrypt, known: Passwords
 ) -> None:
@@ -295,7 +310,7 @@ async def test_where_all_places_are_taken_who_has_most_gives_one_up(
     await asyncio.sleep(0)
     good = asyncio.ensure_future(ask("prometheus", b"right"))
     await asyncio.sleep(0)
-    assert sum(map(len, known._waiting.values())) == all_
+    assert len(known._waiting) == all_
     slow.free.set()
 
     assert await good is True
@@ -308,11 +323,11 @@ async def test_where_all_places_are_taken_who_has_most_gives_one_up(
     assert not known._waiting
 
 
+@pytest.mark.parametrize("known", [{"waiting_of_all": 3}], indirect=True)
 async def test_where_all_places_are_taken_by_as_many_addresses_nobody_gives_way(
-    ask: Ask, slow: Bcrypt, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, slow: Bcrypt
 ) -> None:
     """Who comes last is told to come later."""
-    monkeypatch.setattr(passwords, "WAITING_OF_ALL", 3)
     slow.free.clear()
     asked = [asyncio.ensure_future(ask("nobody", b"x%d" % n, str(n))) for n in range(5)]
     await until(lambda: slow.checked)

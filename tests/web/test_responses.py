@@ -128,7 +128,9 @@ async def test_what_is_not_there_and_what_is_not_done_are_problems(
 ) -> None:
     """The methods that there are are told."""
     async with client.get("/root/none") as lost, client.put("/root/found") as wrong:
-        bodies = [await each.json(content_type="application/problem+json") for each in (lost, wrong)]
+        bodies = [
+            await each.json(content_type="application/problem+json") for each in (lost, wrong)
+        ]
 
     assert [body["detail"] for body in bodies] == ["nothing is at /root/none", "PUT: use GET, HEAD"]
     assert wrong.headers["Allow"] == "GET, HEAD"

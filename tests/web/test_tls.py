@@ -215,7 +215,8 @@ async def test_each_suite_of_go_is_one_of_openssl(serve: Serve, key_type: trustm
 async def test_suites_of_tls_1_3_are_on_whatever_is_listed(serve: Serve) -> None:
     """As in Go, where they cannot be chosen either."""
     site = await serve(
-        CERT + "  cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_AES_128_GCM_SHA256]\n"
+        CERT
+        + "  cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_AES_128_GCM_SHA256]\n"
     )
     assert (await site.handshake()).version() == "TLSv1.3"
     site.write(CERT + f"  min_version: TLS13\n  cipher_suites: [{', '.join(CIPHERS_13)}]\n")
@@ -265,7 +266,9 @@ async def test_x25519_is_spoken_or_refused_by_its_name(serve: Serve) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).set_ecdh_curve("X25519")
     except ssl.SSLError:
-        with pytest.raises(ConfigError, match="curve_preferences: X25519 cannot be set in Python 3"):
+        with pytest.raises(
+            ConfigError, match="curve_preferences: X25519 cannot be set in Python 3"
+        ):
             await serve(CERT + "  curve_preferences: [X25519]\n")
         return
     site = await serve(CERT + "  curve_preferences: [X25519]\n")
@@ -279,9 +282,21 @@ async def test_x25519_is_spoken_or_refused_by_its_name(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("method", "error", "setting"),
     [
-        ("set_ecdh_curve", ssl.SSLError(1, "[EC: UNKNOWN_GROUP] unknown group"), "curve_preferences: CurveP384"),
-        ("set_ecdh_curve", ValueError("unknown elliptic curve name b'secp384r1'"), "curve_preferences: CurveP384"),
-        ("set_ciphers", ssl.SSLError("No cipher can be selected."), "cipher_suites: TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"),
+        (
+            "set_ecdh_curve",
+            ssl.SSLError(1, "[EC: UNKNOWN_GROUP] unknown group"),
+            "curve_preferences: CurveP384",
+        ),
+        (
+            "set_ecdh_curve",
+            ValueError("unknown elliptic curve name b'secp384r1'"),
+            "curve_preferences: CurveP384",
+        ),
+        (
+            "set_ciphers",
+            ssl.SSLError("No cipher can be selected."),
+            "cipher_suites: TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        ),
         ("minimum_version", ValueError("Unsupported protocol version 0x303"), "min_version: TLS12"),
         ("maximum_version", ValueError("Unsupported protocol version 0x304"), "max_version: TLS13"),
     ],
@@ -321,9 +336,7 @@ async def test_certificates_may_stand_in_the_file_itself(serve: Serve, tmp_path:
     tls.context(Tls(**{key: (tmp_path / file).read_text() for key, file in names.items()}
                     | {"client_auth_type": "VerifyClientCertIfGiven"}))  # fmt: skip
     assert len(os.listdir("/proc/self/fd")) == len(descriptors)
-    site.write(
-        f"tls_server_config:\n{texts}  client_auth_type: RequireAndVerifyClientCert\n"
-    )
+    site.write(f"tls_server_config:\n{texts}  client_auth_type: RequireAndVerifyClientCert\n")
 
     assert not await site.refuses(site.pki.client("a.example"))
     assert await site.refuses()
@@ -394,7 +407,9 @@ async def test_a_client_is_let_in_by_a_name_of_each_kind(
     other = (
         site.pki.client_of_uri(name + "/x", site.folder)
         if uri
-        else site.pki.client("x.example", name.replace("5", "6").replace("e", "f").replace("3", "4"))
+        else site.pki.client(
+            "x.example", name.replace("5", "6").replace("e", "f").replace("3", "4")
+        )
     )
 
     assert not await site.refuses(client)

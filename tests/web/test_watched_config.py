@@ -58,7 +58,12 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
     ids=["tls", "tls-beside-users", "tls-new", "users", "clients", "clients-if-given", "sans"],
 )
 def test_what_protects_is_turned_off_by_a_restart_only(
-    tmp_path: Path, pki: Pki, said: Callable[[], list[str]], before: str, after: str, said_of_it: str
+    tmp_path: Path,
+    pki: Pki,
+    said: Callable[[], list[str]],
+    before: str,
+    after: str,
+    said_of_it: str,
 ) -> None:
     """The beginning of a file that is being written must not open the door; TLS cannot change."""
     pki.write(tmp_path)

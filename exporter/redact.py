@@ -46,9 +46,9 @@ def redact_filename(filename: str) -> str:
     A path is returned as it is. A `json:{...}` name becomes the path of the file that it opens,
     or just its driver. A URL loses its user information and query.
 
-    >>> public("http://user:password@host/a.img?token=1")
+    >>> redact_filename("http://user:password@host/a.img?token=1")
     'http://host/a.img'
-    >>> public('json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/a.qcow2"}}')
+    >>> redact_filename('json:{"driver": "qcow2", "file": {"driver": "file", "filename": "/a.qcow2"}}')
     '/a.qcow2'
     """
     if filename.startswith("json:"):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.api.types import Job
-from exporter.ctl import text, words
 from exporter.ctl.text import clean, duration, is_ready, percent, size, state
 from tests.fakeapi import ended, job, ready
 
@@ -92,9 +89,3 @@ def test_a_state_is_known_without_a_status_too(each: Job, shown: str) -> None:
     """QEMU before 2.12 has none."""
     assert state(each) == shown
     assert is_ready(each) == (shown == "ready")
-
-
-@pytest.mark.parametrize("module", [text, words])
-def test_examples_are_true(module: object) -> None:
-    """Those of the docstrings."""
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Keeps the event loop responsive: many waiters resumed a few at a time, blocking work in threads.
+"""Keeps the event loop responsive: waiters are resumed a few at a time, blocking work runs in threads.
 
-The answers of a thousand VMs may lie there at once, and each is worth some tenths of a
-millisecond of decoding and rendering. Without the pacing, nobody else is served until all are done.
+The replies of a thousand VMs may arrive at once, and each takes some tenths of a millisecond to
+decode and render. Without pacing, nothing else is served until all of them are done.
 """
 
 from __future__ import annotations
@@ -15,34 +15,37 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How many go on in one turn of the event loop. First contact with a VM is worth 2 ms, and a turn
-#: costs some hundredths of one.
+#: How many waiters are resumed per iteration of the event loop. First contact with a VM takes 2 ms;
+#: an iteration itself costs some hundredths of a millisecond.
 _AT_ONCE = 4
 _THREADS = 4
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
 
 
 async def run_blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that waits for a disk in a thread of its own pool; return what it returns."""
+    """Run a blocking function in a thread pool reserved for disk I/O, and return its result.
+
+    What hangs there delays no scrape.
+    """
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_pool, lambda: function(*args, **kwargs))
 
 
 class LoopPacer:
-    """Lets those who wait go on, a few in each turn of the event loop."""
+    """Resumes waiting tasks, a few per iteration of the event loop."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._turning = False
 
     async def turn(self) -> None:
-        """Wait for one's turn."""
+        """Wait until this task is resumed."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.release(future)
         await future
 
     def release(self, future: asyncio.Future[None]) -> None:
-        """Complete a future, in this turn of the loop or in one that soon follows."""
+        """Complete a future, in the next iteration of the loop or soon after."""
         self._waiting.append(future)
         if not self._turning:
             self._turning = True

@@ -4,20 +4,20 @@ ExporterError
  +- ConfigError          a flag, the config file or the environment is wrong: refuse to start
  +- TargetError          one VM cannot be collected now; carries the `reason` label
      +- Unreachable      no session: no_socket refused permission busy stopped greeting_timeout
-     +- Replaced         the path does not lead to the socket that was connected to: no_socket
-     +- TargetTimeout    a session, but no answer in time: timeout
-     +- ProtocolError    an answer that is not what QMP promises: protocol
+     +- Replaced         the path no longer leads to the connected socket: no_socket
+     +- TargetTimeout    a session, but no reply in time: timeout
+     +- ProtocolError    a reply that violates QMP, or a lost connection: protocol
  +- CommandRefused       a command that is not on the session's list
- +- ActionError          a VM was not changed as it was asked to be
+ +- ActionError          a VM was not changed as requested
      +- Refused          nothing was sent; carries the name of the problem
      +- Rejected         QEMU answered with an error
-     +- OutcomeUnknown   the command left, and no answer came
-     +- LayerLost        it was done, and the new layer has no name
+     +- OutcomeUnknown   the command was sent, but no reply came
+     +- LayerLost        the command was done, but the file of the new layer was removed
 """
 
 from __future__ import annotations
 
-#: Every value of the `reason` label of `qemu_vm_scrape_error`; `internal` is a fault of this program.
+#: Every value of the `reason` label of `qemu_vm_scrape_error`; `internal` is a bug in this program.
 REASONS = (
     "no_socket",
     "refused",
@@ -53,57 +53,57 @@ class Unreachable(TargetError):
 
 
 class Replaced(TargetError):
-    """The path of a VM's socket leads to another socket than the one that was connected to."""
+    """The path of a VM's socket no longer leads to the socket that was connected to."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("no_socket", detail)
 
 
 class TargetTimeout(TargetError):
-    """The VM has a session with us and does not answer."""
+    """The VM has a session with us but does not answer."""
 
     def __init__(self, detail: str, reason: str = "timeout") -> None:
         super().__init__(reason, detail)
 
 
 class ProtocolError(TargetError):
-    """The VM said something that QMP does not allow, or hung up."""
+    """The VM sent something that QMP does not allow, or closed the connection."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("protocol", detail)
 
 
 class CommandRefused(ExporterError):
-    """A command was about to be sent that is neither one of `queries` nor one of `commands`."""
+    """A command that is in neither `qmp.queries` nor `qmp.commands` was about to be sent."""
 
 
 class ActionError(ExporterError):
-    """A VM was not changed as it was asked to be."""
+    """A VM was not changed as requested."""
 
 
 class Refused(ActionError):
-    """Nothing was sent: a guard stands in the way."""
+    """Nothing was sent: a precondition is not met."""
 
     def __init__(self, problem: str, detail: str, job: object = None, **more: object) -> None:
         super().__init__(detail)
-        #: A key of `problems.PROBLEMS`.
+        #: A key of `api.PROBLEMS`.
         self.problem = problem
-        #: Members of `api.Problem` beside: the `job` that stands in the way, if any.
+        #: Further members of `api.Problem`: the conflicting `job`, if any.
         self.more = more if job is None else {"job": job, **more}
 
 
 class Rejected(ActionError):
-    """QEMU understood the command and did not do it."""
+    """QEMU understood the command and refused it."""
 
 
 class OutcomeUnknown(ActionError):
-    """The command left this process, and no answer came: it may have been done or not."""
+    """The command was sent but no reply came: it may or may not have been carried out."""
 
     def __init__(self, detail: str, *, late: bool = False) -> None:
         super().__init__(detail)
-        #: Whether the VM still has the connection, and just does not answer.
+        #: Whether the connection is still open, and the VM just does not answer.
         self.late = late
 
 
 class LayerLost(ActionError):
-    """The disk has its new layer, whose file was removed: what it holds is gone with the VM."""
+    """The disk has its new layer, but QEMU removed the file: its data is lost when the VM ends."""

@@ -1,8 +1,8 @@
-"""What of a QEMU file name may leave the process.
+"""Removes credentials from QEMU's file names and error texts.
 
-QEMU shows passwords and keys in clear: in URLs (`http://user:password@host`), in the options
+QEMU shows passwords and keys in clear text: in URLs (`http://user:password@host`), in the options
 of old-style names (`rbd:pool/image:key=...`), in `json:{...}` names and in the error texts
-that quote them. Everything that becomes a label or a log line goes through here first.
+that quote them. Everything that becomes a label or a log line passes through here first.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ _NBD = re.compile(r"^nbd:(unix:/[^:@?=]*|[\w.\[\]-]+:\d+)(:exportname=[\w./-]*)?
 _NBD_UNIX = re.compile(r"^/[^?#]*\?socket=[^&\s'\"]*")
 _DEVICE = re.compile(r"^/dev/(?!shm/)")
 _DEBUGGED = re.compile(r"^blkdebug:[^:]*:(?P<image>.+)$", re.DOTALL)
-#: What the drivers of QEMU call the child that has what they read: all; blkdebug and blkreplay;
+#: The name of the child that holds the data: of most drivers; of blkdebug and blkreplay; of
 #: blkverify.
 _CHILDREN = ("file", "image", "raw")
-#: Drivers of block devices.
+#: QEMU's drivers of block devices.
 DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
 _FILE_DRIVERS = DEVICE_DRIVERS | {"file"}
 _URL_IN_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://")
-# A key may hold whatever ends a name in a text: but for a URL without a query, all goes to its end.
+# A key may contain any character that could end a name, so everything up to the end of the text
+# is redacted, except after a URL without a query.
 _IN_TEXT = re.compile(
     r"""json:\s*\{.*
       | [A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'"?\#]*(?:[?\#].*)?
@@ -36,12 +37,12 @@ _CREDENTIAL = re.compile(
     r"""(?i)(pass(?:word|wd)?|secret|key|cookie|token|user(?:name)?)\s*=\s*"""
     r"""("[^"]*"?|'[^']*'?|[^\s'",;]+)"""
 )
-#: Of a longer text only this much is looked at.
+#: Only this many characters of a longer text are examined.
 _TEXT_LIMIT = 2048
 
 
 def redact_filename(filename: str) -> str:
-    """Return the part of a QEMU `filename` that identifies the image and holds no credential.
+    """Return the part of a QEMU `filename` that identifies the image, without credentials.
 
     A path is returned as it is. A `json:{...}` name becomes the path of the file that it opens,
     or just its driver. A URL loses its user information and query.
@@ -67,10 +68,10 @@ def redact_filename(filename: str) -> str:
 
 
 def local_path(filename: str) -> str | None:
-    """Return the path that QEMU opened for `filename`, None where it is not a file.
+    """Return the path that QEMU opened for `filename`, None if it is not a file.
 
-    The path may be relative, to a folder that only QEMU knows. What a debugging filter below the
-    format reads from is the file: `blkdebug:CONFIG:NAME`. [blkdebug_parse_filename]
+    The path may be relative to a directory that only QEMU knows. Below a debugging filter, as in
+    `blkdebug:CONFIG:NAME`, it is the file that the filter reads. [blkdebug_parse_filename]
     """
     if debugged := _DEBUGGED.match(filename):
         filename = debugged["image"]
@@ -80,7 +81,7 @@ def local_path(filename: str) -> str | None:
 
 
 def data_file(filename: str) -> str | None:
-    """Return the path of the data file that a `json:` name says, None where it says none."""
+    """Return the path of the data file in a `json:` name, None if it has none."""
     child = _options(filename.removeprefix("json:")).get("data-file")
     return local_path(f"json:{json.dumps(child)}") if isinstance(child, dict) else None
 
@@ -94,7 +95,7 @@ def redact_text(text: str, limit: int = 200) -> str:
 
 
 def _without_user(text: str) -> str:
-    """Return a text without what may be the user information of a URL in it."""
+    """Return a text without anything that may be the user information of a URL."""
     before, _, after = text.rpartition("@")
     url = _URL_IN_TEXT.search(before)
     if url is None:
@@ -105,7 +106,7 @@ def _without_user(text: str) -> str:
 
 
 def is_on_device(filename: str) -> bool:
-    """Whether a name is that of a block device, or a `json:` name opens one beside backing files."""
+    """Whether a name is a block device, or a `json:` name opens one other than as a backing file."""
     if not filename.startswith("json:"):
         return bool(_DEVICE.match(filename))
     waiting: list[object] = [_options(filename[5:])]
@@ -121,7 +122,7 @@ def is_on_device(filename: str) -> bool:
 
 
 def throttle_group(filename: str) -> str | None:
-    """Return the throttle group that a throttle filter's `json:` name says, None if it does not."""
+    """Return the throttle group in a throttle filter's `json:` name, None if it has none."""
     options = _options(filename.removeprefix("json:"))
     group = options.get("throttle-group")
     return group if isinstance(group, str) else None
@@ -151,7 +152,7 @@ def _of_json(text: str, children: Sequence[str] = ("file",)) -> str:
 def _of_url(scheme: str, rest: str) -> str:
     user, _, rest = rest.rpartition("@")
     if re.search("[/?#]", user):
-        # A password with one of these in it, or a path or query with an "@": nobody can tell.
+        # Ambiguous: a password with one of these in it, or a path or query with an "@".
         return f"{scheme}:"
     if scheme == "nbd+unix" and (socket := _NBD_UNIX.match(rest)):
         return f"{scheme}://{socket[0]}"

@@ -1,4 +1,4 @@
-"""The process among others: its log, systemd, the collector of cycles, its command line."""
+"""What a process needs of any kind: logging, systemd, garbage collection, reading flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How flags are read: a mistake is one line, and exit code 2."""
+"""How flags are parsed: a mistake prints one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that is brief about mistakes."""
+    """An `ArgumentParser` with one-line error messages."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line; all flags would bury it."""
+        """Print what is wrong in one line and exit; the list of all flags would bury it."""
         self.exit(2, f"{self.prog}: {message}; --help lists all flags\n")
 
 
 def seconds(text: str) -> float:
-    """Return a number of seconds above 0.
+    """Parse a positive number of seconds.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: `text` is not one.
     """
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
     return value

@@ -1,35 +1,36 @@
-"""The collector of cycles, kept away from what stays.
+"""Tunes Python's garbage collector: long-lived objects are frozen, garbage is collected often.
 
-Python's collector looks at every container that lives, now and then, and stops the event loop for
-that: 0.15 s with a thousand VMs. Nearly all of them live as long as their VM does. So what came to
-stay is taken out of its sight, and what scrapes leave behind is looked at often, while it is little.
+A full collection examines every live container and blocks the event loop meanwhile: 0.15 s with a
+thousand VMs. Nearly all containers live as long as their VM. So they are frozen, which exempts them
+from collections, and what scrapes leave behind is collected often, while there is little of it.
 """
 
 from __future__ import annotations
 
 import gc
 
-#: Containers made and not freed before the collector looks by itself: more than a fleet is. That
-#: of a thousand VMs of 4 disks x 3 layers makes some 200,000 when it is first seen.
+#: How many containers may be allocated and not freed before Python collects by itself: more than
+#: a fleet needs. First contact with a thousand VMs of 4 disks x 3 layers allocates some 200,000.
 _YOUNG = 300_000
-#: So many are looked at in some milliseconds; the first contact with a fleet leaves more.
+#: So many are examined in a few milliseconds; the first contact with a fleet leaves more.
 _LITTLE = 20_000
-#: What left may have left cycles behind among what is out of sight; they are worth a long look.
+#: Targets that are gone may have left cycles among the frozen objects. After this many of them, a
+#: full collection is worth its time.
 _GONE_LIMIT = 1000
 
 
 class GcTuner:
-    """Decides when the collector looks, and at what."""
+    """Decides when garbage is collected, and which objects are frozen."""
 
     def __init__(self) -> None:
-        """Change how this process collects, for good."""
+        """Change the garbage collection of this process, permanently."""
         gc.set_threshold(_YOUNG, 10, 10)
         gc.collect()
         gc.freeze()
         self._gone = 0
 
     def settle(self, gone: int) -> None:
-        """Collect after a sweep; `gone` targets have left since the last time."""
+        """Collect after a sweep; `gone` is the number of targets that went away since the last."""
         self._gone += gone
         if self._gone >= _GONE_LIMIT:
             self._gone = 0
@@ -42,7 +43,7 @@ class GcTuner:
             gc.collect(1)
             if _old() >= _LITTLE // 4:
                 gc.collect()
-                # Seldom: a cycle that is alive just now, and garbage later, stays out of sight.
+                # Done rarely: a frozen cycle that becomes garbage later is not collected.
                 if _old() >= _LITTLE // 8:
                     gc.freeze()
 

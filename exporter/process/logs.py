@@ -1,4 +1,4 @@
-"""The process among others: its log lines, and what systemd wants to hear and hands over."""
+"""Logging, and systemd's interfaces: notifications, the watchdog and socket activation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 from exporter.errors import ConfigError
 
-#: systemd hands sockets over from this descriptor on. [sd_listen_fds(3)]
+#: The first descriptor of those that systemd passes. [sd_listen_fds(3)]
 _FIRST_SOCKET = 3
-#: What logs for us, and else would write to stderr in its own way.
+#: Libraries' loggers, which would otherwise write to stderr in a format of their own.
 _LIBRARIES = ("aiohttp.server", "asyncio")
-#: What is told of their exceptions: clients may have written as much as they like.
+#: Longest text of their exceptions that is logged: it may quote any amount of a client's data.
 _ERROR_LENGTH = 120
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class Formatter(logging.Formatter):
-    """Log lines as Prometheus writes them: `time=... level=INFO source=vm.py:90 msg="..." k=v`."""
+    """Log lines as Prometheus writes them: `time=... level=INFO source=vm.py:90 msg="..." key=value`."""
 
     def __init__(self, kind: str) -> None:
         """`kind` is `logfmt` or `json`."""
@@ -51,7 +51,7 @@ def _logfmt(value: object) -> str:
     plain = text and all(c.isprintable() and c not in ' "=\\' for c in text)
     if plain:
         return text
-    # What a terminal would obey, or a viewer take for the end of a line, is written out.
+    # Control characters are escaped: a terminal would act on them, a viewer break the line there.
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
 
@@ -75,7 +75,7 @@ def set_up_logging(level: str, kind: str) -> None:
 
 
 def _without_trace(record: logging.LogRecord) -> bool:
-    """Name the exception alone: a client that speaks no HTTP is worth one short line."""
+    """Log only the exception's name and text: a client that does not speak HTTP needs no more."""
     if record.exc_info:
         error = record.exc_info[1]
         record.err = f"{type(error).__name__}: {' '.join(str(error).split())[:_ERROR_LENGTH]}"
@@ -84,16 +84,16 @@ def _without_trace(record: logging.LogRecord) -> bool:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the hard limit does: each VM's session is one.
+    """Raise the limit of open files to the hard limit: each VM's session is an open file.
 
-    The soft limit is low for the sake of programs that use select(2).
+    The soft limit is low only for programs that use select(2).
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def notify(*states: str) -> None:
-    """Tell systemd, if it started this process, how the service is. [sd_notify(3)]"""
+    """Notify systemd of the service's state, if it started this process. [sd_notify(3)]"""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -102,16 +102,18 @@ def notify(*states: str) -> None:
         try:
             sock.sendto("\n".join(states).encode(), address)
         except OSError as error:
-            logging.getLogger(__name__).warning("systemd not told", extra={"err": error.strerror})
+            logging.getLogger(__name__).warning(
+                "systemd not notified", extra={"err": error.strerror}
+            )
 
 
 def notify_reloading() -> None:
-    """Say that the configuration is being read again."""
+    """Notify systemd that the configuration is being reloaded."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def watchdog_seconds() -> float | None:
-    """Return how often systemd wants to hear from this process, None if it does not."""
+    """Return how often to notify systemd's watchdog, None if it is off. [sd_watchdog_enabled(3)]"""
     usec = os.environ.get("WATCHDOG_USEC", "")
     if not usec.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -119,13 +121,13 @@ def watchdog_seconds() -> float | None:
 
 
 def systemd_sockets() -> list[socket.socket]:
-    """Return the listening sockets that systemd handed over.
+    """Return the listening sockets that systemd passed to this process.
 
     Raises:
-        ConfigError: it handed none over.
+        ConfigError: it passed none.
     """
     count = os.environ.pop("LISTEN_FDS", "")
     pid = os.environ.pop("LISTEN_PID", "")
     if pid != str(os.getpid()) or not count.isdigit() or count == "0":
-        raise ConfigError("--web.systemd-socket: systemd handed no socket over")
+        raise ConfigError("--web.systemd-socket: systemd passed no socket")
     return [socket.socket(fileno=_FIRST_SOCKET + index) for index in range(int(count))]

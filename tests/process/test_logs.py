@@ -187,7 +187,7 @@ def test_a_systemd_that_does_not_listen_is_a_warning(
     monkeypatch.setenv("NOTIFY_SOCKET", str(sockets / "gone"))
     logs.notify("READY=1")
 
-    assert [record.message for record in caplog.records] == ["systemd not told"]
+    assert [record.message for record in caplog.records] == ["systemd not notified"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_sockets_that_were_not_handed_over_are_an_error(
         if value is not None:
             monkeypatch.setenv(name, str(os.getpid()) if value == "self" else value)
 
-    with pytest.raises(ConfigError, match="^--web.systemd-socket: systemd handed no socket over$"):
+    with pytest.raises(ConfigError, match="^--web.systemd-socket: "):
         logs.systemd_sockets()
 
 

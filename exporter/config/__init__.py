@@ -1,4 +1,4 @@
-"""Settings: what the flags and the config file say."""
+"""Settings, from the flags and the config file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Settings: what the flags and the config file say, frozen, with the defaults beside the fields.
+"""Settings, from the flags and the config file: immutable, with the defaults beside the fields.
 
-What is said for a group of targets beats what the file says for all, and that beats the flags.
+Settings of a group of targets override the file's settings for all, which override the flags.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exporter.metrics import COLLECTORS, NS
 DEFAULT_SOCKETS = "/run/qemu-block-exporter/*.sock"
 DEFAULT_PORT = 9709
 
-#: Most buckets of a histogram: each is a series of each device and operation.
+#: Most buckets of a histogram: each is a series per device and operation.
 _BOUNDARIES_LIMIT = 64
 _LONGEST_SECONDS = 1e6
 
@@ -31,7 +31,7 @@ Topology = Literal["auto", "always", "never"]
 
 
 class ExpectedDepth(Struct, frozen=True, forbid_unknown_fields=True):
-    """Devices that have backing files by right, such as linked clones."""
+    """Devices that are meant to have backing files, such as linked clones."""
 
     #: A shell pattern of `device` labels.
     device: str
@@ -39,30 +39,30 @@ class ExpectedDepth(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LatencyHistograms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Histograms that QEMU is to keep of devices that have none."""
+    """Latency histograms to set on devices that have none."""
 
-    #: Upper bounds of the buckets but the last, which has none.
+    #: Upper bounds of all buckets but the last, which is unbounded.
     boundaries_seconds: tuple[float, ...]
-    #: Whether they are set in a VM that libvirt, Proxmox VE or Incus runs.
+    #: Whether they are set in a VM that is managed by libvirt, Proxmox VE or Incus.
     allow_managed: bool = False
 
 
 class Grant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may do what to which VMs; without one nobody may do anything."""
+    """Which users may do what to which VMs. Without a grant, nothing may be changed."""
 
     #: Users of the web config file.
     users: tuple[str, ...]
     verbs: tuple[Verb, ...]
     #: Shell patterns of VM names.
     vms: tuple[str, ...]
-    #: Whether VMs that libvirt, Proxmox VE or Incus runs may be changed behind its back.
+    #: Whether VMs that are managed by libvirt, Proxmox VE or Incus may be changed behind its back.
     allow_managed: bool = False
     #: Whether a commit may start while another VM that may share its layers does not answer.
     unseen_neighbours: UnseenNeighbours = "refuse"
-    #: Where files of snapshots may be made, and below.
+    #: Directories in which, and below which, files of snapshots may be created.
     directories: tuple[str, ...] = ()
-    #: Whether these VMs have the same files under the same names as the exporter, which it cannot
-    #: see for itself where they run as another user, or behind a proxy.
+    #: Whether paths mean the same files to these VMs as to the exporter. It cannot see this for
+    #: itself if the VMs run as another user or behind a proxy.
     same_files: bool = False
 
     def permits(self, user: str, verb: str, vm: str) -> bool:
@@ -75,7 +75,7 @@ class Grant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the admin API allows, where it is enabled."""
+    """What the admin API allows, if it is enabled."""
 
     grants: tuple[Grant, ...] = ()
 
@@ -83,23 +83,23 @@ class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one target is collected."""
 
-    #: Deadline of one VM's answers.
+    #: Deadline for one VM's replies.
     timeout_seconds: float = 5.0
-    #: `persistent` for a socket of the exporter's own, `per-scrape` for one that is shared.
+    #: `persistent` for a socket that only the exporter uses, `per-scrape` for a shared one.
     connection: Connection = "persistent"
     #: Names of `metrics.COLLECTORS` that are off.
     without: frozenset[str] = frozenset()
-    #: Whether nodes under no device are asked for.
+    #: Whether nodes under no device are queried.
     nodes: bool = False
-    #: When query-block is asked: `auto` only while the storage answers, or `always`, or `never`.
+    #: When query-block is sent: `auto` only while the storage answers, or `always`, or `never`.
     topology: Topology = "auto"
     topology_max_age_seconds: float = 60.0
-    #: The first rule that matches a device counts.
+    #: The first rule that matches a device applies.
     expected_backing_depth: tuple[ExpectedDepth, ...] = ()
     latency_histograms: LatencyHistograms | None = None
 
     def expected_depth(self, device: str) -> int:
-        """Return how many backing files `device` has by right."""
+        """Return how many backing files `device` is expected to have."""
         for rule in self.expected_backing_depth:
             if fnmatchcase(device, rule.device):
                 return rule.depth
@@ -107,20 +107,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """A VM named in the file: it stays a target while its socket is gone."""
+    """A VM named in the file: it remains a target while its socket is gone."""
 
     vm: str
     socket: str
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """Targets that are collected alike."""
+    """Targets that share their settings."""
 
     name: str
     settings: Settings
     sockets: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
-    #: A regular expression over socket paths with a group `vm`.
+    #: A regular expression for socket paths, with a group `vm`.
     pattern: re.Pattern[str] | None = None
 
 
@@ -132,7 +132,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
 
 class _Overrides(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the file may say for all targets or for a group."""
+    """What the file may set for all targets or for a group."""
 
     timeout_seconds: float | UnsetType = UNSET
     connection: Connection | UnsetType = UNSET
@@ -157,7 +157,7 @@ class _File(_Overrides, frozen=True, kw_only=True):
 
 
 def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
-    """Return the configuration of the flags and of the file at `path`, if any.
+    """Return the configuration from the flags and the file at `path`, if any.
 
     Raises:
         ConfigError: names the file, the place in it and what is wrong there.
@@ -183,7 +183,10 @@ def load(path: str | None, flags: Settings, sockets: tuple[str, ...]) -> Config:
             check_glob(glob, place)
         for target in group.targets:
             if not target.vm or not target.socket or "\0" in target.socket:
-                raise ConfigError(f"{place}: {target.vm!r} at {target.socket!r} is no target")
+                raise ConfigError(
+                    f"{place}: a target needs a vm name and a socket path,"
+                    f" got vm {target.vm!r} and socket {target.socket!r}"
+                )
     if sockets or not groups:
         wanted = sockets or (DEFAULT_SOCKETS,)
         groups.insert(0, Group(name="flags", settings=common, sockets=wanted))
@@ -196,18 +199,18 @@ def check_glob(glob: str, where: str) -> None:
     """Refuse a glob that can never match a socket.
 
     Raises:
-        ConfigError: says why.
+        ConfigError: the message gives the reason.
     """
     if not glob or glob.endswith("/"):
-        raise ConfigError(f"{where}: {glob!r} names no socket")
+        raise ConfigError(f"{where}: must be the path or glob of a socket, got {glob!r}")
     if "\0" in glob:
-        raise ConfigError(f"{where}: {glob!r} has a NUL in it")
+        raise ConfigError(f"{where}: must not contain a NUL, got {glob!r}")
     if glob.count("[") > glob.count("]"):
-        raise ConfigError(f"{where}: {glob!r} has a '[' that is not closed")
+        raise ConfigError(f"{where}: must close every '[', got {glob!r}")
 
 
 def describe(config: Config) -> str:
-    """Return the effective configuration as YAML. It holds no secrets; file names are public."""
+    """Return the effective configuration as YAML. It contains no secrets."""
     plain = msgspec.to_builtins(
         config,
         enc_hook=lambda value: value.pattern if isinstance(value, re.Pattern) else str(value),
@@ -231,7 +234,7 @@ def _apply(overrides: _Overrides, settings: Settings, where: str) -> Settings:
 
 
 def check(settings: Settings, where: str) -> None:
-    """Refuse settings that are of the right type and make no sense.
+    """Refuse settings that have the right type but make no sense.
 
     Raises:
         ConfigError: names the setting.
@@ -239,24 +242,31 @@ def check(settings: Settings, where: str) -> None:
     for name in ("timeout_seconds", "topology_max_age_seconds"):
         value = getattr(settings, name)
         if not 0 < value < float("inf"):
-            raise ConfigError(f"{where}: {name} must be a number above 0, not {value}")
+            raise ConfigError(f"{where}: {name} must be a positive number, got {value}")
     for rule in settings.expected_backing_depth:
         if rule.depth < 0:
-            raise ConfigError(f"{where}: expected_backing_depth of {rule.device!r} is below 0")
+            raise ConfigError(
+                f"{where}: expected_backing_depth of {rule.device!r} must be 0 or more,"
+                f" got {rule.depth}"
+            )
     if settings.latency_histograms is not None:
         _check_histograms(settings.latency_histograms, f"{where}: latency_histograms")
 
 
 def _check_histograms(histograms: LatencyHistograms, where: str) -> None:
     if not 0 < len(histograms.boundaries_seconds) <= _BOUNDARIES_LIMIT:
-        raise ConfigError(f"{where}: boundaries_seconds takes 1 to {_BOUNDARIES_LIMIT} numbers")
-    # QEMU takes whole nanoseconds, each above the one before.
+        raise ConfigError(
+            f"{where}: boundaries_seconds must have 1 to {_BOUNDARIES_LIMIT} numbers,"
+            f" got {len(histograms.boundaries_seconds)}"
+        )
+    # QEMU requires whole nanoseconds in strictly ascending order.
     bounds = [
         round(b * NS) if 0 < b <= _LONGEST_SECONDS else 0 for b in histograms.boundaries_seconds
     ]
     if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
         raise ConfigError(
-            f"{where}: boundaries_seconds must rise from above 0 to {_LONGEST_SECONDS:g} at most"
+            f"{where}: boundaries_seconds must be in ascending order, above 0 and at most"
+            f" {_LONGEST_SECONDS:g}"
         )
 
 
@@ -264,12 +274,12 @@ def _check_grant(grant: Grant, where: str) -> None:
     for name in ("users", "verbs", "vms"):
         values = getattr(grant, name)
         if not values or "" in values:
-            raise ConfigError(f"{where}: {name} names none, or an empty one")
+            raise ConfigError(f"{where}: {name} must not be empty or contain an empty string")
     for folder in grant.directories:
         if not folder.startswith("/") or "\0" in folder or ".." in folder.split("/"):
-            raise ConfigError(f"{where}: directories: {folder!r} is no absolute path")
+            raise ConfigError(f"{where}: directories must be absolute paths, got {folder!r}")
     if "snapshot" in grant.verbs and not grant.directories:
-        raise ConfigError(f"{where}: snapshot needs directories to make files in")
+        raise ConfigError(f"{where}: directories must be set for the verb snapshot")
 
 
 def _collectors(
@@ -277,7 +287,7 @@ def _collectors(
 ) -> Iterator[tuple[str, object]]:
     if unknown := sorted(chosen.keys() - COLLECTORS.keys() - {"nodes"}):
         known = ", ".join((*COLLECTORS, "nodes"))
-        raise ConfigError(f"{where}: no collector {unknown[0]!r}; there are {known}")
+        raise ConfigError(f"{where}: collectors must be among {known}, got {unknown[0]!r}")
     off = {name for name, on in chosen.items() if not on and name != "nodes"}
     on = {name for name, on in chosen.items() if on}
     yield "without", (settings.without | off) - on
@@ -292,5 +302,7 @@ def _pattern(text: str, where: str) -> re.Pattern[str] | None:
     except re.error as error:
         raise ConfigError(f"{where}: {error}") from error
     if "vm" not in pattern.groupindex:
-        raise ConfigError(f"{where}: has no group named vm, as in (?P<vm>[^/]+)")
+        raise ConfigError(
+            f'{where}: must contain a group named "vm", for example (?P<vm>[^/]+), got {text!r}'
+        )
     return pattern

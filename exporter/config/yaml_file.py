@@ -1,4 +1,4 @@
-"""YAML files, read strictly: what stands twice, or is no value of its type, is refused."""
+"""Reads YAML files strictly: duplicate keys and values of a wrong type are errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def read(path: str, kind: type[T]) -> T:
-    """Return the file at `path` as a `kind`, which has a default for an empty file.
+    """Return the file at `path` as a `kind`; an empty file gives the defaults of `kind`.
 
     Raises:
         ConfigError: names the file, the place in it and what is wrong there.
@@ -39,14 +39,15 @@ def read(path: str, kind: type[T]) -> T:
 
 
 def text(tree: object) -> str:
-    """Return a tree of plain values as YAML, its keys in their order."""
+    """Return a tree of plain values as YAML, keeping the order of keys."""
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys; the first was meant as well.
+    """Refuses duplicate keys, of which PyYAML silently takes the last.
 
-    And where a value is not of its tag, such as a date that is none, it raises whatever it meets.
+    Reports a value that does not match its tag, such as an impossible date, as a YAML error; PyYAML
+    raises whatever error its parsing code runs into.
     """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -55,7 +56,7 @@ class _StrictLoader(yaml.SafeLoader):
         except (AttributeError, KeyError, ValueError) as error:
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value!r} is no {kind}", node.start_mark
+                None, None, f"{node.value!r} is not a valid {kind}", node.start_mark
             ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -64,7 +65,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)) and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} stands here a second time", key_node.start_mark
+                    None, None, f"duplicate key {key!r}", key_node.start_mark
                 )
             seen.add(key) if isinstance(key, str) else None
         return super().construct_mapping(node, deep)

@@ -24,6 +24,7 @@ from exporter.config.settings import (
 )
 from exporter.errors import ConfigError
 from exporter.metrics.table import COLLECTORS
+from tests.messages import tells
 
 DATA = Path(__file__).parent.parent / "data/config"
 WRONG = sorted((DATA / "wrong").iterdir())
@@ -45,10 +46,11 @@ def written(tmp_path: Path, text: str | bytes) -> str:
 
 @pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
 def test_each_mistake_has_one_message_that_names_the_place(path: Path) -> None:
-    """The file's first line says it: one file for each mistake."""
+    """The file's first line has its setting and value: one file for each mistake."""
     expected = path.read_text().partition("\n")[0].removeprefix("# FILE")
+    message = refusal(path)
 
-    assert refusal(path) == f"{path}{expected}"
+    assert tells(message, f"{path}{expected}"), message
     assert len(expected) > 10
 
 

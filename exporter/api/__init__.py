@@ -1,4 +1,4 @@
-"""The HTTP contract: its types, paths and problems, and the OpenAPI description made of them. Pure."""
+"""The HTTP contract: types, paths and problems, and the OpenAPI description built from them. No I/O."""
 
 from __future__ import annotations
 

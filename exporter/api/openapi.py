@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of the HTTP API, made of its routes and types."""
+"""The OpenAPI 3.1 description of the HTTP API, built from its routes and types."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _PARAMETERS: Mapping[str, dict[str, Any]] = {
 _DRY_RUN = {
     "name": "dry_run",
     "in": "query",
-    "description": "Make every check, and change nothing.",
+    "description": "Make every check, but change nothing.",
     "schema": {"type": "boolean", "default": False},
     "example": True,
 }
 _REF = "#/components/schemas/{name}"
 _JSON, _PROBLEM, _TEXT = "application/json", "application/problem+json", "text/plain"
-#: The end of the path of a problem's text.
+#: The problem that serves as an example.
 _NOT_READY = "not-ready"
 
 _DEVICE = types.Device(
@@ -66,7 +66,7 @@ _SUMMARY: dict[str, Any] = {
     "qemu_version": "7.2.22", "manager": None, "socket": "/run/qemu-block-exporter/web1.sock",
     "storage_responding": True, "device_count": 1, "job_count": 1, "backing_depth_max": 1,
 }  # fmt: skip
-#: One of each type that is asked for or answered.
+#: An example of each type of request and response body.
 EXAMPLES: Mapping[type, msgspec.Struct] = {
     type(each): each
     for each in (
@@ -104,20 +104,20 @@ _LOCATION = {
         "required": True,
     }
 }
-#: What stands before every page, and answers in plain text as it does there.
+#: Responses of the middleware that guards every page; they are plain text.
 _GATE: Mapping[str, dict[str, Any]] = {
     "401": {
-        "description": "Send a user and password that exist (unauthorized)",
+        "description": "Send a valid user and password (unauthorized)",
         "headers": _CHALLENGE,
         "content": {_TEXT: {"schema": {"type": "string"}, "example": "Unauthorized\n"}},
     },
     "417": {
-        "description": "Expect is something else than 100-continue",
+        "description": "The header Expect must be 100-continue",
         "content": {_TEXT: {"schema": {"type": "string"}, "example": "Expectation Failed\n"}},
     },
     "429": {
-        "description": "Too many requests, by the rate limit of the web config file, or too many"
-        " passwords that wait to be checked",
+        "description": "Too many requests: above the rate limit of the web config file, or too many"
+        " passwords are waiting to be checked",
         "headers": _RETRY,
         "content": {_TEXT: {"schema": {"type": "string"}, "example": "Too Many Requests\n"}},
     },
@@ -125,7 +125,7 @@ _GATE: Mapping[str, dict[str, Any]] = {
 
 
 def description(prefix: str) -> dict[str, Any]:
-    """Return the description, for an exporter whose paths begin with `prefix`."""
+    """Return the description for an exporter whose paths begin with `prefix`."""
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -134,16 +134,16 @@ def description(prefix: str) -> dict[str, Any]:
         "info": {
             "title": "QEMU Block Exporter",
             "version": __version__,
-            "description": "Virtual machines, backing chains and block jobs; and, where"
-            " --web.enable-admin-api is given, the jobs' start and end.",
+            "description": "Virtual machines, backing chains and block jobs; with"
+            " --web.enable-admin-api, also starting and ending jobs.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": prefix or "/", "description": "This exporter."}],
         # Users are those of --web.config.file, and there may be none.
         "security": [{"basic": []}, {}],
         "tags": [
-            {"name": "reading", "description": "What is; it changes nothing."},
-            {"name": "changing", "description": "What grants let a user do to a VM."},
+            {"name": "reading", "description": "Shows the present state; changes nothing."},
+            {"name": "changing", "description": "Changes a VM, as far as grants permit."},
         ],
         "paths": paths,
         "components": {
@@ -183,7 +183,7 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["description"] = inspect.cleandoc(route.body.__doc__ or "")
         operation["security"] = [{"basic": []}]
         operation["requestBody"] = {
-            "description": "What is to be done.",
+            "description": "What to do.",
             "required": True,
             "content": _content(route.body),
         }
@@ -197,8 +197,8 @@ def _operation(route: Route) -> dict[str, Any]:
 def _successes(route: Route) -> dict[str, Any]:
     if route.body is None:
         content = _content(route.answer) if route.answer else _plain(route)
-        return {"200": {"description": "As asked.", "content": content}}
-    text = "Nothing was sent: a dry run, or accepted before."
+        return {"200": {"description": "As requested.", "content": content}}
+    text = "Nothing was sent: a dry run, or the request was accepted before."
     nothing = {"description": text, "content": _content(types.Done)}
     sent: dict[str, Any] = {"description": "Sent.", "content": _content(types.Done)}
     if route.status == 202:
@@ -220,7 +220,7 @@ def _refusals(route: Route) -> dict[str, Any]:
 
 
 def _problem(name: str, route: Route) -> types.Problem:
-    """Return an example of what a route is refused with."""
+    """Return an example of the problem `name` as a route responds with it."""
     kind, path = PROBLEMS[name], route.path
     values = {each: _PARAMETERS[each]["example"] for each in re.findall(r"{(\w+)}", path)}
     return types.Problem(
@@ -238,7 +238,7 @@ def _content(
 
 
 def _plain(route: Route) -> dict[str, Any]:
-    """Return what the two routes answer that tell of the API itself."""
+    """Return the response of the two routes that describe the API itself."""
     if route.name == "openapi":
         return {_JSON: {"schema": {"type": "object"}}}
     kind = PROBLEMS[_NOT_READY]

@@ -1,4 +1,4 @@
-"""Every path of the HTTP API, one line each; the OpenAPI description is made of them."""
+"""Every path of the HTTP API, one line each; the OpenAPI description is built from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from exporter.api import types, verbs
 
 ROOT = "/api/v1"
 ADMIN = f"{ROOT}/admin"
-#: What may stand in the way of any request, of any to change something, and of changing a job.
+#: Problems of any request, of any request to change something, and of requests to change a job.
 _ANY = ("unauthorized", "internal-error")
 _CHANGE = (
     "bad-request", "admin-api-disabled", "cross-site", "not-granted", "managed-vm", "unknown-vm",
@@ -26,20 +26,20 @@ class Route:
 
     method: str
     path: str
-    #: The method of `web.ReadApi` that answers, or the verb; and the operationId.
+    #: The operationId: the verb, or the name of a method of `web.ReadApi`.
     name: str
     text: str
-    #: What is answered, and with which status.
+    #: The type of the response body, and its status.
     answer: type | None
     status: int = 200
-    #: What is asked for, in the body.
+    #: The type of the request body.
     body: type[verbs.Request] | None = None
-    #: Of `problems.PROBLEMS`.
+    #: Keys of `problems.PROBLEMS`.
     problems: tuple[str, ...] = ()
 
     @property
     def changes(self) -> bool:
-        """Whether it is there to change something."""
+        """Whether a request may change something."""
         return self.body is not None
 
 
@@ -63,7 +63,7 @@ _OF_JOB = "/vms/{vm}/block-jobs/{job_id}"
 # fmt: off
 ROUTES = (
     _get("/openapi.json", "openapi", "This description.", None),
-    _get("/problems/{name}", "problem", "What a problem means, and what to do.", None, "not-found"),
+    _get("/problems/{name}", "problem", "What a problem means, and what to do about it.", None, "not-found"),
     _get("/vms", "vms", "Every virtual machine.", types.VmList, "too-many"),
     _get("/vms/{vm}", "vm", "A virtual machine with its disks, their layers, and its block jobs.", types.Vm, "unknown-vm"),
     _get("/block-jobs", "all_jobs", "The block jobs of all virtual machines.", types.JobList, "too-many"),
@@ -71,6 +71,6 @@ ROUTES = (
     _get(_OF_JOB, "job", "A block job, or how it ended.", types.Job, "unknown-vm", "unknown-job", "vm-down"),
     _post("/vms/{vm}/block-jobs", "commit", "Start a commit.", verbs.Commit, *_DEVICE, "unknown-layer", "nothing-to-commit", "shared-layer", "unnamed-image", "unseen-neighbours", "already-asked", "job-id-taken"),
     *(_post(f"{_OF_JOB}/{each.verb}", each.verb, each.summary(), each, *_JOB, *each.problems) for each in verbs.JOB_REQUESTS),
-    _post("/vms/{vm}/snapshots", "snapshot", "Put a new layer on a disk.", verbs.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
+    _post("/vms/{vm}/snapshots", "snapshot", "Add a new layer on top of a disk.", verbs.Snapshot, *_DEVICE, "file-exists", "bad-file", "unnamed-image", "layer-lost", status=201),
 )
 # fmt: on

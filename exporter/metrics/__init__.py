@@ -1,4 +1,4 @@
-"""THE TABLE of metrics, and what a line of it is. Pure."""
+"""THE TABLE of metrics, and the types of its rows. No I/O."""
 
 from __future__ import annotations
 

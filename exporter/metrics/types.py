@@ -1,4 +1,4 @@
-"""What a family is: its name, its kind, where its value stands, and what it is about."""
+"""The types of the table: what a metric family is, and what its samples are about."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IO_STATES = ("failed", "nospace", "ok")
 
 
 class Scope(Enum):
-    """What one sample is about: the prefix of its name, its labels, and METRICS.md's heading."""
+    """What one sample is about: the prefix of its name, its labels, and its heading in METRICS.md."""
 
     VM = ("qemu_vm_", ("vm",), "Virtual machines")
     DEVICE = ("qemu_block_", ("vm", "device"), "Devices")
@@ -35,7 +35,7 @@ class Scope(Enum):
     FILE = (
         "qemu_block_node_",
         ("vm", "device", "layer", "role", "node_name"),
-        "Files of the layers, as they are seen on the host",
+        "Files of the layers, as seen on the host",
     )
     LAYER = (
         "qemu_block_node_",
@@ -79,17 +79,17 @@ class ZeroMeaning(Enum):
 class Metric:
     """One family."""
 
-    #: The name on the wire, with `_total` or `_info`.
+    #: The exported name, with `_total` or `_info`.
     name: str
     scope: Scope
     #: `counter`, `gauge`, `info` or `histogram`.
     kind: str
-    #: Where the value stands: a path of attributes from the scope's record in `model`.
+    #: Where the value is: a path of attributes from the scope's record in `model`.
     path: tuple[str, ...]
-    #: QEMU's field as HELP shows it; empty where the value is not QEMU's.
+    #: QEMU's field as HELP shows it; empty if the value is not QEMU's.
     field: str
     text: str
-    #: The collector that it can be turned off with; empty: always on.
+    #: The collector that it belongs to; empty if it is always on.
     collector: str
     divisor: int = 1
     type: type = int

@@ -1,4 +1,4 @@
-"""The command line: which half of the program is meant, so that only that is loaded."""
+"""The command line: loads and runs the half of the program that is called for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: which half of the program is meant, so that only that is loaded."""
+"""The entry point: decides which half of the program is called for, and loads only that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.errors import ConfigError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code: 1 for a wrong setting, 2 for a wrong flag.
 
-    Those of the operators' commands are in `exporter.ctl.commands`.
+    The exit codes of the operators' commands are in `exporter.ctl.commands`.
     """
     given = sys.argv[1:] if arguments is None else arguments
     try:

@@ -1,4 +1,4 @@
-"""The serving commands: what their flags start."""
+"""The serving commands: reads their flags and starts what they ask for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Serve, collect once or show the demo, as the flags say, and return the exit code.
+    """Serve, collect once or run the demo, as the flags say, and return the exit code.
 
     Raises:
         ConfigError: a flag or a file is wrong.
@@ -48,7 +48,7 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.command == "demo":
         if flags.web_config_file:
             raise ConfigError("--web.config.file: the demo has neither TLS nor users")
-        from exporter.demo import main as demo  # noqa: PLC0415  # it is no part of the serving process
+        from exporter.demo import main as demo  # noqa: PLC0415  # not part of the serving process
 
         return demo.run(flags.web_listen_address)
     settings = serve_flags.settings(flags)
@@ -89,7 +89,7 @@ def _print(body: bytes) -> int:
         sys.stdout.buffer.flush()
     except OSError as error:
         print(f"qemu-block-exporter: standard output: {error.strerror}", file=sys.stderr)
-        # What is left of it must not be tried again at the end of the process.
+        # Python would try to write the rest again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""The flags of the serving commands, and the settings that they make."""
+"""The flags of the serving commands, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from exporter.metrics import COLLECTORS
 from exporter.process import Parser, seconds
 from exporter.web import GRACE_SECONDS, OTHER_PATHS, Options
 
-#: systemd says where it is, where it made it. [systemd.exec(5), StateDirectory=]
+#: systemd passes the directory that it created in $STATE_DIRECTORY. [systemd.exec(5)]
 DEFAULT_STATE = "/var/lib/qemu-block-exporter"
 _PATH = re.compile(r"[\w./~-]*", re.ASCII)
 
-#: The commands, each with what it does.
+#: The serving commands, each with what it does.
 SERVING = {
     "serve": "serve metrics over HTTP (the default)",
     "once": "collect once, print the metrics, and exit",
@@ -39,10 +39,10 @@ SERVING = {
 
 
 def settings(flags: argparse.Namespace) -> Settings:
-    """Return the settings of all targets that the configuration says nothing else of.
+    """Return the settings from the flags, which apply unless the config file overrides them.
 
     Raises:
-        ConfigError: a pattern is none.
+        ConfigError: a glob can never match a socket.
     """
     made = Settings(
         timeout_seconds=flags.qmp_timeout,
@@ -58,24 +58,30 @@ def settings(flags: argparse.Namespace) -> Settings:
 
 
 def web(flags: argparse.Namespace) -> Options:
-    """Return what the pages are like.
+    """Return the options of the HTTP endpoints.
 
     Raises:
-        ConfigError: a path or a number is none.
+        ConfigError: a path or a number is not valid.
     """
     prefix = flags.web_route_prefix
     if prefix is None:
         prefix = flags.web_external_url.partition("://")[2].partition("/")[2]
     prefix = "/" + prefix.strip("/") if prefix.strip("/") else ""
     if not flags.web_telemetry_path.startswith("/"):
-        raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} must begin with /")
+        raise ConfigError(
+            f"--web.telemetry-path: must begin with /, got {flags.web_telemetry_path!r}"
+        )
     if flags.web_telemetry_path in OTHER_PATHS or flags.web_telemetry_path.startswith(f"{ROOT}/"):
-        raise ConfigError(f"--web.telemetry-path: {flags.web_telemetry_path!r} is another page")
+        raise ConfigError(
+            f"--web.telemetry-path: must not be another page's path, got {flags.web_telemetry_path!r}"
+        )
     for flag, path in (("telemetry-path", flags.web_telemetry_path), ("route-prefix", prefix)):
         if not _PATH.fullmatch(path):
-            raise ConfigError(f"--web.{flag}: {path!r} is no path such as /metrics")
+            raise ConfigError(f"--web.{flag}: must be a path such as /metrics, got {path!r}")
     if flags.web_max_requests < 0:
-        raise ConfigError("--web.max-requests: must be 0 (no limit) or more")
+        raise ConfigError(
+            f"--web.max-requests: must be 0 (no limit) or more, got {flags.web_max_requests}"
+        )
     return Options(
         telemetry_path=flags.web_telemetry_path,
         route_prefix=prefix,
@@ -87,18 +93,18 @@ def web(flags: argparse.Namespace) -> Options:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the flags."""
+    """Build the argument parser of the serving commands."""
     made = Parser(
         prog="qemu-block-exporter",
         description="Prometheus exporter for the block layer of QEMU virtual machines.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"serving:\n{_listed(SERVING)}\n\n"
-        f"operating, by a running exporter's HTTP API (COMMAND --help):\n{_listed(OPERATING)}",
+        f"operating, through a running exporter's HTTP API (COMMAND --help):\n{_listed(OPERATING)}",
         allow_abbrev=False,
     )
     add = made.add_argument
     add("command", nargs="?", choices=SERVING, default="serve", metavar="COMMAND",
-        help="serve, once or demo; or, before all flags, one of those for operating")  # fmt: skip
+        help="serve, once or demo; or, before all flags, one of the operating commands")  # fmt: skip
     add("--version", action="version", version=_version())
     add(
         "--config.file", dest="config_file", metavar="FILE", help="YAML file with groups of targets"
@@ -108,9 +114,9 @@ def parser() -> argparse.ArgumentParser:
 
     qmp = made.add_argument_group("monitor sockets").add_argument
     qmp("--qmp.sockets", dest="qmp_sockets", action="append", default=[], metavar="GLOB",
-        help=f"monitor sockets to collect; may be repeated (default: {DEFAULT_SOCKETS})")  # fmt: skip
+        help=f"monitor sockets to collect from; may be repeated (default: {DEFAULT_SOCKETS})")  # fmt: skip
     qmp("--qmp.timeout", dest="qmp_timeout", type=seconds, default=5.0, metavar="SECONDS",
-        help="longest that one VM may take to answer (default: 5)")  # fmt: skip
+        help="how long one VM may take to answer (default: 5)")  # fmt: skip
     qmp("--qmp.connection", dest="qmp_connection", choices=get_args(Connection),
         default="persistent",
         help="per-scrape for a socket shared with another tool (default: persistent)")  # fmt: skip
@@ -121,13 +127,13 @@ def parser() -> argparse.ArgumentParser:
                   action=argparse.BooleanOptionalAction, help=text)  # fmt: skip
     collector("--collector.nodes", dest="collector_nodes", default=False,
               action=argparse.BooleanOptionalAction,
-              help="nodes under no device; costs QEMU half a query-blockstats more")  # fmt: skip
+              help="nodes under no device; adds half the cost of a query-blockstats in QEMU")  # fmt: skip
     collector("--collector.topology", dest="collector_topology", choices=get_args(Topology),
               default="auto",
-              help="when query-block is asked: auto only while the storage answers")  # fmt: skip
+              help="when to send query-block; auto: only while the storage answers (default: auto)")  # fmt: skip
     collector("--collector.topology.max-age", dest="collector_topology_max_age", type=seconds,
               default=60.0, metavar="SECONDS",
-              help="ask query-block again after this long (default: 60)")  # fmt: skip
+              help="how old its reply may be before it is sent again (default: 60)")  # fmt: skip
 
     web = made.add_argument_group("web").add_argument
     web("--web.listen-address", dest="web_listen_address", action=_Replace, metavar="HOST:PORT",
@@ -140,26 +146,26 @@ def parser() -> argparse.ArgumentParser:
     web("--web.telemetry-path", dest="web_telemetry_path", default="/metrics", metavar="PATH",
         help="path of the metrics (default: /metrics)")  # fmt: skip
     web("--web.max-requests", dest="web_max_requests", type=int, default=40, metavar="N",
-        help="most scrapes at once, 0 for no limit (default: 40)")  # fmt: skip
+        help="how many scrapes are served at once, 0 for no limit (default: 40)")  # fmt: skip
     web("--web.disable-exporter-metrics", dest="exporter_metrics", action="store_false",
-        help="leave out the metrics of the exporter itself")  # fmt: skip
+        help="leave out the metrics about the exporter itself")  # fmt: skip
     web("--web.enable-lifecycle", dest="web_enable_lifecycle", action="store_true",
         help="allow reloading by POST /-/reload")  # fmt: skip
     web("--web.enable-admin-api", dest="web_enable_admin_api", action="store_true",
-        help="let users start and end block jobs, as the configuration grants it")  # fmt: skip
+        help="let users start and end block jobs, as far as the configuration grants it")  # fmt: skip
     web("--web.external-url", dest="web_external_url", default="", metavar="URL",
-        help="URL that the exporter is reached by, behind a proxy")  # fmt: skip
+        help="URL under which the exporter is reachable, if behind a proxy")  # fmt: skip
     web("--web.route-prefix", dest="web_route_prefix", metavar="PATH",
         help="prefix of every path (default: the path of --web.external-url)")  # fmt: skip
 
     admin = made.add_argument_group("admin API").add_argument
     admin("--admin.state-directory", dest="admin_state_directory", metavar="DIR",
           default=os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or DEFAULT_STATE,
-          help=f"where each commit and snapshot is on record for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
+          help=f"where commits and snapshots are recorded for 7 days (default: {DEFAULT_STATE})")  # fmt: skip
 
     logs = made.add_argument_group("logging").add_argument
     logs("--log.level", dest="log_level", choices=("debug", "info", "warn", "error"),
-         default="info", help="least severe lines to log (default: info)")  # fmt: skip
+         default="info", help="lowest level to log (default: info)")  # fmt: skip
     logs("--log.format", dest="log_format", choices=("logfmt", "json"), default="logfmt",
          help="format of log lines (default: logfmt)")  # fmt: skip
     return made
@@ -177,7 +183,7 @@ def _listed(commands: Mapping[str, str]) -> str:
 
 
 class _Replace(argparse.Action):
-    """Append, but to an empty list: the default goes when the flag is given."""
+    """Like `append`, but the first value given replaces the default."""
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
-"""The operators' commands: an HTTP client of a running exporter. The serving process loads none of it.
+"""The operators' commands: an HTTP client of a running exporter.
 
-`exporter.ctl.main`, which runs them, loads rich: only who runs a command imports it.
+`exporter.ctl.main`, which runs them, loads rich: import it only to run a command. The serving
+process loads only the list of commands.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands that change something: a request is sent once, and what became of it is told."""
+"""The commands that change something: each sends one request, and reports its result."""
 
 from __future__ import annotations
 
@@ -33,24 +33,26 @@ from exporter.ctl.words import Prompt
 T = TypeVar("T")
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-#: Of the device, in the id of a job: with prefix, time and random part it is at most 63 characters.
+#: Most characters of the device's name in a job's id, so that the id has at most 63.
 _DEVICE_LENGTH = 32
 UNKNOWN = 4
-#: A job that was ready, and that somebody else completes or ends.
+#: Problems that mean that somebody else completes or ends the job that was ready.
 _OVERTAKEN = frozenset({"already-asked", "unknown-job"})
 
 
 def made_job_id(device: str) -> str:
-    """Return an id for a job on `device` that no other job has."""
+    """Return a new, unique id for a job on `device`."""
     safe = _UNSAFE.sub("-", device).strip("-.")[:_DEVICE_LENGTH] or "disk"
     now = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     return f"{JOB_ID_PREFIX}{safe}-{now}-{secrets.token_hex(3)}"
 
 
 class Actions:
-    """What is asked for by `flags`. The methods return exit codes.
+    """The actions that `flags` ask for. The methods return exit codes.
 
-    Each raises `Refused` and `NotSent`, and `Lost` where it waits.
+    Raises:
+        Refused, NotSent: the request changed nothing.
+        Lost: waiting is pointless, as the outcome cannot be known.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Actions:
         self._wait = Wait(client, screen, prompt, flags.interval)
 
     async def commit(self) -> int:
-        """Start a commit and, where that is asked for, see it through."""
+        """Start a commit and, if asked to, wait for it or complete it."""
         flags = self._flags
         if flags.job_id is None:
             flags.job_id = made_job_id(flags.device)
@@ -79,32 +81,32 @@ class Actions:
             speed_bytes_per_second=_unset(flags.speed),
             unseen_neighbours=_unset(flags.unseen_neighbours),
         )
-        # What QEMU before 2.7 calls it; any other name is told in the answer.
+        # QEMU before 2.7 names the job after the device; any other id is in the answer.
         flags.job_id = flags.job_id or flags.device
         code = await self._send(request)
         if code or flags.dry_run:
             return code
         if flags.complete_when_ready:
             return await self._complete_when_ready()
-        return self._told(await self._until(ready=True)) if flags.wait else 0
+        return self._ended(await self._until(ready=True)) if flags.wait else 0
 
     async def complete(self) -> int:
-        """Complete a job, once it is ready where that is asked for."""
+        """Complete a job; if asked to, wait until it is ready first."""
         if self._flags.when_ready and not self._flags.dry_run:
             return await self._complete_when_ready()
         code = await self._send(verbs.Complete())
         if code or self._flags.dry_run or not self._flags.wait:
             return code
-        return self._told(await self._until(ready=False))
+        return self._ended(await self._until(ready=False))
 
     async def change(self, kind: type[JobRequest]) -> int:
-        """Change a job: each field of the request is a flag of the same name, or left out."""
+        """Change a job; each field of the request comes from the flag of its name, if given."""
         given = {name: getattr(self._flags, name) for name in kind.__struct_fields__}
         fields = {name: value for name, value in given.items() if value is not None}
         return await self._send(kind(**fields))
 
     async def snapshot(self) -> int:
-        """Put a new layer on a disk."""
+        """Add a new layer on top of a disk."""
         request = Snapshot(device=self._flags.device, file=self._flags.file)
         dry_run = self._flags.dry_run
         try:
@@ -113,12 +115,14 @@ class Actions:
             with self._uncertain():
                 found = await lookup.snapshot(self._client, self._vm, request, self._flags.interval)
             if found:
-                self._screen.note(f"no answer came: {error}")
-                self._screen.note(f"looked up: {request.device} is on {request.file} now")
+                self._screen.note(f"no reply came: {error}")
+                self._screen.note(f"checked: {request.device} is on {request.file} now")
                 return 0
             look = self._prompt.line("chain", self._vm, request.device)
-            again = "the same command again puts no second layer on it"
-            self._unknown(error, None, f"{request.device} is not seen on it; {again}; see {look}")
+            again = "repeating the command does not add a second layer"
+            self._unknown(
+                error, None, f"{request.device} is not on {request.file}; {again}; see {look}"
+            )
             return UNKNOWN
         self._accepted(done)
         return 0
@@ -148,12 +152,12 @@ class Actions:
 
     @contextmanager
     def _uncertain(self) -> Iterator[None]:
-        """Say what is not known, where somebody ends the program before it is."""
+        """If the program is ended meanwhile, say that the request's outcome is unknown."""
         try:
             yield
         except asyncio.CancelledError:
             look = self._prompt.line("jobs", self._vm)
-            self._screen.note(f"whether the request was carried out is not known: see {look}")
+            self._screen.note(f"the request may have been carried out: see {look}")
             raise
 
     def _accepted(self, done: Done) -> None:
@@ -166,22 +170,22 @@ class Actions:
         with self._uncertain():
             seen, is_done = await lookup.job(self._client, self._vm, job_id, request, seconds)
         if seen is not None and is_done:
-            self._screen.note(f"no answer came: {error}")
-            self._screen.result(seen, f"looked up: {words.about(seen)}")
+            self._screen.note(f"no reply came: {error}")
+            self._screen.result(seen, f"checked: {words.about(seen)}")
             return 0
         if seen is not None:
             look = self._prompt.line("jobs", self._vm)
             self._unknown(error, seen, f"{words.about(seen)}; see {look}")
         elif isinstance(request, Commit) and request.job_id:
-            again = f"sent again with --job-id={job_id} it starts no second job"
-            self._unknown(error, None, f"no job {job_id} is seen; {again}")
+            again = f"repeating the command with --job-id={job_id} does not start a second job"
+            self._unknown(error, None, f"there is no job {job_id}; {again}")
         else:
-            self._unknown(error, None, f"job {job_id} is not seen")
+            self._unknown(error, None, f"there is no job {job_id}")
         return UNKNOWN
 
     def _unknown(self, error: NoAnswer, seen: Job | None, found: str) -> None:
-        self._screen.note(f"no answer came: {error}", "bold red")
-        self._screen.note(f"what became of the request is not known; looked up: {found}")
+        self._screen.note(f"no reply came: {error}", "bold red")
+        self._screen.note(f"the outcome of the request is unknown; checked: {found}")
         if self._screen.json and (known := seen or error.problem):
             self._screen.result(known, "")
 
@@ -191,30 +195,30 @@ class Actions:
     async def _complete_when_ready(self) -> int:
         job = await self._until(ready=True)
         if not is_ready(job):
-            return self._told(job)
-        said = ""
+            return self._ended(job)
+        shown = ""
         while True:
             try:
                 code = await self._send(verbs.Complete())
             except (NotSent, Refused) as error:
                 problem = error.problem if isinstance(error, Refused) else None
                 if problem and words.name(problem) in _OVERTAKEN:
-                    return self._told(await self._until(ready=False))
+                    return self._ended(await self._until(ready=False))
                 if problem and problem.status != 503:
                     raise
-                if said != str(error):
-                    said = str(error)
-                    self._screen.note(f"trying on: {said}")
+                if shown != str(error):
+                    shown = str(error)
+                    self._screen.note(f"retrying: {shown}")
                 await self._wait.pause(self._vm, self._flags.job_id)
             else:
-                return code or self._told(await self._until(ready=False))
+                return code or self._ended(await self._until(ready=False))
 
-    def _told(self, job: Job) -> int:
-        """Say how waiting ended, and return the exit code. JSON lines have the job already."""
+    def _ended(self, job: Job) -> int:
+        """Report how waiting ended, and return the exit code. JSON lines have the job already."""
         waiting = is_ready(job) or state(job) == "pending"
         if not self._screen.json:
-            said = waits_for(job, self._prompt) if waiting else words.about(job)
-            self._screen.result(job, said)
+            text = waits_for(job, self._prompt) if waiting else words.about(job)
+            self._screen.result(job, text)
         return words.exit_code(job)
 
 
@@ -222,7 +226,7 @@ def _changing(kind: type[JobRequest]) -> Callable[[Actions], Awaitable[int]]:
     return lambda actions: actions.change(kind)
 
 
-#: A command's name -> what does it.
+#: A command's name -> what runs it.
 ACTIONS: dict[str, Callable[[Actions], Awaitable[int]]] = {
     **{kind.verb: _changing(kind) for kind in JOB_REQUESTS},
     verbs.Commit.verb: Actions.commit,

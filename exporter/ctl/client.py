@@ -1,9 +1,9 @@
-"""The HTTP API of an exporter, asked.
+"""A client of an exporter's HTTP API.
 
 ExporterError
- +- Refused     an answer, and it is no: nothing was changed by this request
- +- NotSent     no connection: nothing was changed either
- +- NoAnswer    the request left, and what became of it is not known
+ +- Refused     the answer is an error: this request changed nothing
+ +- NotSent     no connection: this request changed nothing
+ +- NoAnswer    the request was sent, and its outcome is unknown
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from exporter.errors import ExporterError
 
 T = TypeVar("T")
 
-#: A thousand VMs with all their jobs are a hundredth of it.
+#: Longest response body; that of a thousand VMs with all their jobs is a hundredth of it.
 _LIMIT_BYTES = 64 * 1024 * 1024
-#: Longest that a connection may take: what fails here has not been sent.
+#: How long connecting may take: if that fails, the request has not been sent.
 _CONNECT_SECONDS = 10.0
-#: A proxy that says so has asked somebody and heard nothing, or may have.
+#: A proxy that answers with one of these may have passed the request on, without getting a reply.
 _UNSURE = frozenset({500, 502, 504})
 
 
 class Refused(ExporterError):
-    """The exporter, or who stands before it, said no."""
+    """The exporter, or a proxy before it, refused the request."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
@@ -57,16 +57,16 @@ class NotSent(ExporterError):
 
 
 class NoAnswer(ExporterError):
-    """The request left, and no answer came that tells what became of it."""
+    """The request was sent, but no reply came that tells its outcome."""
 
     def __init__(self, detail: str, problem: Problem | None = None) -> None:
         super().__init__(detail)
-        #: What the exporter says about it, if it is alive.
+        #: What the exporter answered, if it did.
         self.problem = problem
 
 
 class Client:
-    """One exporter. What changes something is never sent a second time.
+    """A client of one exporter. A request that changes something is never sent twice.
 
     Every method raises `Refused`, `NotSent` and `NoAnswer`.
     """
@@ -80,7 +80,7 @@ class Client:
             self._headers["Authorization"] = f"Basic {b64encode(user).decode()}"
         connect_seconds = min(_CONNECT_SECONDS, timeout_seconds * 0.75)
         self._session = aiohttp.ClientSession(
-            # On a connection that is used twice, one that was closed looks like no answer.
+            # On a reused connection, one that the server closed would look like a missing reply.
             connector=aiohttp.TCPConnector(ssl=credentials.tls, force_close=True),
             timeout=aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=connect_seconds),
         )
@@ -104,7 +104,7 @@ class Client:
         return await self._get(f"/vms/{_quoted(vm)}/block-jobs" if vm else "/block-jobs", JobList)
 
     async def job(self, vm: str, job_id: str) -> Job:
-        """Return a job, or what is recorded of it."""
+        """Return a job, or its record."""
         return await self._get(f"/vms/{_quoted(vm)}/block-jobs/{_quoted(job_id)}", Job)
 
     async def start(self, vm: str, request: Commit, *, dry_run: bool) -> Done:
@@ -117,7 +117,7 @@ class Client:
         return await self._post(path, request, dry_run)
 
     async def snapshot(self, vm: str, request: Snapshot, *, dry_run: bool) -> Done:
-        """Put a new layer on a disk."""
+        """Add a new layer on top of a disk."""
         return await self._post(f"/vms/{_quoted(vm)}/snapshots", request, dry_run)
 
     async def _get(self, path: str, kind: type[T]) -> T:
@@ -150,7 +150,9 @@ class Client:
             try:
                 return msgspec.json.decode(content, type=kind)
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                raise NoAnswer(f"{self._url}: the answer is not of this API: {error}") from error
+                raise NoAnswer(
+                    f"{self._url}: the answer does not follow this API: {error}"
+                ) from error
         problem = _problem(answer, content, path)
         ours = problem.type != "about:blank"
         unsure = answer.status in _UNSURE and not ours and method == "POST"
@@ -173,7 +175,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
 
 
 def _problem(answer: aiohttp.ClientResponse, content: bytes, path: str) -> Problem:
-    """Return what an answer says is wrong; one that is not of the API becomes a Problem too."""
+    """Return the problem in an answer; an answer that is not from the API becomes a Problem too."""
     if answer.content_type == "application/problem+json":
         try:
             return msgspec.json.decode(content, type=Problem)
@@ -196,15 +198,15 @@ def _problem(answer: aiohttp.ClientResponse, content: bytes, path: str) -> Probl
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "no reply in time"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not trusted: {cause.verify_message.rstrip('.')}"
-            " (ca_file in --http.config.file names who is)"
+            " (set ca_file in --http.config.file to the CA that signed it)"
         )
     if isinstance(cause, ssl.SSLError):
-        return f"no TLS: {cause.reason}"
+        return f"TLS failed: {cause.reason}"
     if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
         return os.strerror(cause.errno)
     return str(cause) or type(cause).__name__

@@ -1,4 +1,4 @@
-"""Who asks: the HTTP client configuration file, as promtool takes it with --http.config.file."""
+"""User, password and TLS: the HTTP client configuration file, in the format that promtool reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.errors import ConfigError
 
 
 class BasicAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A user and the password, which stands here or in a file."""
+    """A user, and the password or the path of a file with it."""
 
     username: str
     password: str | None = None
@@ -21,7 +21,7 @@ class BasicAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class TlsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the server is recognised, and by what it recognises this client."""
+    """How the server is verified, and this client's certificate."""
 
     ca_file: str | None = None
     cert_file: str | None = None
@@ -36,17 +36,17 @@ class _File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Credentials(Struct, frozen=True, kw_only=True):
-    """What a request is sent with."""
+    """The credentials and TLS settings of requests."""
 
     tls: ssl.SSLContext
-    #: The name that the server's certificate has to have, where it is not that of the URL.
+    #: The name that the server's certificate must have, if it differs from the URL's.
     server_name: str | None = None
     username: str | None = None
     password: str = ""
 
 
 def load(path: str | None) -> Credentials:
-    """Return what the file at `path` says; paths in it are relative to its folder.
+    """Return the credentials from the file at `path`; paths in it are relative to its directory.
 
     Raises:
         ConfigError: names the file, the place in it and what is wrong there.
@@ -61,7 +61,9 @@ def load(path: str | None) -> Credentials:
         return made
     where = f"{path}: basic_auth"
     if ":" in file.basic_auth.username:
-        raise ConfigError(f"{where}.username: has a ':' in it")
+        raise ConfigError(
+            f"{where}.username: must not contain a ':', got {file.basic_auth.username!r}"
+        )
     password = _password(file.basic_auth, folder, where)
     return Credentials(
         tls=context,
@@ -75,21 +77,21 @@ def _password(auth: BasicAuth, folder: str, where: str) -> str:
     if auth.password_file is None:
         return auth.password or ""
     if auth.password is not None:
-        raise ConfigError(f"{where}: has both password and password_file")
+        raise ConfigError(f"{where}: must have password or password_file, got both")
     file = os.path.join(folder, auth.password_file)
     try:
         return Path(file).read_text("utf-8").strip()
     except OSError as error:
         raise ConfigError(f"{where}.password_file: {file}: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{where}.password_file: {file}: no UTF-8 text") from error
+        raise ConfigError(f"{where}.password_file: {file}: not UTF-8") from error
 
 
 def _context(config: TlsConfig, folder: str, where: str) -> ssl.SSLContext:
     if config.key_file and not config.cert_file:
-        raise ConfigError(f"{where}: has a key_file without a cert_file")
+        raise ConfigError(f"{where}: key_file needs a cert_file")
     if config.cert_file and not config.key_file:
-        raise ConfigError(f"{where}: has a cert_file without a key_file")
+        raise ConfigError(f"{where}: cert_file needs a key_file")
     ca_file = os.path.join(folder, config.ca_file) if config.ca_file else None
     try:
         context = ssl.create_default_context(cafile=ca_file)
@@ -98,7 +100,7 @@ def _context(config: TlsConfig, folder: str, where: str) -> ssl.SSLContext:
     if config.cert_file and config.key_file:
         cert, key = (os.path.join(folder, file) for file in (config.cert_file, config.key_file))
         try:
-            # With a password nobody is asked for one.
+            # Without a password given, OpenSSL would ask for one on the terminal.
             context.load_cert_chain(cert, key, password="")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{where}: {cert} with {key}: {_reason(error)}") from error
@@ -110,5 +112,5 @@ def _context(config: TlsConfig, folder: str, where: str) -> ssl.SSLContext:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return error.reason or "no certificates in PEM"
+        return error.reason or "not a PEM file with certificates"
     return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""No answer came: what became of the request is looked up, and never sent again."""
+"""Finds out what became of a request that got no reply, without sending it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from exporter.api import Commit, Job, JobRequest, Snapshot
 from exporter.ctl.client import Client, NoAnswer, NotSent, Refused
 
-#: How often it is looked, an interval apart.
+#: How often to look, an interval apart.
 POLLS = 5
 
 
@@ -29,7 +29,7 @@ async def job(
 
 
 async def snapshot(client: Client, vm: str, request: Snapshot, interval_seconds: float) -> bool:
-    """Return whether the disk is on the new layer."""
+    """Whether the disk is on the new layer."""
     for poll in range(POLLS):
         if poll:
             await asyncio.sleep(interval_seconds)

@@ -1,4 +1,4 @@
-"""An operator's command, from its words to its exit code."""
+"""Runs an operator's command, from its arguments to its exit code."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ async def operate(flags: argparse.Namespace) -> int:
     screen = Screen(json=flags.json)
     prompt = options.prompt(flags)
     if sent_with.username is not None and _overheard(flags.url):
-        screen.note(f"warning: the password goes to {flags.url} in clear: use https", "yellow")
+        screen.note(
+            f"warning: the password is sent to {flags.url} in clear text: use https", "yellow"
+        )
     async with Client(flags.url, sent_with, flags.timeout) as client:
-        code = await _told(client, screen, prompt, flags)
+        code = await _run(client, screen, prompt, flags)
     return code or int(screen.broken)
 
 
-async def _told(client: Client, screen: Screen, prompt: Prompt, flags: argparse.Namespace) -> int:
+async def _run(client: Client, screen: Screen, prompt: Prompt, flags: argparse.Namespace) -> int:
     try:
         if flags.command in VIEWS:
             return await VIEWS[flags.command](client, screen, flags)
@@ -52,10 +54,10 @@ async def _told(client: Client, screen: Screen, prompt: Prompt, flags: argparse.
     except Refused as error:
         _refused(screen, prompt, flags, error)
     except (NotSent, NoAnswer) as error:
-        screen.note(f"the exporter cannot be asked: {error}", "bold red")
-        screen.note("--url says where it is, and whether by http or https; does it run?")
+        screen.note(f"cannot reach the exporter: {error}", "bold red")
+        screen.note("is it running, and is --url its address, with http or https?")
     except Lost as error:
-        screen.note(f"how it ends is not known: {error}", "bold red")
+        screen.note(f"the outcome is unknown: {error}", "bold red")
         return UNKNOWN
     return 1
 

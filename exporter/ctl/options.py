@@ -1,4 +1,4 @@
-"""Flags of the operators' commands."""
+"""The flags of the operators' commands."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Add = Callable[..., Any]
 
 
 def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return what stands behind `command`; a mistake ends the process with exit code 2."""
+    """Parse the arguments of `command`; a mistake ends the process with exit code 2."""
     return parser(command).parse_args(arguments)
 
 
 def prompt(flags: argparse.Namespace) -> Prompt:
-    """Return how the same exporter is asked again."""
+    """Return how to call the program again for the same exporter."""
     again = [f"--url={flags.url}"] if flags.url != DEFAULT_URL else []
     if flags.http_config_file is not None:
         again.append(f"--http.config.file={flags.http_config_file}")
@@ -36,7 +36,7 @@ def prompt(flags: argparse.Namespace) -> Prompt:
 
 
 def parser(command: str) -> Parser:
-    """Return what reads the arguments of a command."""
+    """Build the argument parser of a command."""
     made = Parser(
         prog=f"{PROGRAM} {command}",
         description=f"{OPERATING[command][0].upper()}{OPERATING[command][1:]}.",
@@ -52,13 +52,13 @@ def parser(command: str) -> Parser:
 
 def _common(add: Add) -> None:
     add("--url", type=_url, default=DEFAULT_URL, metavar="URL",
-        help=f"where the exporter is, with its route prefix (default: {DEFAULT_URL})")  # fmt: skip
+        help=f"URL of the exporter, with its route prefix (default: {DEFAULT_URL})")  # fmt: skip
     add("--http.config.file", dest="http_config_file", metavar="FILE",
         help="user, password and TLS, in the format of promtool's --http.config.file")  # fmt: skip
     add("--timeout", type=seconds, default=30.0, metavar="SECONDS",
-        help="longest that one request may take; waiting for a job has no limit (default: 30)")  # fmt: skip
+        help="how long one request may take; waiting for a job has no limit (default: 30)")  # fmt: skip
     add("--json", action="store_true",
-        help="print JSON: one document, or a line for each change while waiting")  # fmt: skip
+        help="print JSON: one document, or one line per change while waiting")  # fmt: skip
 
 
 def _vms(add: Add) -> None:
@@ -66,59 +66,59 @@ def _vms(add: Add) -> None:
 
 
 def _jobs(add: Add) -> None:
-    _name(add, "vm", "of this VM only", nargs="?")
+    _name(add, "vm", "show only this VM's jobs", nargs="?")
     add("--watch", action="store_true", help="refresh until Ctrl-C")
     add("--interval", type=seconds, default=_WATCH_SECONDS, metavar="SECONDS",
-        help="how long between two refreshes (default: 2)")  # fmt: skip
-    add("--all", action="store_true", help="show also jobs that ended more than an hour ago")
+        help="time between two refreshes (default: 2)")  # fmt: skip
+    add("--all", action="store_true", help="also show jobs that ended more than an hour ago")
 
 
 def _chain(add: Add) -> None:
     _name(add, "vm", "the VM")
-    _name(add, "device", "this disk only", nargs="?")
+    _name(add, "device", "show only this disk", nargs="?")
 
 
 def _commit(add: Add) -> None:
     _name(add, "vm", "the VM")
     _name(add, "device", "the disk, as chain shows it")
-    layer = "a node name or file as chain shows it, never a number"
-    _name(add, "--top", f"merge this layer and what is between it and base: {layer}"
+    layer = "a node name or file as chain shows it, not a number"
+    _name(add, "--top", f"merge this layer and all between it and the base: {layer}"
           " (default: the active layer)", metavar="LAYER")  # fmt: skip
     _name(add, "--base", f"merge into this layer: {layer} (default: the lowest)", metavar="LAYER")
     add("--job-id", dest="job_id", type=_job_id, metavar="ID",
-        help="qbe-...; the same id never starts a second job, so that a retry is safe (default: one"
-        " is made, and printed before anything is sent)")  # fmt: skip
+        help="qbe-...; the same id never starts a second job, so a retry is safe (default: a new id,"
+        " printed before anything is sent)")  # fmt: skip
     add("--no-job-id", dest="job_id", action="store_const", const="",
-        help="for QEMU before 2.7, which names the job by its disk; a retry is not safe then")  # fmt: skip
+        help="for QEMU before 2.7, which names the job after its disk; a retry is then not safe")  # fmt: skip
     add("--speed", type=_speed, metavar="BYTES", help="limit in bytes per second")
     add("--allow-unseen-neighbours", dest="unseen_neighbours", action="store_const", const="allow",
-        help="commit although another VM does not say which layers it has")  # fmt: skip
+        help="commit even while the layers of another VM are unknown")  # fmt: skip
     _dry_run(add)
     add("--wait", action="store_true", help="follow the job until it ends or is ready")
     add("--complete-when-ready", dest="complete_when_ready", action="store_true",
-        help="follow it, complete it when it is ready, and wait for how it ends")  # fmt: skip
+        help="follow the job, complete it when it is ready, and wait for its outcome")  # fmt: skip
     _poll(add)
 
 
 def _complete(add: Add) -> None:
     _job(add)
-    add("--wait", action="store_true", help="wait for how the job ends")
+    add("--wait", action="store_true", help="wait for the outcome of the job")
     add("--when-ready", dest="when_ready", action="store_true",
-        help="wait until the job is ready, complete it, and wait for how it ends")  # fmt: skip
+        help="wait until the job is ready, complete it, and wait for its outcome")  # fmt: skip
 
 
 def _snapshot(add: Add) -> None:
     _name(add, "vm", "the VM")
     _name(add, "device", "the disk, as chain shows it")
     add("file", type=_path, metavar="FILE",
-        help="absolute path of the new layer, a qcow2 file that is made on the exporter's host; a"
-        " retry is safe: it finds the layer, or the file that was made for it")  # fmt: skip
+        help="absolute path of the new layer, a qcow2 file that is created on the exporter's host; a"
+        " retry is safe: it finds the layer, or the file that was created for it")  # fmt: skip
     _dry_run(add)
     _poll(add)
 
 
 def _changing(kind: type[JobRequest]) -> Callable[[Add], None]:
-    """Return what adds the flags of a verb: a job, and the fields of its request."""
+    """Return a function that adds the flags of a verb: the job, and the fields of its request."""
 
     def add_all(add: Add) -> None:
         _job(add)
@@ -153,15 +153,15 @@ def _text(given: str) -> str:
     try:
         given.encode()
     except UnicodeError:
-        raise argparse.ArgumentTypeError(f"{given!r} is not UTF-8") from None
+        raise argparse.ArgumentTypeError(f"must be UTF-8, got {given!r}") from None
     if not given:
-        raise argparse.ArgumentTypeError("is empty")
+        raise argparse.ArgumentTypeError("must not be empty")
     return given
 
 
 def _path(given: str) -> str:
     if not _text(given).startswith("/"):
-        raise argparse.ArgumentTypeError(f"{given!r} is no absolute path")
+        raise argparse.ArgumentTypeError(f"must be an absolute path, got {given!r}")
     return given
 
 
@@ -170,7 +170,7 @@ def _job_id(given: str) -> str:
         return msgspec.convert(given, JobId)
     except msgspec.ValidationError:
         raise argparse.ArgumentTypeError(
-            f"{given!r} is not qbe- and up to 59 letters, digits, '.', '_' and '-'"
+            f"must be qbe- and up to 59 letters, digits, '.', '_' and '-', got {given!r}"
         ) from None
 
 
@@ -178,7 +178,9 @@ def _speed(given: str) -> int:
     try:
         return msgspec.convert(int(given), Speed)
     except (ValueError, msgspec.ValidationError):
-        raise argparse.ArgumentTypeError(f"{given!r} is no number of bytes per second") from None
+        raise argparse.ArgumentTypeError(
+            f"must be a number of bytes per second, 0 or more, got {given!r}"
+        ) from None
 
 
 def _url(given: str) -> str:
@@ -188,18 +190,19 @@ def _url(given: str) -> str:
     except ValueError:
         wrong = True
     if wrong or parts.query or parts.fragment or not given.isprintable() or " " in given:
-        raise argparse.ArgumentTypeError(f"{given!r} is no URL such as {DEFAULT_URL}")
+        raise argparse.ArgumentTypeError(f"must be a URL such as {DEFAULT_URL}, got {given!r}")
     if "@" in parts.netloc:
         raise argparse.ArgumentTypeError(
-            "has a user in it; it belongs into --http.config.file, where others do not see it"
+            "must not contain a user: put it into --http.config.file, where other users of this"
+            " host cannot see it"
         )
     return given
 
 
 def _force(add: Add) -> None:
     add("--force", action=argparse.BooleanOptionalAction, default=None,
-        help="a job that is ready needs one of both: --no-force lets it end consistently without"
-        " a pivot, --force ends it at once")  # fmt: skip
+        help="a ready job needs one of the two: --no-force ends it with a consistent copy and"
+        " without a pivot, --force ends it at once")  # fmt: skip
 
 
 def _speed_bytes_per_second(add: Add) -> None:
@@ -207,7 +210,7 @@ def _speed_bytes_per_second(add: Add) -> None:
         help="bytes per second, 0 for no limit")  # fmt: skip
 
 
-#: How an operator gives a field of a request that changes a job; the flag's value has its name.
+#: Field of a request that changes a job -> function that adds the flag of the same name.
 _FIELDS: dict[str, Callable[[Add], None]] = {
     "force": _force,
     "speed_bytes_per_second": _speed_bytes_per_second,

@@ -1,4 +1,4 @@
-"""A job that is waited for: one line in its place on a terminal, or a line where it changes."""
+"""The progress of a job: one line that is redrawn on a terminal, otherwise a line per change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from exporter.ctl.rates import Rates
 from exporter.ctl.screen import Screen
 from exporter.ctl.text import clean
 
-#: Where no terminal is, a line is written each time that so much more is done.
+#: Without a terminal, a line is written each time that so much more is done.
 _STEP_PERCENT = 10
 
 
 class Progress:
-    """Standard error shows how far a job is; with --json standard output has each state of it."""
+    """Shows a job's progress on standard error; with --json, each of its states on standard output."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -42,7 +42,7 @@ class Progress:
         self._stack.close()
 
     def job(self, job: Job, rates: Rates) -> None:
-        """Show where a job is now."""
+        """Show the present state of a job."""
         if self._trouble:
             self._trouble = ""
             if not self._show:
@@ -65,12 +65,12 @@ class Progress:
             self._screen.note(f"{clean(job.job_id)}: {clean(state)}{more}")
         self._said, self._step = state, step
 
-    def trouble(self, said: str) -> None:
-        """Show why nothing is known now; the same is said once."""
-        if said == self._trouble:
+    def trouble(self, reason: str) -> None:
+        """Show why the job's state is unknown now; a repeated reason is shown once."""
+        if reason == self._trouble:
             return
-        self._trouble = said
-        text_ = f"trying on: {said}"
+        self._trouble = reason
+        text_ = f"retrying: {reason}"
         if self._show:
             self._show(Group(self._line, Text(clean(text_, text.SENTENCE_LIMIT), style="yellow")))
         else:

@@ -1,4 +1,4 @@
-"""How fast jobs are, from where they stood at the last polls."""
+"""The speed of jobs, from their progress at the last polls."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable
 
 from exporter.api import Job
 
-#: Polls that a rate spans: one alone jumps.
+#: Number of polls that a rate spans: over a single one it jumps.
 _POLLS = 10
 
 
 class Rates:
-    """The last positions of jobs. Clocks are the caller's: any that only goes forward."""
+    """The last positions of jobs. Times are from any clock of the caller's that never goes back."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], deque[tuple[float, int]]] = {}
 
     def update(self, jobs: Iterable[Job], now_seconds: float) -> None:
-        """Note where jobs stand now, and forget those that are not among them or have arrived."""
+        """Record the present offsets of jobs, and forget jobs that are absent, ready or ended."""
         before, self._seen = self._seen, {}
         for job in jobs:
             if job.offset_bytes is None or job.ready or job.outcome is not None:
@@ -40,7 +40,7 @@ class Rates:
         return (last - first) / seconds if seconds > 0 else None
 
     def seconds_left(self, job: Job) -> float | None:
-        """Return how long a job needs at its speed; None where it makes no progress."""
+        """Return how long a job still needs at its speed; None if it makes no progress."""
         rate = self.bytes_per_second(job)
         if not rate or job.offset_bytes is None or job.length_bytes is None:
             return None

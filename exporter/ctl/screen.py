@@ -1,4 +1,4 @@
-"""Where people and scripts read: results on standard output, everything else on standard error."""
+"""The terminal: results go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from rich.text import Text
 from exporter.ctl.text import SENTENCE_LIMIT, clean
 from exporter.ctl.words import PROGRAM
 
-#: Where no terminal is, no line is ever cut or wrapped.
+#: Without a terminal no line is ever cut or wrapped.
 _ENDLESS_COLUMNS = 100_000
-#: Of a sentence with a next step.
+#: Longest line of a note.
 _NOTE_LIMIT = 4 * SENTENCE_LIMIT
 
 
 class Screen:
-    """Standard output and standard error; what is told on either is printable."""
+    """Standard output and standard error; only printable text is written to them."""
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self.out = _console(sys.stdout)
         self.err = _console(sys.stderr)
-        #: Standard output takes no more.
+        #: Whether writing to standard output has failed.
         self.broken = False
 
     def result(self, value: Struct, shown: RenderableType) -> None:
-        """Print what was asked for: `shown` to a person, `value` as one line of JSON."""
+        """Print a result: `shown` for a person or, with --json, `value` as one line of JSON."""
         if self.json:
             text = json.dumps(msgspec.to_builtins(value))
             self._write(self.out, Text(text.replace("\x7f", "\\u007f")), wrap=False)
@@ -46,16 +46,16 @@ class Screen:
             self._write(self.out, shown, wrap=True)
 
     def note(self, text: str, style: str = "") -> None:
-        """Say something on standard error."""
+        """Print a note on standard error."""
         self._write(self.err, _sentences(text, style), wrap=False)
 
     def in_place(self, console: Console) -> bool:
-        """Return whether what is shown on `console` can be shown anew in its place."""
+        """Whether what `console` shows can be redrawn in place."""
         return console.is_terminal and not console.is_dumb_terminal and not self.json
 
     @contextmanager
     def live(self, console: Console) -> Iterator[Callable[[RenderableType], None]]:
-        """Give a function that shows something in the place of what it showed before."""
+        """Yield a function that shows something in place of what it showed before."""
         with Live(
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         ) as live:
@@ -70,12 +70,12 @@ class Screen:
         console.file.truncate()
         stream = sys.stdout if console is self.out else sys.stderr
         if stream is None:
-            return  # it was closed by who started us
+            return  # the parent process had closed it
         try:
             stream.write("".join(f"{line}\n" for line in lines))
             stream.flush()
         except OSError as error:
-            # What is left of it must not be tried again at the end of the process.
+            # Python would try to write the rest again when the process ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if console is self.out:
                 self.broken = True
@@ -83,7 +83,7 @@ class Screen:
 
 
 def _console(stream: TextIO | None) -> Console:
-    """Return a console on `stream`; where it is no terminal, one that collects text for it."""
+    """Return a console on `stream`; if that is not a terminal, one that collects the text for it."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     terminal = stream is not None and stream.isatty()

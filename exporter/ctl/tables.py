@@ -1,4 +1,4 @@
-"""What a person sees of VMs, jobs and chains."""
+"""Tables of VMs, jobs and chains for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from exporter.ctl.rates import Rates
 from exporter.ctl.text import NOTHING, SENTENCE_LIMIT, clean
 
 _BAR_COLUMNS = 16
-#: What is folded where a terminal is narrow, and how narrow it may get. Names are to be copied.
+#: Columns that are folded on a narrow terminal, and their least width. Names are not folded, so
+#: that they can be copied.
 _FOLDED = frozenset({"FILE", "ERROR", "JOBS"})
 _FOLDED_COLUMNS = 20
 _GAP_COLUMNS = 2
@@ -37,7 +38,7 @@ _STYLES = {
 
 
 class Fitting:
-    """A table; where that is too wide for a terminal, its rows one below the other."""
+    """A table; if it is too wide for the terminal, each row becomes lines of names and values."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -56,7 +57,7 @@ class Fitting:
             yield self._stacked()
 
     def _stacked(self) -> Table:
-        """Return what is known of each row, each value behind the name of its column."""
+        """Return the rows as lines of a column's name and value, without unknown values."""
         stacked = Table.grid(padding=(0, _GAP_COLUMNS, 0, 0))
         stacked.add_column(style="bold", no_wrap=True)
         stacked.add_column(overflow="fold")
@@ -71,7 +72,7 @@ class Fitting:
 
 
 def vms(summaries: Iterable[VmSummary]) -> Fitting:
-    """Return the VMs, one a line."""
+    """Return the VMs, one per line."""
     table = _table(
         "VM", "UP", "STATUS", "QEMU", "MANAGER", *map(_right, ("DISKS", "DEPTH", "JOBS"))
     )
@@ -92,7 +93,7 @@ def vms(summaries: Iterable[VmSummary]) -> Fitting:
 
 
 def jobs(found: Iterable[Job], rates: Rates, *, bars: bool) -> Fitting:
-    """Return jobs, one a line; `bars` for a terminal."""
+    """Return jobs, one per line; `bars` shows progress as bars, for a terminal."""
     table = _table(
         *("VM", "JOB", "TYPE", "DEVICE", "STATUS", "PROGRESS"),
         *map(_right, ("RATE", "ETA", "LIMIT")),
@@ -130,9 +131,9 @@ def job_line(job: Job, rates: Rates) -> RenderableType:
 def vm(found: Vm) -> RenderableType:
     """Return the disks of a VM, each with its layers from the active one down."""
     facts = [found.status or "", f"QEMU {found.qemu_version}" if found.qemu_version else ""]
-    facts.append(f"run by {found.manager}" if found.manager else "")
+    facts.append(f"managed by {found.manager}" if found.manager else "")
     if not found.up:
-        facts.append(f"not seen: {found.reason}")
+        facts.append(f"down: {found.reason}")
     title = ", ".join(clean(fact) for fact in facts if fact)
     parts: list[RenderableType] = [Text(f"{clean(found.vm)}: {title}", style="bold")]
     for device in found.devices:
@@ -141,7 +142,7 @@ def vm(found: Vm) -> RenderableType:
         if device.layers:
             parts.append(_layers(device.layers, at_work))
         unmarked = [job for job in at_work if job.top is None and job.base is None]
-        parts += [Text(f"at work: {_named(job)}", style=_style(job)) for job in unmarked]
+        parts += [Text(f"running: {_named(job)}", style=_style(job)) for job in unmarked]
     return Group(*parts)
 
 
@@ -216,7 +217,7 @@ def _right(name: str) -> tuple[str]:
 
 
 def _table(*columns: str | tuple[str]) -> Table:
-    """Return a table without lines; a name in a tuple stands above numbers, on the right."""
+    """Return a table without lines; a column whose name is in a tuple is right-aligned."""
     table = Table(box=None, pad_edge=False, padding=(0, _GAP_COLUMNS, 0, 0), header_style="bold")
     for column in columns:
         if isinstance(column, tuple):

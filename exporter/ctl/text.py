@@ -1,20 +1,20 @@
-"""What of a server's text may reach a terminal, and how numbers are written for people."""
+"""Formats text for people: escapes a server's text for terminals, and writes numbers with units."""
 
 from __future__ import annotations
 
 from exporter.api import Job
 
-#: A longer name is cut.
+#: Longer names are cut.
 NAME_LIMIT = 256
-#: A longer sentence is.
+#: Longer sentences are cut.
 SENTENCE_LIMIT = 1024
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-#: What a column shows that knows nothing.
+#: What a column shows for an unknown value.
 NOTHING = "-"
 
 
 def clean(text: str, limit: int = NAME_LIMIT) -> str:
-    r"""Return `text` without what a terminal would act on, at most `limit` characters of it.
+    r"""Return `text` with control characters escaped, cut to `limit` characters.
 
     >>> clean("web\x1b[2J")
     'web\\x1b[2J'
@@ -36,7 +36,7 @@ def size(size_bytes: float | None) -> str:
     if size_bytes is None:
         return NOTHING
     value, unit = float(size_bytes), 0
-    # What would be rounded to 1024.0 is 1.0 of the next unit.
+    # A value that would be rounded to 1024.0 becomes 1.0 of the next unit.
     while abs(value) >= 1023.95 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.1f} {_UNITS[unit]}" if unit else f"{value:.0f} B"
@@ -48,7 +48,7 @@ def speed(bytes_per_second: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return how long something takes.
+    """Return a duration as people read it.
 
     >>> duration(3725)
     '1:02:05'
@@ -63,14 +63,14 @@ def duration(seconds: float | None) -> str:
 
 
 def whole_percent(job: Job) -> int | None:
-    """Return how much of its work a job has done, 0 to 100; None where that is not known."""
+    """Return how much of its work a job has done, 0 to 100; None if that is not known."""
     if job.offset_bytes is None or job.length_bytes is None or job.length_bytes <= 0:
         return None
     return min(max(job.offset_bytes, 0), job.length_bytes) * 100 // job.length_bytes
 
 
 def percent(job: Job) -> str:
-    """Return how far a job is: `ready`, or whole percents; 100 only when nothing is left."""
+    """Return the progress of a job: `ready`, or a whole percentage, 100% only if nothing is left."""
     if is_ready(job):
         return "ready"
     done = whole_percent(job)
@@ -78,12 +78,12 @@ def percent(job: Job) -> str:
 
 
 def is_ready(job: Job) -> bool:
-    """Return whether a job can be completed now; one that is ready and rests cannot."""
+    """Whether a job can be completed now; a ready job that is paused cannot."""
     return job.outcome is None and bool(job.ready) and not job.paused
 
 
 def state(job: Job) -> str:
-    """Return how a job ended or, where it did not, its status."""
+    """Return the outcome of a job or, if it has not ended, its status."""
     if job.outcome:
         return job.outcome
     if job.status:

@@ -1,4 +1,4 @@
-"""The commands that only look."""
+"""The commands that only show something."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporter.ctl.rates import Rates
 from exporter.ctl.screen import Screen
 from exporter.ctl.text import SENTENCE_LIMIT, clean
 
-#: A job that ended longer ago is not shown unasked.
+#: A job that ended longer ago is shown only with --all.
 _RECENT_SECONDS = 3600.0
 
 
@@ -67,7 +67,7 @@ async def jobs(client: Client, screen: Screen, flags: argparse.Namespace) -> int
             try:
                 found, trouble = await client.jobs(flags.vm), ""
             except (Refused, NotSent, NoAnswer) as error:
-                trouble = clean(f"trying on: {error}", SENTENCE_LIMIT)
+                trouble = clean(f"retrying: {error}", SENTENCE_LIMIT)
                 if not show and trouble != before:
                     screen.note(trouble)
     return 1
@@ -86,7 +86,7 @@ def _shown(found: Iterable[Job], rates: Rates, screen: Screen, *, all_: bool) ->
     return tables.jobs(shown, rates, bars=screen.out.is_terminal)
 
 
-#: A command's name -> what does it.
+#: A command's name -> the function that runs it.
 VIEWS: dict[str, Callable[[Client, Screen, argparse.Namespace], Awaitable[int]]] = {
     "vms": vms,
     "jobs": jobs,

@@ -1,4 +1,4 @@
-"""What is said about jobs, requests and refusals, and what can be done next."""
+"""The texts about jobs, requests and refusals, and about what to do next."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def about(job: Job) -> str:
     what = f"job {clean(job.job_id)} ({clean(job.job_type)}{disk} of {clean(job.vm)})"
     error = f": {clean(job.error, SENTENCE_LIMIT)}" if job.error else ""
     if job.outcome is None and not job.in_qemu:
-        return f"{what} is on record; QEMU is not known to have it{error}"
+        return f"{what} is on record; it is not known whether QEMU has it{error}"
     if job.outcome is None:
         done = percent(job)
         far = f" at {done}" if done.endswith("%") else ""
@@ -67,14 +67,14 @@ _ENDED: dict[Outcome, str] = {
     "completed": "is completed",
     "failed": "failed",
     "cancelled": "was cancelled",
-    "vanished": "vanished without a word: the connection was down, or the VM restarted",
+    "vanished": "vanished without a final status: the connection was down, or the VM restarted",
     "unverified": "ended, and nothing shows whether it was completed",
-    "unknown": "ended, and nobody saw how",
+    "unknown": "ended, and its outcome was not observed",
 }
 
 
 def done(answer: Done) -> str:
-    """Return what became of a request that was accepted."""
+    """Return the result of an accepted request in a sentence."""
     disk = f" of {clean(answer.device)}" if answer.device else ""
     job = f" (job {clean(answer.job_id)})" if answer.job_id else ""
     what = f"{answer.action}{disk} of {clean(answer.vm)}{job}"
@@ -93,7 +93,7 @@ def _command(answer: Done) -> str:
 
 
 def refusal(problem: Problem) -> str:
-    """Return why a request was refused, with the state of the job that stands in the way."""
+    """Return why a request was refused, with the state of the conflicting job."""
     title, detail = clean(problem.title), clean(problem.detail, SENTENCE_LIMIT)
     parts = [part for part in (title, detail if detail != title else "") if part]
     text = ": ".join(["refused", *(parts or [str(problem.status)])])
@@ -101,13 +101,13 @@ def refusal(problem: Problem) -> str:
 
 
 def name(problem: Problem) -> str:
-    """Return the name of a problem, such as `not-ready`; "" where it is not one of ours."""
+    """Return the name of a problem, such as `not-ready`; "" if it is not one of the API's."""
     before, found, after = problem.type.rpartition("/problems/")
     return after if found and before.endswith("/api/v1") else ""
 
 
 def next_step(problem: Problem, prompt: Prompt, vm: str | None, job_id: str | None) -> str:
-    """Return what can be done about a refusal; "" where nothing comes to mind."""
+    """Return what can be done about a refusal; "" if nothing is known."""
     kind = name(problem)
     step = _NEXT.get(kind) if kind else _BY_STATUS.get(problem.status)
     if isinstance(problem.job, Job):
@@ -123,7 +123,7 @@ class _Case:
     job_id: str
 
 
-#: Who runs a VM -> the tool for its disks.
+#: What manages a VM -> its commands for disks.
 _MANAGERS = {
     "libvirt": "virsh blockcommit and virsh blockjob",
     "proxmox": "qm listsnapshot and qm delsnapshot",
@@ -133,15 +133,15 @@ _MANAGERS = {
 
 def _credentials(prompt: Prompt) -> str:
     if any(flag.startswith("--http.config.file=") for flag in prompt.flags):
-        return "the exporter has no such user with this password: see --http.config.file"
-    return "give user and password by --http.config.file"
+        return "wrong user or password: see --http.config.file"
+    return "set user and password in --http.config.file"
 
 
 def _managed(case: _Case) -> str:
     manager = case.problem.manager
     tool = _MANAGERS.get(manager) if isinstance(manager, str) else None
     return (
-        f"use the manager's own tool ({tool or 'see MANAGER in vms'}), or have a grant"
+        f"use the manager's own tool ({tool or 'see MANAGER in vms'}), or ask for a grant"
         " with allow_managed"
     )
 
@@ -150,8 +150,8 @@ def _held(case: _Case) -> str:
     if "is used as backing hd of" not in case.problem.detail:
         return ""
     return (
-        "a layer that was merged is a node of -blockdev, which QEMU keeps, and which holds those below"
-        " it: let go of it with blockdev-del"
+        "a merged layer was opened with -blockdev: QEMU keeps its node, which holds those below it;"
+        " remove it with blockdev-del"
     )
 
 
@@ -170,13 +170,14 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
         f"wait for it: {case.prompt.line('complete', case.vm, case.job_id, flag='--when-ready')}"
     ),
     "force-required": lambda _: (
-        "say which: --no-force lets it end consistently without a pivot, --force ends it at once"
+        "add one of the two: --no-force ends it with a consistent copy and without a pivot, --force"
+        " ends it at once"
     ),
     "managed-vm": _managed,
     "not-granted": lambda _: (
-        "the configuration of the exporter grants who may do what on which VMs"
+        "see admin.grants in the exporter's configuration: who may do what to which VMs"
     ),
-    "job-id-taken": lambda _: "leave --job-id out, and one is made",
+    "job-id-taken": lambda _: "leave out --job-id to get a new id",
     "device-busy": _look("jobs"),
     "wrong-job-state": _look("jobs"),
     "already-asked": _look("jobs"),
@@ -186,27 +187,27 @@ _NEXT: dict[str, Callable[[_Case], str]] = {
     "nothing-to-commit": _look("chain"),
     "shared-layer": _look("chain"),
     "unseen-neighbours": lambda case: (
-        f"see why: {case.prompt.line('vms')}; --allow-unseen-neighbours commits all the same"
+        f"see why: {case.prompt.line('vms')}; --allow-unseen-neighbours commits anyway"
     ),
     "unnamed-image": lambda _: _COPY,
     "layer-lost": lambda _: _COPY,
     "unknown-vm": lambda case: f"see {case.prompt.line('vms')}",
     "another-vm": lambda case: (
-        f"another process has its socket's path: see {case.prompt.line('vms')}, and ask again if"
-        " that is the VM that you mean"
+        f"another process has its socket's path: see {case.prompt.line('vms')}, and repeat the"
+        " command if that is the VM that you mean"
     ),
     "vm-down": lambda case: f"see why: {case.prompt.line('vms')}",
     "storage-hangs": lambda _: "nothing is sent until the storage of its images answers again",
-    "file-exists": lambda _: "name a file that does not exist: it is made",
+    "file-exists": lambda _: "name a file that does not exist: it is created",
     "refused-by-qemu": _held,
     "not-supported": _unnamed,
     "unauthorized": lambda case: _credentials(case.prompt),
     "not-found": lambda _: _URL,
     "too-many": lambda _: _LATER,
 }
-_URL = "is --url that of an exporter, with its route prefix, and is the API enabled?"
+_URL = "is --url that of an exporter, with its route prefix?"
 _LATER = "too many requests: try again later"
-#: What the layer before the API answers, or a proxy.
+#: For answers of the middleware before the API, or of a proxy.
 _BY_STATUS: dict[int, Callable[[_Case], str]] = {
     401: lambda case: _credentials(case.prompt),
     404: lambda _: _URL,

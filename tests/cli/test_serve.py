@@ -22,6 +22,7 @@ from exporter.cli import entry, serve_flags
 from tests.conftest import samples, series
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
+from tests.messages import tells
 from tests.pki import Pki, hashed
 from tests.program import COMMAND, exporter
 
@@ -61,7 +62,7 @@ def test_a_wrong_file_is_one_line_and_exit_code_1(name: str) -> None:
     done = run(f"--config.file={path}")
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{BEGIN}{path}{said}\n"
+    assert tells(done.stderr, f"{BEGIN}{path}{said}\n")
 
 
 @pytest.mark.parametrize(
@@ -74,25 +75,22 @@ def test_a_wrong_file_is_one_line_and_exit_code_1(name: str) -> None:
             ["--web.config.file=/gone.yml", "demo"],
             "--web.config.file: the demo has neither TLS nor users",
         ),
-        (["--qmp.sockets="], "--qmp.sockets: '' names no socket"),
-        (["--qmp.sockets=/run/"], "--qmp.sockets: '/run/' names no socket"),
-        (["--qmp.sockets=/[a"], "--qmp.sockets: '/[a' has a '[' that is not closed"),
-        (["--web.telemetry-path=m"], "--web.telemetry-path: 'm' must begin with /"),
-        (["--web.telemetry-path=/sd"], "--web.telemetry-path: '/sd' is another page"),
-        (
-            ["--web.telemetry-path=/api/v1/vms"],
-            "--web.telemetry-path: '/api/v1/vms' is another page",
-        ),
+        (["--qmp.sockets="], "--qmp.sockets: ... ''"),
+        (["--qmp.sockets=/run/"], "--qmp.sockets: ... '/run/'"),
+        (["--qmp.sockets=/[a"], "--qmp.sockets: ... '[' ... '/[a'"),
+        (["--web.telemetry-path=m"], "--web.telemetry-path: ... /... 'm'"),
+        (["--web.telemetry-path=/sd"], "--web.telemetry-path: ... page... '/sd'"),
+        (["--web.telemetry-path=/api/v1/vms"], "--web.telemetry-path: ... page... '/api/v1/vms'"),
         (
             ["--web.enable-admin-api"],
             "--web.enable-admin-api: needs users, in --web.config.file",
         ),
         (
             ["--web.telemetry-path=/{a"],
-            "--web.telemetry-path: '/{a' is no path such as /metrics",
+            "--web.telemetry-path: ... '/{a'",
         ),
-        (["--web.route-prefix=a?b"], "--web.route-prefix: '/a?b' is no path such as /metrics"),
-        (["--web.max-requests=-1"], "--web.max-requests: must be 0 (no limit) or more"),
+        (["--web.route-prefix=a?b"], "--web.route-prefix: ... '/a?b'"),
+        (["--web.max-requests=-1"], "--web.max-requests: ... -1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -103,7 +101,8 @@ def test_a_wrong_setting_is_one_line_and_exit_code_1(
     code = entry.main([*flags, "--config.check"])
     captured = capsys.readouterr()
 
-    assert (code, captured.out, captured.err) == (1, "", f"{BEGIN}{said}\n")
+    assert (code, captured.out) == (1, "")
+    assert tells(captured.err, f"{BEGIN}{said}\n"), captured.err
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_systemd_without_a_socket_is_exit_code_1() -> None:
     done = run("--web.systemd-socket")
 
     assert done.returncode == 1
-    assert done.stderr == f"{BEGIN}--web.systemd-socket: systemd handed no socket over\n"
+    assert tells(done.stderr, f"{BEGIN}--web.systemd-socket: ...\n")
 
 
 @pytest.mark.parametrize(
@@ -158,13 +157,13 @@ def test_systemd_without_a_socket_is_exit_code_1() -> None:
         (["--web.listen=:1"], "unrecognized arguments: --web.listen=:1"),
         (["nonsense"], "argument COMMAND: invalid choice: 'nonsense'"),
         (["--qmp.timeout"], "argument --qmp.timeout: expected one argument"),
-        (["--qmp.timeout=0"], "argument --qmp.timeout: '0' is no number of seconds above 0"),
-        (["--qmp.timeout=-1"], "argument --qmp.timeout: '-1' is no number of seconds above 0"),
-        (["--qmp.timeout=nan"], "argument --qmp.timeout: 'nan' is no number of seconds above 0"),
-        (["--qmp.timeout=5s"], "argument --qmp.timeout: '5s' is no number of seconds above 0"),
+        (["--qmp.timeout=0"], "argument --qmp.timeout: ... '0'"),
+        (["--qmp.timeout=-1"], "argument --qmp.timeout: ... '-1'"),
+        (["--qmp.timeout=nan"], "argument --qmp.timeout: ... 'nan'"),
+        (["--qmp.timeout=5s"], "argument --qmp.timeout: ... '5s'"),
         (
             ["--collector.topology.max-age=inf"],
-            "argument --collector.topology.max-age: 'inf' is no number of seconds above 0",
+            "argument --collector.topology.max-age: ... 'inf'",
         ),
         (["--qmp.connection=x"], "argument --qmp.connection: invalid choice: 'x'"),
         (["--collector.topology=x"], "argument --collector.topology: invalid choice: 'x'"),
@@ -184,9 +183,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(
     captured = capsys.readouterr()
 
     assert (caught.value.code, captured.out) == (2, "")
-    assert captured.err.startswith(BEGIN + said)
-    assert captured.err.endswith("; --help lists all flags\n")
-    assert captured.err.count("\n") == 1
+    assert tells(captured.err, f"{BEGIN}{said}...; --help lists all flags\n"), captured.err
 
 
 def test_a_wrong_flag_ends_the_process_with_code_2() -> None:

@@ -68,7 +68,7 @@ async def test_an_old_qemu_names_the_job_itself(shell: Shell, api: FakeApi) -> N
 
     api.posts = [None]
     assert await shell("commit", "web", "disk0", "--no-job-id", FAST) == 4
-    assert "job disk0 is not seen" in shell.err
+    assert "there is no job disk0" in shell.err
     assert "again" not in shell.err
 
 
@@ -160,8 +160,8 @@ async def test_an_exporter_that_is_not_there_is_code_1(shell: Shell, api: FakeAp
 
     assert await shell("cancel", "web", "j") == 1
     assert shell.err == (
-        f"the exporter cannot be asked: {api.url}: Connection refused\n"
-        "--url says where it is, and whether by http or https; does it run?\n"
+        f"cannot reach the exporter: {api.url}: Connection refused\n"
+        "is it running, and is --url its address, with http or https?\n"
     )
 
 
@@ -175,8 +175,8 @@ async def test_a_commit_without_an_answer_is_looked_up(shell: Shell, api: FakeAp
     api.lives = {"qbe-x": [job("qbe-x"), ready("qbe-x")]}
 
     assert await shell("commit", "web", "disk0", "--job-id=qbe-x", "--wait", FAST) == 0
-    assert "no answer came: It is outcome-unknown: all about outcome-unknown\n" in shell.err
-    assert shell.out.startswith("looked up: job qbe-x (commit of disk0 of web) is running at 25%\n")
+    assert "no reply came: It is outcome-unknown: all about outcome-unknown\n" in shell.err
+    assert shell.out.startswith("checked: job qbe-x (commit of disk0 of web) is running at 25%\n")
     assert shell.out.splitlines()[1].startswith("ready: ")
     assert api.verbs() == ["block-jobs"]
 
@@ -187,8 +187,8 @@ async def test_a_commit_that_is_not_found_is_code_4(shell: Shell, api: FakeApi) 
 
     assert await shell("commit", "web", "disk0", "--wait", FAST) == 4
     job_id = api.asked[0][2]["job_id"]
-    assert f"no job {job_id} is seen" in shell.err
-    assert f"sent again with --job-id={job_id} it starts no second job" in shell.err
+    assert f"there is no job {job_id}" in shell.err
+    assert f"--job-id={job_id} does not start a second job" in shell.err
     assert (shell.out, len(api.verbs())) == ("", 1)
 
 
@@ -213,7 +213,7 @@ async def test_a_record_of_what_was_asked_is_no_success(shell: Shell, api: FakeA
     api.lives = {"qbe-x": [job("qbe-x", status=None, busy=None, ready=None, paused=None)]}
 
     assert await shell("commit", "web", "disk0", "--job-id=qbe-x", FAST) == 4
-    assert "looked up: job qbe-x (commit of disk0 of web) is on record; QEMU is not" in shell.err
+    assert "checked: job qbe-x (commit of disk0 of web) is on record; it is not" in shell.err
 
 
 async def test_json_of_no_answer_is_what_is_known(shell: Shell, api: FakeApi) -> None:
@@ -249,7 +249,7 @@ async def test_what_came_true_is_no_mystery(
 
     assert await shell(command, "web", "qbe-1", FAST) == code
     assert len(api.verbs()) == 1
-    assert "no answer came: " in shell.err
+    assert "no reply came: " in shell.err
 
 
 async def test_a_speed_that_is_set_is_no_mystery(shell: Shell, api: FakeApi) -> None:
@@ -268,10 +268,10 @@ async def test_a_snapshot_without_an_answer_is_looked_up(shell: Shell, api: Fake
     assert await shell("snapshot", "web", "disk0", "/images/0.qcow2", FAST) == 4
     api.vms = [vm()]
     assert await shell("snapshot", "web", "disk0", "/images/0.qcow2", FAST) == 0
-    assert "looked up: disk0 is on /images/0.qcow2 now" in shell.err
+    assert "checked: disk0 is on /images/0.qcow2 now" in shell.err
     api.vms = [vm(devices=[device("cd", 0), device()])]
     assert await shell("snapshot", "web", "disk0", "/images/9.qcow2", FAST) == 4
-    assert "disk0 is not seen on it; the same command again puts no second layer" in shell.err
+    assert "disk0 is not on /images/9.qcow2; repeating the command" in shell.err
     assert "see qemu-block-exporter chain" in shell.err
 
 
@@ -363,7 +363,7 @@ async def test_complete_is_tried_again_while_it_cannot_be_sent(shell: Shell, api
     api.posts = [problem("storage-hangs", 503)] * 3
 
     assert await shell("complete", "web", "qbe-1", "--when-ready", FAST) == 0
-    assert shell.err.count("trying on: It is storage-hangs: all about storage-hangs") == 1
+    assert shell.err.count("retrying: It is storage-hangs: all about storage-hangs") == 1
     assert api.verbs() == ["complete"] * 4
 
 

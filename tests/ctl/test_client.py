@@ -123,7 +123,7 @@ async def test_an_answer_that_comes_too_late_is_none(api: FakeApi) -> None:
     """The request left."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with Client(f"http://127.0.0.1:{silent.getsockname()[1]}", load(None), 0.2) as made:
-            with pytest.raises(NoAnswer, match="no answer in time"):
+            with pytest.raises(NoAnswer, match="no reply in time"):
                 await made.vms()
 
 
@@ -185,7 +185,7 @@ async def test_a_server_is_known_by_its_certificate(api: FakeApi, tmp_path: Path
 async def test_a_server_without_tls_is_told(api: FakeApi) -> None:
     """Nothing was sent to it."""
     async with Client(api.url.replace("http:", "https:"), load(None), 30.0) as made:
-        with pytest.raises(NotSent, match="no TLS: "):
+        with pytest.raises(NotSent, match="TLS failed: "):
             await made.start("web", COMMIT, dry_run=False)
 
 

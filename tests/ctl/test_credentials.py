@@ -10,6 +10,7 @@ import trustme
 
 from exporter.ctl.credentials import load
 from exporter.errors import ConfigError
+from tests.messages import tells
 
 
 def written(folder: Path, text: str) -> str:
@@ -78,27 +79,27 @@ def test_a_server_need_not_be_known_where_that_is_said(tmp_path: Path) -> None:
             "Object missing required field `username` - at `$.basic_auth`",
         ),
         ("oauth2: {}", "Object contains unknown field `oauth2`"),
-        ("basic_auth: {username: 'a:b'}", "basic_auth.username: has a ':' in it"),
+        ("basic_auth: {username: 'a:b'}", "basic_auth.username: ... 'a:b'"),
         (
             "basic_auth: {username: a, password: b, password_file: c}",
-            "basic_auth: has both password and password_file",
+            "basic_auth: ... password_file...",
         ),
         (
             "basic_auth: {username: a, password_file: /gone}",
             "basic_auth.password_file: /gone: No such file or directory",
         ),
-        ("tls_config: {key_file: x}", "tls_config: has a key_file without a cert_file"),
-        ("tls_config: {cert_file: x}", "tls_config: has a cert_file without a key_file"),
+        ("tls_config: {key_file: x}", "tls_config: key_file ... cert_file"),
+        ("tls_config: {cert_file: x}", "tls_config: cert_file ... key_file"),
         ("tls_config: {ca_file: /gone}", "tls_config.ca_file: /gone: No such file or directory"),
-        ("tls_config: {ca_file: /dev/null}", "tls_config.ca_file: /dev/null: "),
+        ("tls_config: {ca_file: /dev/null}", "tls_config.ca_file: /dev/null: ..."),
         (
             "tls_config: {cert_file: /gone, key_file: /gone}",
             "tls_config: /gone with /gone: No such file or directory",
         ),
-        ('basic_auth: {username: a, password_file: "\\0"}', "basic_auth.password_file: "),
-        ('tls_config: {ca_file: "\\0"}', "tls_config.ca_file: "),
-        ('tls_config: {cert_file: "\\0", key_file: b}', "tls_config: "),
-        ("basic_auth: {}\nbasic_auth: {}", "'basic_auth' stands here a second time"),
+        ('basic_auth: {username: a, password_file: "\\0"}', "basic_auth.password_file: ..."),
+        ('tls_config: {ca_file: "\\0"}', "tls_config.ca_file: ..."),
+        ('tls_config: {cert_file: "\\0", key_file: b}', "tls_config: ..."),
+        ("basic_auth: {}\nbasic_auth: {}", "... 'basic_auth'"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, said: str) -> None:
@@ -107,13 +108,11 @@ def test_a_mistake_is_told_with_its_place(tmp_path: Path, text: str, said: str) 
     with pytest.raises(ConfigError) as caught:
         load(path)
 
-    assert str(caught.value).startswith(path)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert tells(str(caught.value), f"{path}:...{said}"), caught.value
 
 
 def test_a_password_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:
     """A key was meant, maybe."""
     (tmp_path / "secret").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no UTF-8 text"):
+    with pytest.raises(ConfigError, match=r"password_file: .*secret"):
         load(written(tmp_path, "basic_auth: {username: me, password_file: secret}"))

@@ -118,7 +118,7 @@ async def test_a_signal_before_the_answer_says_that_nothing_is_known(api: FakeAp
         _, err = await asyncio.wait_for(process.communicate(), 60)
 
     assert process.returncode == 130
-    assert err.decode().startswith("whether the request was carried out is not known: see ")
+    assert err.decode().startswith("the request may have been carried out: see ")
 
 
 async def test_a_signal_between_two_tries_leaves_the_job_alone(api: FakeApi) -> None:
@@ -128,7 +128,7 @@ async def test_a_signal_between_two_tries_leaves_the_job_alone(api: FakeApi) -> 
     arguments = ("complete", "web", "qbe-1", "--when-ready", f"--url={api.url}", "--interval=60")
     async with program(*arguments) as process:
         assert process.stderr is not None
-        while b"trying on" not in await process.stderr.readline():
+        while b"retrying" not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
         _, err = await asyncio.wait_for(process.communicate(), 60)
@@ -179,7 +179,7 @@ async def test_a_terminal_shows_what_fails_below_the_bar(api: FakeApi) -> None:
     code = await terminal.run("commit", "web", "disk0", "--wait", f"--url={api.url}", FAST)
 
     assert code == 3
-    assert "trying on: It is vm-down: all about vm-down" in terminal.plain
+    assert "retrying: It is vm-down: all about vm-down" in terminal.plain
     assert "failed: No space left" in terminal.plain
 
 
@@ -242,7 +242,7 @@ async def test_a_terminal_refreshes_jobs_in_place(api: FakeApi) -> None:
     assert await running == 130
     assert "ready" in terminal.plain
     assert "iB/s" in terminal.plain
-    assert "trying on: It is vm-down" in terminal.plain
+    assert "retrying: It is vm-down" in terminal.plain
     assert "\x1b[1A" in terminal.text
 
 
@@ -343,7 +343,7 @@ async def test_a_password_that_others_may_hear_is_warned_of(
 
     await shell("vms", "--url=http://host.invalid", f"--http.config.file={file}")
     assert shell.err.startswith(
-        "warning: the password goes to http://host.invalid in clear: use https\n"
+        "warning: the password is sent to http://host.invalid in clear text: use https\n"
     )
     await shell("vms", f"--http.config.file={file}")
     assert shell.err == ""

@@ -6,32 +6,30 @@ import pytest
 
 from exporter.ctl import options
 from exporter.ctl.commands import OPERATING
+from tests.messages import tells
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["vms", "web"], "unrecognized arguments: web"),
-        (
-            ["vms", "--url=localhost:9709"],
-            "argument --url: 'localhost:9709' is no URL such as http",
-        ),
-        (["vms", "--url=http://"], "argument --url: 'http://' is no URL such as"),
-        (["vms", "--url=http://h:x"], "argument --url: 'http://h:x' is no URL such as"),
-        (["vms", "--url=http://h/?a=b"], "argument --url: 'http://h/?a=b' is no URL such as"),
-        (["vms", "--url=http://me:secret@h"], "argument --url: has a user in it"),
-        (["vms", "--timeout=0"], "argument --timeout: '0' is no number of seconds above 0"),
-        (["jobs", ""], "argument VM: is empty"),
-        (["jobs", "\udcff"], "argument VM: '\\udcff' is not UTF-8"),
+        (["vms", "--url=localhost:9709"], "argument --url: ... 'localhost:9709'"),
+        (["vms", "--url=http://"], "argument --url: ... 'http://'"),
+        (["vms", "--url=http://h:x"], "argument --url: ... 'http://h:x'"),
+        (["vms", "--url=http://h/?a=b"], "argument --url: ... 'http://h/?a=b'"),
+        (["vms", "--url=http://me:secret@h"], "argument --url: ... user... --http.config.file"),
+        (["vms", "--timeout=0"], "argument --timeout: ... '0'"),
+        (["jobs", ""], "argument VM: ... empty"),
+        (["jobs", "\udcff"], "argument VM: ... UTF-8... '\\udcff'"),
         (["chain"], "the following arguments are required: VM"),
         (["commit", "web"], "the following arguments are required: DEVICE"),
-        (["commit", "web", "d", "--job-id=x"], "argument --job-id: 'x' is not qbe- and up to 59"),
-        (["commit", "web", "d", "--speed=-1"], "argument --speed: '-1' is no number of bytes"),
+        (["commit", "web", "d", "--job-id=x"], "argument --job-id: ... qbe- ... 'x'"),
+        (["commit", "web", "d", "--speed=-1"], "argument --speed: ... '-1'"),
         (["commit", "web", "d", "--wai"], "unrecognized arguments: --wai"),
-        (["speed", "web", "j", "1M"], "argument BYTES: '1M' is no number of bytes per second"),
+        (["speed", "web", "j", "1M"], "argument BYTES: ... '1M'"),
         (["cancel", "web"], "the following arguments are required: JOB"),
         (["snapshot", "web", "d"], "the following arguments are required: FILE"),
-        (["snapshot", "web", "d", "x.qcow2"], "argument FILE: 'x.qcow2' is no absolute path"),
+        (["snapshot", "web", "d", "x.qcow2"], "argument FILE: ... 'x.qcow2'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -44,8 +42,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     captured = capsys.readouterr()
 
     assert (caught.value.code, captured.out) == (2, "")
-    assert captured.err.startswith(f"qemu-block-exporter {arguments[0]}: {said}")
-    assert captured.err.count("\n") == 1
+    assert tells(captured.err, f"qemu-block-exporter {arguments[0]}: {said}...\n"), captured.err
     assert "secret" not in captured.err
 
 

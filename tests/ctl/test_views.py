@@ -74,14 +74,14 @@ async def test_a_chain_is_shown_from_the_active_layer_down(shell: Shell, api: Fa
 
     assert await shell("chain", "web", "disk0") == 0
     assert shell.out == (
-        "web: running, QEMU 10.0.2, run by incus\n"
+        "web: running, QEMU 10.0.2, managed by incus\n"
         "\n"
         "disk0: depth 2\n"
         "LAYER  NODE     DRIVER  FILE              VIRTUAL  ALLOCATED  JOBS\n"
         "    0  #block0  qcow2   /images/0.qcow2  20.0 GiB    1.0 GiB  top of qbe-1 (commit, running)\n"
         "    1  #block1  qcow2   /images/1.qcow2  20.0 GiB    1.5 GiB  base of qbe-1 (commit, running)\n"
         "    2  #block2  qcow2   /images/2.qcow2  20.0 GiB    2.0 GiB  -\n"
-        "at work: mir (mirror, running)\n"
+        "running: mir (mirror, running)\n"
     )
     assert await shell("chain", "web") == 0
     assert "\ncd: depth 0\n" in shell.out
@@ -97,7 +97,7 @@ async def test_a_chain_says_what_is_odd(shell: Shell, api: FakeApi) -> None:
 
     assert await shell("chain", "web") == 0
     assert shell.out == (
-        "web: not seen: busy\n\nx: empty, expected 1, read-only, I/O status nospace\n"
+        "web: down: busy\n\nx: empty, expected 1, read-only, I/O status nospace\n"
     )
 
 
@@ -191,7 +191,7 @@ async def test_watching_into_a_pipe_is_a_table_each_time(shell: Shell, api: Fake
     out, err = shell._capsys.readouterr()
 
     assert out.count("VM ") >= 4
-    assert err == "trying on: It is vm-down: all about vm-down\n"
+    assert err == "retrying: It is vm-down: all about vm-down\n"
 
 
 async def test_watching_in_json_is_a_line_each_time(shell: Shell, api: FakeApi) -> None:

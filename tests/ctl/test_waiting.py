@@ -25,7 +25,7 @@ async def test_a_restart_of_the_exporter_does_not_end_the_wait(shell: Shell, api
 
     assert await asyncio.wait_for(waiting, 60) == 0
     # Where the server was closing just then, it hung up first.
-    assert f"trying on: {api.url}: Connection refused\n" in shell.err
+    assert f"retrying: {api.url}: Connection refused\n" in shell.err
     assert shell.err.count("the exporter answers again\n") == 1
     assert shell.out.endswith("is completed\n")
 
@@ -50,7 +50,7 @@ async def test_a_poll_that_fails_is_tried_on(
     api.gets = [trouble] if trouble else [None, None]
 
     assert await shell(*WAIT) == 0
-    assert shell.err.count("trying on: ") == 1
+    assert shell.err.count("retrying: ") == 1
 
 
 async def test_a_job_that_is_not_seen_has_a_next_step(shell: Shell, api: FakeApi) -> None:
@@ -59,7 +59,7 @@ async def test_a_job_that_is_not_seen_has_a_next_step(shell: Shell, api: FakeApi
     api.completed = [unseen, unseen, job(), unseen, ended("vanished")]
 
     assert await shell(*WAIT) == 3
-    says = f"QEMU is not known to have job qbe-1: see qemu-block-exporter vms --url={api.url}\n"
+    says = f"cannot see whether QEMU has job qbe-1: see qemu-block-exporter vms --url={api.url}\n"
     assert shell.err.count(says) == 2
 
 
@@ -69,7 +69,7 @@ async def test_a_job_that_is_gone_is_code_4(shell: Shell, api: FakeApi) -> None:
     api.gets = [problem("unknown-job", 404)] * 3
 
     assert await shell(*WAIT) == 4
-    assert "how it ends is not known: job qbe-1 is gone" in shell.err
+    assert "the outcome is unknown: job qbe-1 is gone" in shell.err
 
 
 async def test_a_job_may_be_back_after_a_restart(shell: Shell, api: FakeApi) -> None:
@@ -84,7 +84,7 @@ async def test_a_vm_that_is_gone_ends_the_wait_at_once(shell: Shell, api: FakeAp
     api.gets = [problem("unknown-vm", 404)]
 
     assert await shell(*WAIT) == 4
-    assert "web is no VM of the exporter any more" in shell.err
+    assert "the exporter no longer has VM web" in shell.err
     assert api.polls() == 1
 
 
@@ -104,7 +104,7 @@ async def test_a_job_of_others_that_is_concluded_has_no_record(shell: Shell, api
 
     api.completed = [job(status="concluded")]
     assert await shell(*WAIT) == 4
-    assert "nobody recorded how it ended" in shell.err
+    assert "its outcome was not recorded" in shell.err
 
 
 async def test_a_job_that_is_waited_for_by_its_end_waits_at_ready(

@@ -137,8 +137,8 @@ def test_a_password_that_was_given_is_said_to_be_wrong() -> None:
     given = Prompt(("--url=http://x", "--http.config.file=me.yml"))
     blank = Problem(type="about:blank", title="", status=401, detail="", instance="")
     for known in (problem("unauthorized", 401), blank):
-        assert next_step(known, PROMPT, "web", "j").startswith("give user and password")
-        assert next_step(known, given, "web", "j").startswith("the exporter has no such user")
+        assert next_step(known, PROMPT, "web", "j").startswith("set user and password")
+        assert next_step(known, given, "web", "j").startswith("wrong user or password")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is remembered of jobs between scrapes, and how they ended. Pure."""
+"""Tracks jobs between scrapes, and finds out how they ended. No I/O, no clock."""
 
 from __future__ import annotations
 

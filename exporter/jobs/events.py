@@ -1,7 +1,7 @@
-"""Events: their shapes, and what those of one VM told: how many of which, and of what.
+"""Counts the events of one VM, by device; and the types that events are decoded into.
 
-Pure, and bounded whatever a VM sends: labels are words that QEMU has and names of devices. What is
-counted of a device begins at 0 with the device, so that `increase` sees its first event.
+Pure, and bounded whatever a VM sends: labels are QEMU's own words and names of devices. The
+counters of a device begin at 0 with the device, so that `increase` sees its first event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from exporter.jobs.job_errors import NO_ERRORS, OTHER, JobErrors, words
 from exporter.metrics import Scope
 from exporter.model import DeviceEvents, IoErrors, Job, Owners, Subject, VmEvents
 
-#: Every event of QAPI's, of QEMU 2.0 to 11.1.
+#: Every event in QAPI, of QEMU 2.0 to 11.1.
 NAMES = frozenset(
     """
     ACPI_DEVICE_OST BALLOON_CHANGE BLOCK_EXPORT_DELETED BLOCK_IMAGE_CORRUPTED BLOCK_IO_ERROR
@@ -33,28 +33,28 @@ NAMES = frozenset(
     SUSPEND_DISK UNPLUG_PRIMARY
     VFIO_MIGRATION VFU_CLIENT_HANGUP VNC_CONNECTED VNC_DISCONNECTED VNC_INITIALIZED
     VSERPORT_CHANGE WAKEUP WATCHDOG
-    """.split()  # noqa: SIM905  # a page of quotes reads worse
+    """.split()  # noqa: SIM905  # easier to read than a page of quotes
 )
-#: Most devices of one VM that are counted apart.
+#: Most devices of one VM with counters of their own.
 _DEVICES_LIMIT = 4096
 #: Most kinds of events of one VM that wait for the name of their device.
 _WAITING_LIMIT = 1024
 
-#: No id of QEMU's is longer; it is remembered for as long as the job is there.
+#: Longest id of a job: ids are kept in memory, and no id of QEMU's is longer.
 ID_LIMIT = 1024
 Id = Annotated[str, msgspec.Meta(max_length=ID_LIMIT)]
 
 
 class _OfBlock(msgspec.Struct, rename="kebab"):
-    """What a block event is about; QEMU fills in what it knows."""
+    """The members of block events that identify the device; QEMU sends those that it knows."""
 
-    #: Of BLOCK_IO_ERROR and BLOCK_IMAGE_CORRUPTED: empty for `-blockdev`.
+    #: In BLOCK_IO_ERROR and BLOCK_IMAGE_CORRUPTED; empty for `-blockdev`.
     device: str = ""
-    #: Of BLOCK_IO_ERROR, since QEMU 10.0.
+    #: In BLOCK_IO_ERROR, since QEMU 10.0.
     qom_path: str = ""
-    #: Of all of them; in BLOCK_IO_ERROR that of the root, which may be the filter of a job.
+    #: In all of them; in BLOCK_IO_ERROR the root node, which may be a job's filter.
     node_name: str = ""
-    #: Of BLOCK_IO_ERROR.
+    #: In BLOCK_IO_ERROR.
     operation: str = ""
     action: str = ""
 
@@ -88,17 +88,17 @@ _BLOCK = msgspec.json.Decoder(_OfBlock)
 _JOB_ERROR = msgspec.json.Decoder(_OfJobError)
 
 _NOTHING = Subject()
-#: What is counted of a device beside BLOCK_IO_ERROR. QUORUM_REPORT_BAD names the child's node.
+#: Events counted by device, besides BLOCK_IO_ERROR. QUORUM_REPORT_BAD names the child's node.
 _NAMED_BY_NODE = frozenset({"BLOCK_WRITE_THRESHOLD", "BLOCK_IMAGE_CORRUPTED", "QUORUM_REPORT_BAD"})
-#: What is counted of a device: an event, and what BLOCK_IO_ERROR says of the request.
+#: What is counted by device: an event's name, and the operation and action of a BLOCK_IO_ERROR.
 _What = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class _Counts:
-    """What was counted of one device."""
+    """The event counters of one device."""
 
-    #: (operation, action) -> BLOCK_IO_ERROR
+    #: (operation, action) -> number of BLOCK_IO_ERROR.
     io_errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     thresholds: int = 0
     corrupted: int = 0
@@ -123,11 +123,11 @@ class _Counts:
 
 
 class Events:
-    """The events of one VM, counted.
+    """Counts the events of one VM.
 
-    An event of a device that is not known waits for the next answers that are asked for after it
-    came (`ask`, `know`, `find`): they have the layer or the filter that is new. What they do not
-    have either is counted for no device.
+    An event of an unknown device waits for replies to queries that were sent after it came (`ask`,
+    `know`, `find`): they include a layer or filter that is new. If they do not name its device
+    either, it is counted for device "".
     """
 
     def __init__(self) -> None:
@@ -135,19 +135,19 @@ class Events:
         #: By device.
         self._counts: dict[str, _Counts] = {}
         self._owners = Owners()
-        #: Events of devices that are not known: those that came before the last `ask`, ...
+        #: Events of unknown devices: those that came before the last `ask`, ...
         self._before: Counter[tuple[Subject, _What]] = Counter()
         #: ... and those that came since.
         self._since: Counter[tuple[Subject, _What]] = Counter()
         self.job_errors = JobErrors()
-        #: Whether anything is not as `records` returned it.
+        #: Whether anything has changed since `records`.
         self.changed = False
 
     def take(self, name: str, data: bytes) -> None:
         """Count an event.
 
         Raises:
-            msgspec.DecodeError, UnicodeError, RecursionError: it is not what QAPI says.
+            msgspec.DecodeError, UnicodeError, RecursionError: it does not match QAPI.
         """
         self.changed = True
         self._events[name if name in NAMES else OTHER] += 1
@@ -161,9 +161,9 @@ class Events:
             self._take(_BLOCK.decode(data), (name, "", ""))
 
     def forget_nodes(self) -> None:
-        """Take note that there may be another QEMU: no name means what it meant.
+        """Forget all names: there may be another QEMU now, whose names mean other devices.
 
-        What waits is counted for no device.
+        Waiting events are counted for device "".
         """
         self.ask()
         self.give_up(Owners())
@@ -171,12 +171,12 @@ class Events:
         self.job_errors.clear()
 
     def ask(self) -> None:
-        """Take note that the answers to come are asked for after all events so far."""
+        """Begin a round of queries: their replies are newer than all events so far."""
         self._before += self._since
         self._since.clear()
 
     def know(self, owners: Owners) -> None:
-        """Take what query-blockstats calls the devices now; each of them has counters from now."""
+        """Set the devices and their names from query-blockstats; each has counters from now on."""
         if owners.devices != self._owners.devices:
             self.changed = True
             there = set(owners.devices)
@@ -188,9 +188,9 @@ class Events:
         self._owners = owners
 
     def find(self) -> bool:
-        """Count what waited and is known by now; return whether anything is left for `give_up`.
+        """Count waiting events whose device is now known; return whether any are left for `give_up`.
 
-        What came after `ask` goes on waiting: the answers may be older.
+        Events that came after `ask` keep waiting: the replies may be older than they are.
         """
         for waiting in (self._before, self._since):
             if waiting:
@@ -198,14 +198,14 @@ class Events:
         return bool(self._before)
 
     def give_up(self, owners: Owners) -> None:
-        """Count what waited for the last answers: by `owners`, else for no device."""
+        """Count the events that waited for these replies: by `owners`, or else for device ""."""
         self._find(self._before, owners)
         for (_, what), count in self._before.items():
             self._count("", what, count)
         self._before.clear()
 
     def records(self, jobs: Sequence[Job]) -> Mapping[Scope, Sequence[Any]]:
-        """Return what was counted, by what it is about; `jobs` are those that QEMU has."""
+        """Return the counters by scope; `jobs` are those that QEMU has."""
         self.changed = False
         of_device = sorted(self._counts.items())
         return {

@@ -1,9 +1,9 @@
-"""What the backing chains show of a commit that has ended.
+"""What the backing chains prove about a commit that has ended.
 
-A chain that lost the commit's top tells of its pivot only where nothing else can have taken that
-layer away. While a commit of the active layer has not ended, QEMU lets no other job do so: what
-counts are the jobs whose end came after its own, or, where no query saw the commit, after the
-chain that its end is compared with.
+A chain that has lost the commit's top proves a pivot only if nothing else can have removed that
+layer. QEMU lets no other job do so before a commit of the active layer has ended. Rivals are
+therefore jobs that ended after it or, if no query listed the commit, after the chain that is
+compared with.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from exporter.qmp import schema
 
 #: Device -> its layers' node names, `0` the active one.
 Chains = Mapping[str, Sequence[str]]
-#: The types whose end may take layers out of a chain. A backup only reads.
+#: The types of jobs whose end may remove layers from a chain. A backup only reads.
 CHANGING = frozenset({"commit", "mirror", "stream"})
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """What the queries of one round told of all chains."""
+    """All chains, as the queries of one round reported them."""
 
     round: int
     chains: Chains
-    #: Where it was asked for.
+    #: None if it was not queried.
     graph: schema.Graph | None = None
 
 
@@ -37,7 +37,7 @@ class Span:
 
     chain: Sequence[str]
     top: int = 0
-    #: None where that is not known.
+    #: None if not known.
     base: int | None = None
     #: Whether these are all the layers of the disk.
     whole: bool = True
@@ -50,21 +50,21 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The end of a job that may have taken layers out of a chain."""
+    """The end of a job that may have removed layers from a chain."""
 
-    #: Counts the ends as they were told.
+    #: Its number in the order in which ends were reported.
     order: int
-    #: When it was told: the answers of the same round may or may not show it.
+    #: The round in which it was reported: the replies of that round may or may not show it.
     round: int
-    #: Of the job.
+    #: The serial number of the job.
     serial: int
-    #: Empty where it is not known.
+    #: Empty if not known.
     device: str
-    #: The layers of that device while the job worked; empty where they are not known.
+    #: The layers of that device while the job worked; empty if not known.
     chain: Sequence[str] = ()
 
     def concerns(self, device: str, top: str) -> bool:
-        """Whether it may have taken a layer out of the chain of a device."""
+        """Whether it may have removed the layer `top` from the chain of a device."""
         if self.device and device and self.device != device:
             return False
         known = bool(top) and bool(self.chain) and all(self.chain)
@@ -73,25 +73,25 @@ class Change:
 
 @dataclass(slots=True)
 class Commit:
-    """A commit that ended, and waits for the chain to show how."""
+    """A commit that has ended, and whose outcome the chain will show."""
 
     job_id: str
     first_seen: float
-    #: Counts the jobs as they were first seen.
+    #: Its number in the order in which jobs were first seen.
     serial: int
     state: State
     device: str
-    #: Where it worked; neither where no query saw it, or saw on which disk.
+    #: Where it worked on a device; None if that is not known.
     span: Span | None
-    #: The same of nodes under no device.
+    #: Where it worked on nodes under no device; None if it did not, or that is not known.
     bare: Merge | None
     #: Whether this program started it.
     ours: bool
-    #: When its end was told: of the rounds, and of the ends.
+    #: The round in which its end was reported, and its number among all ends.
     round: int
     order: int
-    #: Where `span` and `bare` are not known: device -> the last chain from before the end, or from
-    #: about then, and the round of its answer.
+    #: If `span` and `bare` are not known: device -> (round of the reply, the last chain from before
+    #: the end, or from about that time).
     before: dict[str, tuple[int, Sequence[str]]] = field(default_factory=dict)
 
     @property
@@ -106,10 +106,10 @@ class Commit:
         return min(rounds, default=self.round)
 
     def note(self, sighting: Sighting) -> None:
-        """Take chains that were asked for before the end was told.
+        """Record chains that were queried before the end was reported.
 
-        They may be of before the end or after it. Layers that are new in them are a better start
-        than a chain without them: whether these are gone later is what matters.
+        They may be from before the end or after it. A chain with new layers is the better one to
+        compare with: what matters is whether these layers are gone later.
         """
         if self.located:
             return
@@ -121,7 +121,7 @@ class Commit:
 
 
 def observe(commit: Commit, sighting: Sighting, changes: Iterable[Change]) -> tuple[str, Seen]:
-    """Return the device of a commit, empty where it is not known, and what the chains show."""
+    """Return the device of a commit, "" if it is not known, and what the chains show."""
     others = [change for change in changes if change.serial != commit.serial]
     if commit.bare is not None:
         return "", _observe_bare(commit, commit.bare, sighting, others)
@@ -139,11 +139,11 @@ def chains_of(devices: Sequence[Device]) -> Chains:
 
 
 def work(place: Place, chains: Chains) -> tuple[Span | None, Merge | None]:
-    """Return the layers that a job works on: those of a device, or nodes under none."""
+    """Return the layers that a job works on: of a device, or as nodes under no device."""
     if place.merge is not None and not place.device:
         return None, place.merge
     if place.merge is not None:
-        # The graph is of one instant; the chain may be of another.
+        # The graph is from a single instant; the chain may be from another one.
         nodes = place.merge.nodes
         return Span(nodes, 0, len(nodes) - 1, whole=False), None
     if chain := chains.get(place.device, ()):
@@ -152,12 +152,12 @@ def work(place: Place, chains: Chains) -> tuple[Span | None, Merge | None]:
 
 
 def compare(span: Span, after: Sequence[str]) -> Seen:
-    """Compare the layers of a disk with those of before a commit ended."""
+    """Compare the layers of a disk with those from before a commit ended."""
     before = span.chain
     if span.top >= len(before) or not after:
         return Seen.STRANGE
     if not span.named:
-        # An old QEMU: the depth is all there is.
+        # QEMU is too old to name nodes: only the depth can be compared.
         gone = len(before) - len(after)
         wanted = max(gone, 1) if span.base is None else span.base - span.top
         return Seen.TOP if gone == 0 else Seen.PIVOT if gone == wanted else Seen.STRANGE
@@ -188,7 +188,7 @@ def _observe_span(commit: Commit, span: Span, sighting: Sighting, others: Sequen
 def _observe_bare(
     commit: Commit, bare: Merge, sighting: Sighting, others: Sequence[Change]
 ) -> Seen:
-    """Judge a commit of nodes under no device by what stands on its top and on its base."""
+    """Judge a commit of nodes under no device by what uses its top and its base."""
     if sighting.graph is None or not bare.used:
         return Seen.UNREADABLE
     on_top, on_base = users(sighting.graph, bare)
@@ -198,9 +198,9 @@ def _observe_bare(
 
 
 def _observe_all(commit: Commit, sighting: Sighting, others: Sequence[Change]) -> tuple[str, Seen]:
-    """Judge a commit that no query saw: it is that of the one device which has lost its top.
+    """Judge a commit that no query listed: it belongs to the only device that has lost its top.
 
-    Of a layer that was put on the chain and committed between two answers nothing is left.
+    A layer that was added to a chain and committed between two replies leaves no trace.
     """
     if not commit.before:
         return commit.device, Seen.UNREADABLE
@@ -220,9 +220,9 @@ def _observe_all(commit: Commit, sighting: Sighting, others: Sequence[Change]) -
 
 
 def _is_flat(commit: Commit, sighting: Sighting, others: Sequence[Change]) -> bool:
-    """Whether there is no layer left that a commit can have been cancelled on.
+    """Whether no layer is left that a cancelled commit would have left behind.
 
-    What else could have taken it away is another job, or somebody who took the disk away.
+    Only another job or the removal of the disk could have removed it otherwise.
     """
     if sighting.graph is None or any(change.order > commit.order for change in others):
         return False

@@ -1,7 +1,7 @@
-"""The errors that the jobs of one VM met: BLOCK_JOB_ERROR, by job.
+"""Counts the I/O errors of one VM's jobs: BLOCK_JOB_ERROR, by job.
 
-A job that is told to ignore its errors retries for ever: thousands of them a second, while QEMU
-calls it running or ready and its I/O status ok.
+A job with on-error=ignore retries forever, with thousands of errors per second, while QEMU reports
+it as running or ready and its I/O status as ok.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _ACTIONS = ("ignore", "report", "stop")
 OTHER = "other"
 #: A count of 0 for every operation and action that QEMU has.
 NO_ERRORS = {(operation, action): 0 for operation in _OPERATIONS for action in _ACTIONS}
-#: Most jobs of one VM whose errors are counted apart.
+#: Most jobs of one VM with error counters of their own.
 _JOBS_LIMIT = 1000
 
 
 def words(operation: str, action: str) -> tuple[str, str]:
-    """Return the operation and action of an event; what is not QEMU's is `other`."""
+    """Return the operation and action of an event; a word that QAPI does not have becomes `other`."""
     return (
         operation if operation in _OPERATIONS else OTHER,
         action if action in _ACTIONS else OTHER,
@@ -30,12 +30,12 @@ def words(operation: str, action: str) -> tuple[str, str]:
 
 
 class JobErrors:
-    """How many errors each job met; a job that met none has counters at 0."""
+    """Counts the errors of each job; a job without errors has counters at 0."""
 
     def __init__(self) -> None:
         #: Job id -> (operation, action) -> errors.
         self._counts: dict[str, dict[tuple[str, str], int]] = {}
-        #: Ids of jobs that met an error since `records`: no answer may have listed them yet.
+        #: Ids of jobs with errors since `records`: perhaps no reply has listed them yet.
         self._new: set[str] = set()
 
     def count(self, job_id: str, operation: str, action: str) -> None:
@@ -49,11 +49,11 @@ class JobErrors:
         self._new.add(job_id)
 
     def forget(self, job_id: str) -> None:
-        """Begin anew: the job that had this id has gone, or another one has it now."""
+        """Forget the job with this id: it is gone, or another job has the id now."""
         self._counts.pop(job_id, None)
 
     def clear(self) -> None:
-        """Forget all jobs: they were another QEMU's."""
+        """Forget all jobs: they belonged to another QEMU."""
         self._counts.clear()
 
     def records(self, jobs: Sequence[Job]) -> list[JobError]:

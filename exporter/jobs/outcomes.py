@@ -1,4 +1,4 @@
-"""How the jobs of one VM ended: counted, and for commits first compared with the chain.
+"""Counts how the jobs of one VM ended; the outcome of a commit is first checked against the chain.
 
 Pure, and bounded whatever a VM sends.
 """
@@ -32,15 +32,15 @@ _CHANGES_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a job ended, for those who ask for it by its id."""
+    """How a job ended, looked up by its id."""
 
     type: str
     device: str
     result: str
-    #: When it was learnt of.
+    #: When this process learnt of it.
     timestamp_seconds: float
     error: str
-    #: Of the job: an id may be used again.
+    #: They identify the job: an id may be used again.
     first_seen_timestamp_seconds: float | None = field(default=None, compare=False)
     serial: int = field(default=0, compare=False)
 
@@ -53,21 +53,21 @@ class Outcomes:
         self.waiting: list[Commit] = []
         #: Ends of jobs whose disk is not known, by id.
         self.held: dict[str, End] = {}
-        #: The last ends that may have changed a chain, in the order in which they were told.
+        #: The last ends that may have changed a chain, in the order in which they were reported.
         self._changes: deque[Change] = deque()
         #: Type -> jobs by result, in the order of `RESULTS`.
         self._counts: dict[str, list[int]] = {}
         self._finished: dict[tuple[str, str, str], float] = {}
         self._errors: dict[tuple[str, str], str] = {}
-        #: The last jobs that ended, by id: of each id the newest job.
+        #: The last jobs that ended, by id: the newest job of each id.
         self.ends: dict[str, End] = {}
         #: Id -> the serial number of the newest job that has it.
         self._newest: dict[str, int] = {}
-        #: Whether anything is not as `records` returned it.
+        #: Whether anything has changed since `records`.
         self.changed = False
 
     def begin(self, job_id: str, serial: int) -> None:
-        """Take note of a new job: what is known by its id is of an earlier one."""
+        """Register a new job: all that is known under its id belongs to an earlier one."""
         if job_id in self.held:
             self.end(job_id, self.held.pop(job_id))
         self.ends.pop(job_id, None)
@@ -80,13 +80,13 @@ class Outcomes:
     def end(self, job_id: str, end: End) -> None:
         """Count the end of a job, and remember it by the job's id."""
         self.count(job_id, end.device, end.type, end.result, end.timestamp_seconds, end.error)
-        if self.is_newest(job_id, end.serial):  # else a later job has the id
+        if self.is_newest(job_id, end.serial):  # otherwise a later job has the id
             _put(self.ends, job_id, replace(end, error=redact_text(end.error)), ENDS_LIMIT)
 
     def count(
         self, job_id: str, device: str, job_type: str, result: str, now: float, error: str = ""
     ) -> None:
-        """Count an end, learnt of `now`; each passes here once."""
+        """Count an end that was learnt of at `now`; called once for each."""
         name = self.expect(job_type)
         self._counts[name][RESULTS.index(result)] += 1
         _put(self._finished, (device, name, result), now)
@@ -95,7 +95,7 @@ class Outcomes:
         self.changed = True
 
     def expect(self, job_type: str) -> str:
-        """Have counters of a type, at 0 before the first end, and return its label."""
+        """Create the counters of a job type, at 0 before its first end, and return its label."""
         if job_type in self._counts:
             return job_type
         many = len(self._counts) >= _TYPES_LIMIT or len(job_type) > _TYPE_LENGTH_LIMIT
@@ -105,15 +105,15 @@ class Outcomes:
         return name
 
     def note(self, change: Change) -> None:
-        """Take an end into account that may have changed a chain."""
+        """Record an end that may have changed a chain."""
         if len(self._changes) >= _CHANGES_LIMIT:
-            # Nobody knows any more which ones there were: the newest stands for all of them.
+            # There are too many to keep: the newest is replaced by one that may concern any chain.
             self._changes.pop()
             change = Change(change.order, change.round, 0, "")
         self._changes.append(change)
 
     def hold(self, job_id: str, end: End) -> None:
-        """Count an end with the next answers: they may tell on which disk the job worked."""
+        """Postpone counting an end until the next replies: they may show the disk of the job."""
         if len(self.held) < _WAITING_LIMIT and job_id not in self.held:
             self.held[job_id] = end
         else:
@@ -122,7 +122,7 @@ class Outcomes:
     def release(
         self, places: Mapping[tuple[str, str], Place], others: Sequence[schema.JobInfo]
     ) -> None:
-        """Count what was held, with what answers tell of it."""
+        """Count the postponed ends, with the device and type that the replies show."""
         held, self.held = self.held, {}
         types = {info.id: info.type for info in others} if held else {}
         for job_id, end in held.items():
@@ -134,7 +134,7 @@ class Outcomes:
             self.end(job_id, known)
 
     def unlocated(self, round: int) -> list[tuple[str, str]]:
-        """Return the ids and types of jobs that ended in a round, their place unknown."""
+        """Return the ids and types of jobs that ended in a round and whose place is unknown."""
         commits = [
             (commit.job_id, "commit")
             for commit in self.waiting
@@ -145,7 +145,7 @@ class Outcomes:
         return [*commits, *((job_id, end.type) for job_id, end in self.held.items())]
 
     def locate(self, round: int, places: Mapping[tuple[str, str], Place], chains: Chains) -> None:
-        """Take where commits worked whose end was told while the answers were on their way."""
+        """Set the place of commits whose end was reported while the replies were on their way."""
         unlocated = set(self.unlocated(round))
         for commit in self.waiting:
             key = (commit.job_id, "commit")
@@ -156,13 +156,13 @@ class Outcomes:
                 self._place_change(commit.serial, place.device, chain)
 
     def _place_change(self, serial: int, device: str, chain: Sequence[str]) -> None:
-        # On an unknown disk it would be a rival of every commit that ended before it.
+        # With an unknown disk it would be a rival of every commit that ended before it.
         for index, change in enumerate(self._changes):
             if change.serial == serial:
                 self._changes[index] = replace(change, device=device, chain=chain)
 
     def wait(self, commit: Commit, now: float) -> None:
-        """Count a commit when its chain is seen next."""
+        """Postpone counting a commit until its chain is seen."""
         self.expect("commit")
         if len(self.waiting) < _WAITING_LIMIT:
             self.waiting.append(commit)
@@ -170,20 +170,20 @@ class Outcomes:
             self._settle(commit, commit.device, Seen.UNREADABLE, now)
 
     def reconnected(self) -> None:
-        """Take into account that jobs may have ended unheard, of the same QEMU."""
+        """Allow for jobs of the same QEMU that may have ended while there was no connection."""
         for commit in self.waiting:
             commit.before.clear()
             if commit.state is State.SAID:
                 commit.state = State.KEPT if commit.ours else State.CUT_OFF
 
     def give_up(self, now: float) -> None:
-        """Count those that wait: the chain that they worked on will not be seen any more."""
+        """Count all waiting commits: the chain that they worked on will not be seen again."""
         waiting, self.waiting = self.waiting, []
         for commit in waiting:
             self._settle(commit, commit.device, Seen.UNREADABLE, now)
 
     def judge(self, sighting: Sighting, now: float) -> None:
-        """Count the commits that ended before the round of these chains."""
+        """Decide and count the commits that ended before the round of these chains."""
         due = [commit for commit in self.waiting if commit.round < sighting.round]
         self.waiting = [commit for commit in self.waiting if commit.round >= sighting.round]
         for commit in due:
@@ -196,7 +196,7 @@ class Outcomes:
             self._changes.popleft()
 
     def records(self) -> Mapping[Scope, Sequence[Any]]:
-        """Return what is remembered, by what it is about."""
+        """Return all records by scope."""
         self.changed = False
         return {
             Scope.OUTCOME: [JobOutcomes(name, *n) for name, n in sorted(self._counts.items())],
@@ -211,7 +211,7 @@ class Outcomes:
 
 
 def _put(kept: dict[Any, Any], key: object, value: object, most: int = KEYS_LIMIT) -> None:
-    """Remember the newest."""
+    """Add an entry as the newest, and drop the oldest beyond `most`."""
     kept.pop(key, None)
     kept[key] = value
     if len(kept) > most:

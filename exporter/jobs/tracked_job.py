@@ -1,4 +1,4 @@
-"""What is known of one job that QEMU has."""
+"""The tracked state of one job."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from exporter.model import BLOCK_JOB_TYPES, Merge, Place
 LIVE = frozenset({"created", "running", "paused", "ready", "standby"})
 
 
-#: Those in which it waits to be completed.
+#: JobStatus of a job that waits to be completed.
 READY = frozenset({"ready", "standby"})
 
 
 class Step(IntEnum):
-    """How far a job has come, as far as was heard."""
+    """How far a job has come, by the events received."""
 
     NAMED = 0
     STARTED = 1
-    #: It fails, or was cancelled.
+    #: It is failing, or was cancelled.
     ABORTED = 2
 
 
 class Heard(Enum):
-    """How much of a job was heard."""
+    """Whether events of a job may have been missed."""
 
-    #: Nothing was missed since it was last known not to be ready.
+    #: None was missed since it was last known not to be ready.
     WHOLE = 1
-    #: It may have been ready before.
+    #: Some may have been: it may already have been ready.
     PART = 2
-    #: It is known from before the connection was lost, and was not listed since.
+    #: It is known from before the connection was lost, and has not been listed since.
     STALE = 3
 
 
@@ -42,17 +42,17 @@ class Lister(Enum):
 
     NONE = 0
     BLOCK_JOBS = 1
-    #: query-jobs alone: it is not a block job.
+    #: Only query-jobs: it is not a block job.
     JOBS = 2
 
 
 @dataclass(slots=True)
 class TrackedJob:
-    """A job, as events and queries told of it."""
+    """The state of a job, from events and queries."""
 
     first_seen: float
     last_progress: float
-    #: Counts the jobs as they were first seen; an id may be used again.
+    #: Its number in the order in which jobs were first seen; an id may be used again.
     serial: int = 0
     type: str = ""
     progress: int = -1
@@ -60,20 +60,20 @@ class TrackedJob:
     #: Where it works, and the layers of its device when a query last listed it.
     place: Place | None = None
     span: Span | None = None
-    #: The same of nodes under no device.
+    #: The same for nodes under no device.
     bare: Merge | None = None
     step: Step = Step.NAMED
     sight: Heard = Heard.PART
     lister: Lister = Lister.NONE
-    #: `concluded`, as an event said.
+    #: Whether an event has reported `concluded`.
     concluded: bool = False
-    #: It was started by this program.
+    #: Whether this program started it.
     ours: bool = False
     ended: bool = False
 
     @property
     def state(self) -> State:
-        """What is known of it, for the verdict on its end."""
+        """Its state in the table of verdicts."""
         if self.step is Step.NAMED and self.lister is Lister.NONE:
             late = self.concluded and self.sight is not Heard.WHOLE
             return State.LATE if late else State.CREATED
@@ -95,21 +95,21 @@ class TrackedJob:
         return self.sight is not Heard.WHOLE
 
     def hear(self, status: str, now: float) -> None:
-        """Take a status that JOB_STATUS_CHANGE tells, between `created` and `null`."""
+        """Process a status from JOB_STATUS_CHANGE, other than `created` and `null`."""
         if status == "aborting":
             if self.step is Step.STARTED or self.sight is not Heard.WHOLE:
                 self.step = Step.ABORTED
         elif status == "concluded":
             self.concluded = True
             if self.state is State.CREATED:
-                self.ended = True  # of a transaction that was refused: it never ran
+                self.ended = True  # its transaction was refused: it never ran
         else:
             self.step = max(self.step, Step.STARTED)
             if status in READY:
                 self.ready_at = self.ready_at or now
 
     def list(self, type: str, status: str, progress: int, now: float) -> None:
-        """Take what a query tells of it."""
+        """Process its entry in the reply to a query."""
         if progress != self.progress:
             self.progress, self.last_progress = progress, now
         self.type = type
@@ -119,7 +119,7 @@ class TrackedJob:
             self.step = max(self.step, Step.STARTED)
 
     def is_not(self, type: str, status: str, progress: int) -> bool:
-        """Whether what a query tells is another job, which has the same id."""
+        """Whether an entry in the reply to a query is another job with the same id."""
         return (
             (bool(self.type) and self.type != type)
             or (self.ended and status in LIVE)

@@ -1,18 +1,18 @@
-"""The jobs of one VM from scrape to scrape: when they were seen, what they did, how they ended.
+"""Tracks the jobs of one VM from scrape to scrape: when they were seen, and how they ended.
 
-Pure: no I/O, no clock. Events (`take`) and queries (`poll`) tell of the same jobs in any order, and
-each job ends once. What its end means stands in the table of `verdict`; here it is found out which
-row applies:
+Pure: no I/O, no clock. Events (`take`) and queries (`poll`) report the same jobs in any order, and
+each job ends once. The table in `verdict` says what its end means; this module finds the row that
+applies:
 
-* A block job has BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED, but a commit that was ready has the
-  same event whether it was completed or cancelled: its chain is awaited.
-* A job that queries had and have no more, without an event, is missing. One that is listed as
-  `concluded`, its event unheard, has its `error`, which QEMU gives to those that were cancelled too.
-* A job that is not a block job has only JOB_STATUS_CHANGE: its type and its `error` are in
-  query-jobs for as long as that has it.
+* A block job sends BLOCK_JOB_COMPLETED or BLOCK_JOB_CANCELLED. But a commit that was ready sends
+  the same event whether it was completed or cancelled: its chain decides.
+* A job that queries no longer list, without an event, is missing. If its event was missed but it is
+  listed as `concluded`, its `error` decides; QEMU sets it for cancelled jobs, too.
+* A job that is not a block job sends only JOB_STATUS_CHANGE: its type and its `error` are in
+  query-jobs, as long as that lists it.
 
-Where a job turns out to be another one (another type, or an offset that went back while nobody
-listened), the one before it is missing.
+If an entry turns out to be another job (another type, or an offset that went back while there was
+no connection), the job before it is missing.
 """
 
 from __future__ import annotations
@@ -40,43 +40,43 @@ class JobTracker:
 
     def __init__(self) -> None:
         self.outcomes = Outcomes()
-        #: Ids of jobs that events named and no query has told of yet.
+        #: Ids of jobs from events that no query has listed yet.
         self.named: set[str] = set()
-        #: Whether something was told since `ask` that a look would tell more of.
+        #: Whether an event since `ask` calls for another round of queries.
         self.wanted = False
-        #: Whether this QEMU tells where its jobs work; else the id says it, if it is a device's.
+        #: Whether this QEMU reports where its jobs work; otherwise a job's id may be a device's name.
         self.places_told = False
         self._known: dict[str, TrackedJob] = {}
         self._devices: tuple[Device, ...] = ()
         self.round = 0
-        #: The round whose answers `_devices` are from.
+        #: The round whose replies `_devices` come from.
         self._devices_round = 0
-        #: Ids whose job ended in this round: the answers of this round may still list it.
+        #: Ids of jobs that ended in this round: the replies of this round may still list them.
         self._gone: set[str] = set()
-        #: There were more of them than are kept.
+        #: Whether there were more of them than are kept.
         self._gone_any = False
-        #: Of the connection that it is all about.
+        #: Generation of the connection that all this comes from.
         self.generation = 0
         self._process = Process()
-        #: Commits that this program started, with where they work and the layers of then.
+        #: Commits that this program started, with their place and the layers at that time.
         self.adopted: dict[str, tuple[Place, Sequence[str]]] = {}
-        #: This connection's jobs were listed whole: one that was not has begun since.
+        #: Whether all jobs of this connection have been listed: a job not listed has begun since.
         self._listed = False
-        #: How many jobs there were, and how many ends.
+        #: Number of jobs so far, and of ends.
         self._jobs = self._ends = 0
 
     def connected(self, generation: int, process: Process, now: float) -> None:
-        """Take note of the connection that is used: another may be to another QEMU."""
+        """Register a new connection, which may lead to another QEMU."""
         same, self._process = process == self._process, process
         self.generation = generation
         self.named.clear()
         self.outcomes.release({}, ())
         self._listed = False
-        # What changed in between was told to nobody.
+        # Events in between were missed.
         self._devices = ()
         self.outcomes.reconnected()
         if not (same and process.pid):
-            # Nobody can tell that the next chains will be those that were worked on.
+            # The next chains may not be those that the jobs worked on.
             self.outcomes.give_up(now)
             for job in self._known.values():
                 job.span = None
@@ -87,7 +87,7 @@ class JobTracker:
             job.sight = Heard.STALE
 
     def ask(self) -> None:
-        """Begin a round: what is asked from here on is answered after all that was told so far."""
+        """Begin a round: replies to queries from here on are newer than all events so far."""
         self.round += 1
         self.wanted = False
         if self._gone:
@@ -95,10 +95,10 @@ class JobTracker:
             self._gone_any = False
 
     def take(self, name: str, data: bytes, now: float) -> tuple[str, str]:
-        """Take an event; return the id and the new status of a job that JOB_STATUS_CHANGE names.
+        """Process an event; return the id and the new status of a job from JOB_STATUS_CHANGE.
 
         Raises:
-            msgspec.DecodeError, UnicodeError, RecursionError: it is not what QAPI says.
+            msgspec.DecodeError, UnicodeError, RecursionError: it does not match QAPI.
         """
         if name == "JOB_STATUS_CHANGE":
             change = STATUS_CHANGE.decode(data)
@@ -127,9 +127,9 @@ class JobTracker:
         readable: bool = True,
         graph: schema.Graph | None = None,
     ) -> None:
-        """Take the answers of a round, of which query-blockstats was the first.
+        """Process the replies of a round, whose first query is query-blockstats.
 
-        `others` are the jobs that are not block jobs, None where query-jobs was not answered.
+        `others` are the jobs that are not block jobs, None if there is no reply to query-jobs.
         `readable`: whether `devices` have the chains of this instant.
         """
         self._devices, self._devices_round = devices if readable else (), self.round
@@ -152,27 +152,27 @@ class JobTracker:
             job = self._known[job_id]
             if (job.lister is Lister.JOBS or not job.type) and others is None:
                 continue
-            # What events told of and no query has listed may have begun after the answer.
+            # A job known only from events may have begun after the reply.
             if job.lister is not Lister.NONE or job.sight is Heard.STALE:
                 self._lose(job_id, now)
 
     def place(self, job_id: str) -> Place | None:
-        """Return where a job works, as far as it is known here."""
+        """Return where a job works, None if that is not known."""
         if job_id in self.adopted:
             return self.adopted[job_id][0]
         return job.place if (job := self._known.get(job_id)) else None
 
     @property
     def unlocated(self) -> list[tuple[str, str]]:
-        """The ids and types of jobs that have ended since `ask`, and of which no place is known.
+        """The ids and types of jobs that have ended since `ask` and whose place is not known.
 
-        A graph that still has them tells it.
+        A graph that still has them shows it.
         """
         return self.outcomes.unlocated(self.round)
 
     @property
     def graph_wanted(self) -> bool:
-        """Whether the graph tells what the queries that each scrape sends do not."""
+        """Whether the graph is needed beyond the queries that each scrape sends."""
         return (
             any(commit.span is None for commit in self.outcomes.waiting)
             or bool(self.outcomes.held)
@@ -180,7 +180,7 @@ class JobTracker:
         )
 
     def stamped(self, job: Job) -> Job:
-        """Return a job of a snapshot with when it was seen."""
+        """Return `job` with the times at which it was seen."""
         known = self._known.get(job.job_id)
         if known is None or known.type != job.job_type:
             return job
@@ -191,7 +191,7 @@ class JobTracker:
             ready_timestamp_seconds=known.ready_at,
         )
 
-    # What events tell.
+    # Events.
 
     def _take_status(self, job_id: str, status: str, now: float) -> None:
         if status == "created":
@@ -201,11 +201,11 @@ class JobTracker:
             self._take_null(job_id, now)
             return
         if job_id not in self._known and job_id in self._gone:
-            return  # its end is counted already
+            return  # its end has been counted
         job = self._known.get(job_id) or self._new(job_id, now)
         job.hear(status, now)
         if status in ("aborting", "concluded") and not job.ended:
-            # Of a job that is not a block job only query-jobs tells more, until it is dismissed.
+            # The error of a job that is not a block job is only in query-jobs, until it is dismissed.
             self.wanted = self.wanted or job.type not in BLOCK_JOB_TYPES
 
     def _take_created(self, job_id: str, now: float) -> None:
@@ -248,28 +248,28 @@ class JobTracker:
         job.ended = True
         self._went(job_id)
         if job.sight is Heard.STALE:
-            job.place = job.span = job.bare = None  # another one may have got its id
+            job.place = job.span = job.bare = None  # another job may have its id
         self._finish(job_id, job, seen, now, event.error or "")
         if self._process.version < _STATUS_VERSION:
-            self._known.pop(job_id, None)  # no event will say that it is dismissed
+            self._known.pop(job_id, None)  # no event will report that it is dismissed
 
-    # What queries tell.
+    # Replies to queries.
 
-    def _see(self, told: schema.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
-        """Take an entry of query-block-jobs."""
-        status: str = told.status or ""  # type: ignore[attr-defined]  # leaves of the table
-        progress: int = told.offset or 0  # type: ignore[attr-defined]
-        ready: bool = told.ready or status in READY  # type: ignore[attr-defined]
-        job_id = told.device
-        job = self._listed_job(job_id, told.type, status, progress, now)
+    def _see(self, entry: schema.BlockJob, place: Place | None, chains: Chains, now: float) -> None:
+        """Process an entry of query-block-jobs."""
+        status: str = entry.status or ""  # type: ignore[attr-defined]  # leaves of the table
+        progress: int = entry.offset or 0  # type: ignore[attr-defined]
+        ready: bool = entry.ready or status in READY  # type: ignore[attr-defined]
+        job_id = entry.device
+        job = self._listed_job(job_id, entry.type, status, progress, now)
         if job is None:
             return
         job.lister = Lister.BLOCK_JOBS
         if status == "concluded":
             if not job.ended:
                 job.ended = True
-                seen = Seen.CONCLUDED if not told.error else of_error(told.error)
-                self._finish(job_id, job, seen, now, told.error)
+                seen = Seen.CONCLUDED if not entry.error else of_error(entry.error)
+                self._finish(job_id, job, seen, now, entry.error)
             return
         if ready:
             job.ready_at = job.ready_at or now
@@ -280,13 +280,13 @@ class JobTracker:
             job.span, job.bare = work(place, chains)
 
     def _see_other(self, info: schema.JobInfo, now: float) -> None:
-        """Take an entry of query-jobs that is not a block job."""
+        """Process an entry of query-jobs that is not a block job."""
         job = self._listed_job(info.id, info.type, info.status, info.current_progress, now)
         if job is None:
             return
         job.lister = Lister.JOBS
         if info.error and not job.ended:
-            job.ended = True  # it is `aborting` or `concluded`, and has it from then on
+            job.ended = True  # it is `aborting` or `concluded`, and keeps its error from then on
             self._finish(info.id, job, of_error(info.error), now, info.error)
         elif info.status == "concluded" and not job.ended:
             job.ended = True
@@ -295,7 +295,7 @@ class JobTracker:
     def _listed_job(
         self, job_id: str, type: str, status: str, progress: int, now: float
     ) -> TrackedJob | None:
-        """Return the job that a query lists, None where it cannot be told from one that ended."""
+        """Return the job that a query lists, None if it may be one that has ended."""
         if job_id in self._gone or max(len(job_id), len(type)) > ID_LIMIT:
             return None
         job = self._known.get(job_id)
@@ -312,10 +312,10 @@ class JobTracker:
         self.outcomes.expect(type)
         return job
 
-    # How it ended.
+    # Ends.
 
     def _lose(self, job_id: str, now: float) -> None:
-        """Forget a job that is gone, whether or not something said how it ended."""
+        """Forget a job that is gone; if its end has not been reported, it is missing."""
         job = self._known.pop(job_id)
         if not job.ended:
             self._finish(job_id, job, Seen.MISSING, now)
@@ -323,7 +323,7 @@ class JobTracker:
     def _finish(
         self, job_id: str, job: TrackedJob, seen: Seen, now: float, error: str = ""
     ) -> None:
-        """Count a job as the table says, or let the chain of the next round decide."""
+        """Count the end of a job as the table says, or let the chain of the next round decide."""
         self._ends += 1
         found = verdict(job.state, seen)
         device = self._device(job_id, job)
@@ -334,13 +334,13 @@ class JobTracker:
             self._wait(job_id, job, found, device, now)
         elif found is not None:
             end = End(job.type, device, found, now, error, job.first_seen, job.serial)
-            if self._may_be_told_of(job):
+            if self._may_be_located(job):
                 self.outcomes.hold(job_id, end)
             else:
                 self.outcomes.end(job_id, end)
 
-    def _may_be_told_of(self, job: TrackedJob) -> bool:
-        """Whether answers that are on their way may tell of a job that no query has listed."""
+    def _may_be_located(self, job: TrackedJob) -> bool:
+        """Whether replies that are on their way may show the place of a job not listed so far."""
         return (
             self.places_told
             and job.lister is Lister.NONE
@@ -368,7 +368,7 @@ class JobTracker:
         self.wanted = True
 
     def _new(self, job_id: str, now: float) -> TrackedJob:
-        """Return a job that is new; there may be too many for it to be kept."""
+        """Return a new job; it is not kept if there are too many."""
         self._jobs += 1
         self.outcomes.begin(job_id, self._jobs)
         sight = Heard.WHOLE if self._listed else Heard.PART

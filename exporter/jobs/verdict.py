@@ -1,7 +1,7 @@
-"""How a job ended: what was known of it, what was observed then, and the verdict, in one table.
+"""How a job ended: a table from its known state and what was then observed to the verdict.
 
-Where QEMU's events do not decide, the backing chain does (`evidence`). A row is here for each pair
-that can come up. A new way for a job to end is a new row.
+If QEMU's events do not decide, the backing chain does (`evidence`). There is a row for each pair
+that can occur. A new way for a job to end is a new row.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ COMPLETED, FAILED, CANCELLED, UNVERIFIED, VANISHED = RESULTS = (
 )  # fmt: skip
 
 
-#: The error that QEMU gives to a job that was cancelled: strerror(ECANCELED).
+#: The error that QEMU sets for a job that was cancelled: strerror(ECANCELED).
 _CANCELED = "Operation canceled"
 
 
 class State(Enum):
-    """What is known of a job that has not been counted."""
+    """The known state of a job whose end has not been counted."""
 
-    #: It was created, and nothing says that it ran.
+    #: It was created, and there is no sign that it ran.
     CREATED = auto()
-    #: A block job whose own word decides: stream, backup, mirror.
+    #: A block job whose own events decide: stream, backup, mirror.
     RUNNING = auto()
-    #: A commit that was never ready, so not one of the active layer.
+    #: A commit that was never ready, and so not of the active layer.
     MIDDLE = auto()
-    #: A commit that was ready, or may have been: to cancel it then sends the event of a success.
+    #: A commit that was or may have been ready: cancelling it then sends the event of a success.
     ACTIVE = auto()
-    #: The two, started by this program: the id is its own.
+    #: These two, started by this program: no other job has such an id.
     OUR_MIDDLE = auto()
     OURS = auto()
-    #: Not a block job: JOB_STATUS_CHANGE is the only event of it. Or one of a type of tomorrow.
+    #: Not a block job: it sends only JOB_STATUS_CHANGE. Or a job of a type that is not known yet.
     PLAIN = auto()
-    #: Not a block job, and it will not succeed: query-jobs alone says whether it was cancelled.
+    #: Not a block job, and it will not succeed: only query-jobs shows whether it was cancelled.
     ABORTING = auto()
-    #: Not a block job, and only its last status was heard.
+    #: Not a block job, and only its last status was received.
     LATE = auto()
 
-    # Commits that have ended, and wait for the chain.
+    # Commits that have ended, and whose chain will decide.
 
-    #: Said to have ended without an error, by an event.
+    #: An event reported its end without an error.
     SAID = auto()
-    #: The same, and then the connection was lost: other ends may have gone unheard.
+    #: The same, and then the connection was lost: ends of other jobs may have been missed.
     CUT_OFF = auto()
-    #: The same, or found `concluded` after such a time without an error; started by this program.
+    #: The same, or found `concluded` without an error after a lost connection; started by this program.
     KEPT = auto()
-    #: Not there any more, and nothing was heard of its end.
+    #: No longer listed, and its end was not reported.
     GONE = auto()
 
 
 class Seen(Enum):
-    """What was observed of a job."""
+    """What was observed when a job ended."""
 
-    # The end, as QEMU tells it.
+    # The end, as QEMU reports it.
 
     #: BLOCK_JOB_COMPLETED with an error, or `concluded` with one.
     ERROR = auto()
@@ -63,32 +63,32 @@ class Seen(Enum):
     CANCELED = auto()
     #: BLOCK_JOB_COMPLETED without an error.
     SUCCESS = auto()
-    #: Listed as `concluded`, without an error; no event was heard.
+    #: Listed as `concluded`, without an error; no event was received.
     CONCLUDED = auto()
     #: `concluded` and then `null`, and no query listed it in between.
     DISMISSED = auto()
-    #: Not listed any more, or its id or its QEMU is another's.
+    #: No longer listed, or another job has its id, or there is another QEMU.
     MISSING = auto()
 
     # The chain of a commit that has ended.
 
-    #: Its top is there.
+    #: Its top is still there.
     TOP = auto()
-    #: Its top is gone, its base is the root.
+    #: Its top is gone, and its base is the root.
     PIVOT = auto()
-    #: Its top is gone, and layers that were not there before are above its base.
+    #: Its top is gone, and new layers are above its base.
     COVERED = auto()
-    #: No query saw its top, and no node of the VM has a layer below it: whatever it was, it is gone.
+    #: No query listed its top, and no node of the VM has a backing file: whatever it was, it is gone.
     FLAT = auto()
-    #: Its top is gone, and so it might be by another job that has ended since.
+    #: Its top is gone, but another job that has ended since may have removed it.
     RIVAL = auto()
-    #: Neither its top nor what it leaves behind is there: the chain was changed again.
+    #: Neither its top nor the expected result is there: the chain was changed again.
     STRANGE = auto()
-    #: There is no chain to look at, or none of before to compare it with.
+    #: There is no chain, or no earlier chain to compare it with.
     UNREADABLE = auto()
 
 
-#: A result, the state in which it waits for its chain, or None: it never ran, so it did not end.
+#: A result; or the state in which a job waits for its chain; or None for a job that never ran.
 Verdict = str | State | None
 
 TABLE: Mapping[tuple[State, Seen], Verdict] = {
@@ -102,7 +102,7 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
     (State.MIDDLE, Seen.ERROR): FAILED,
     (State.MIDDLE, Seen.CANCELED): CANCELLED,
     (State.MIDDLE, Seen.SUCCESS): COMPLETED,
-    # After a time without a connection it may be another commit that has the id.
+    # After a lost connection it may be another commit with the same id.
     (State.MIDDLE, Seen.CONCLUDED): UNVERIFIED,
     (State.MIDDLE, Seen.MISSING): State.GONE,
     (State.ACTIVE, Seen.ERROR): FAILED,
@@ -141,7 +141,8 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
     (State.SAID, Seen.RIVAL): UNVERIFIED,
     (State.SAID, Seen.STRANGE): UNVERIFIED,
     (State.SAID, Seen.UNREADABLE): UNVERIFIED,
-    # A top that is there was not merged. One that is gone may have been by a job that nobody heard.
+    # A top that is still there was not merged. One that is gone may have been removed by a job whose
+    # events were missed.
     (State.CUT_OFF, Seen.TOP): CANCELLED,
     (State.CUT_OFF, Seen.PIVOT): UNVERIFIED,
     (State.CUT_OFF, Seen.COVERED): UNVERIFIED,
@@ -165,17 +166,17 @@ TABLE: Mapping[tuple[State, Seen], Verdict] = {
 
 
 def of_error(error: str) -> Seen:
-    """Return what the error of a job that is listed as `concluded` says of it."""
+    """Return whether the error of a `concluded` job means that it failed or was cancelled."""
     return Seen.CANCELED if error == _CANCELED else Seen.ERROR
 
 
 def verdict(state: State, seen: Seen) -> Verdict:
-    """Return what becomes of a job in a state of which something was observed."""
+    """Return the verdict on a job in `state` of which `seen` was observed."""
     return TABLE[state, seen]
 
 
 def result(state: State, seen: Seen) -> str:
-    """Return how a commit that waited for its chain ended."""
+    """Return the result of a commit that waited for its chain."""
     found = TABLE[state, seen]
     assert isinstance(found, str)
     return found

@@ -1,4 +1,4 @@
-"""One VM at one instant, and how QEMU's replies become it. Pure."""
+"""The state of one VM at one instant, and how it is built from QEMU's replies. No I/O."""
 
 from __future__ import annotations
 

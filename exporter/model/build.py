@@ -1,4 +1,4 @@
-"""Replies -> Snapshot. Pure: no I/O, no clock, no state."""
+"""Builds the state of a VM from QEMU's replies. Pure: no I/O, no clock, no state."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from exporter.redact import redact_filename, redact_text, throttle_group
 
 _replace = msgspec.structs.replace
 _LIMIT_NAMES = schema.Limits.__struct_fields__
-#: JobType values that query-block-jobs lists; one that is missing there has just ended or begun.
+#: JobType values that query-block-jobs lists; a job of these that it lacks has just ended or begun.
 BLOCK_JOB_TYPES = frozenset({"commit", "stream", "mirror", "backup"})
 _INCUS_NODE = re.compile(r"^(incus|lxd)_")
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What query-block said, and what was found out with it."""
+    """What query-block reported, and what was derived from it."""
 
-    #: By `identity.key`.
+    #: By `device_names.join_key`.
     blocks: Mapping[str, schema.BlockInfo] = field(default_factory=dict)
     #: Throttle group -> its limits.
     limits: Mapping[str, schema.Limits] = field(default_factory=dict)
-    #: The devices whose root node has no driver any more, and that node's name.
+    #: (`join_key`, name of the root node) of devices whose root node no longer has a driver.
     closed: AbstractSet[tuple[str, str]] = frozenset()
-    #: Of the data files that headers name, those that QEMU has open.
+    #: Those data files named in image headers that QEMU has open.
     data_files: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices of query-blockstats, and where in its next answers their counters will be."""
+    """The devices of query-blockstats, and where their counters are in its next replies."""
 
     found: tuple[Device, ...] = ()
-    #: `chain.Walk.names` of the answer that they were found in.
+    #: `chain.Walk.names` of the reply that they were found in.
     names: tuple[str, ...] = ()
-    #: Where in `chain.Walk.nodes` each node stands that counts.
+    #: The index in `chain.Walk.nodes` of each node that has counters.
     positions: tuple[int, ...] = ()
-    #: The image of each of these nodes and the file that its bytes are in; empty where it has none.
+    #: The image of each of these nodes, and the file with its data; empty if it has none.
     files: tuple[tuple[str, str], ...] = ()
 
 
@@ -58,13 +58,13 @@ def devices(
     topology: Topology | None,
     expected_depth: Callable[[str], int],
 ) -> Devices:
-    """Return the devices of query-blockstats, with what `topology` knows of each.
+    """Return the devices of query-blockstats, with what `topology` has about each.
 
     Raises:
-        ProtocolError: two entries cannot be told apart.
+        ProtocolError: two devices have the same name.
     """
     walk = chains.walk(entries)
-    # Below a filter a node stands twice, as two objects; either tells the same.
+    # Below a filter a node is listed twice, as two equal objects.
     position = {id(node): index for index, node in enumerate(walk.nodes)}
     found = []
     positions: list[int] = []
@@ -83,7 +83,7 @@ def devices(
             device=name,
             qdev=entry.qdev,
             nodes=nodes,
-            # A node without a driver does not tell what it is backed by. [bdrv_cow_child]
+            # The backing file of a node without a driver is not reported. [bdrv_cow_child]
             backing_depth=len(chain.layers) - 1 if chain.layers and not closed else None,
             expected_backing_depth=expected_depth(name),
         )
@@ -97,16 +97,16 @@ def count(
     walk: Walk,
     files: Mapping[str, ImageFile] | None = None,
 ) -> Counters:
-    """Return the counters of the devices `known`, from an answer with the same names.
+    """Return the counters of the devices `known`, from a reply with the same names.
 
-    `files` tells what is seen of an image file, by its path.
+    `files` maps the path of an image file to what is seen of it on the host.
     """
     nodes = [walk.nodes[position] for position in known.positions]
     return Counters(entries, nodes, [_file(file, files) for file in known.files] if files else ())
 
 
 def _file(paths: tuple[str, str], files: Mapping[str, ImageFile]) -> ImageFile | None:
-    """Return what is seen of an image: its space is that of its data file, and both need a name."""
+    """Return what is seen of an image: the space of its data file, and whether both names are valid."""
     image, data = (files.get(path) for path in paths)
     if paths[0] == paths[1] or image is None:
         return image or data
@@ -119,7 +119,7 @@ def _file(paths: tuple[str, str], files: Mapping[str, ImageFile]) -> ImageFile |
 
 def intervals(entry: schema.BlockStats) -> tuple[Interval, ...]:
     """Return the interval statistics of a device."""
-    # QEMU takes one length twice, and keeps two equal statistics of it.
+    # QEMU accepts the same length twice, and then keeps two equal statistics.
     by_length = {timed.interval_length: timed for timed in entry.stats.timed_stats}
     return tuple(Interval(str(length), timed) for length, timed in by_length.items())
 
@@ -130,7 +130,7 @@ def free_nodes(
     """Return the nodes of `query-nodes: true` that no device of `entries` uses, and their counters.
 
     Raises:
-        ProtocolError: two nodes have one name.
+        ProtocolError: two nodes have the same name.
     """
     used: set[str] = set()
     waiting: list[schema.BlockNode] = list(entries)
@@ -142,7 +142,7 @@ def free_nodes(
         waiting += [child for child in (entry.parent, entry.backing) if child is not None]
     free = [node for node in nodes if node.node_name not in used]
     if len({node.node_name for node in free}) != len(free):
-        raise ProtocolError("query-blockstats has two nodes of one name")
+        raise ProtocolError("query-blockstats has two nodes of the same name")
     found = tuple(
         Node(
             layer="",
@@ -162,7 +162,7 @@ def jobs(
     """Return every job; `places` is keyed by id and type.
 
     Raises:
-        ProtocolError: two jobs have one id.
+        ProtocolError: two jobs have the same id.
     """
     found = {}
     for job in block_jobs:
@@ -189,12 +189,12 @@ def jobs(
 
 
 def other_jobs(jobs: Sequence[schema.JobInfo], ids: AbstractSet[str]) -> list[schema.JobInfo]:
-    """Return the jobs of query-jobs that are no block jobs; `ids` are those of block jobs."""
+    """Return the jobs of query-jobs that are not block jobs; `ids` are those of block jobs."""
     return [job for job in jobs if job.id not in ids and job.type not in BLOCK_JOB_TYPES]
 
 
 def throttle_groups(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
-    """Return the groups of throttle filters, whose limits query-block does not tell."""
+    """Return the groups of throttle filters, whose limits query-block does not report."""
     return frozenset(
         group
         for info in blocks.values()
@@ -204,7 +204,7 @@ def throttle_groups(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
 
 
 def manager(package: str, entries: Sequence[schema.BlockStats]) -> str:
-    """Return who runs this VM, as far as its names tell: libvirt, proxmox, incus or nothing."""
+    """Return what manages this VM, judging by names: libvirt, proxmox, incus or "" if unknown."""
     if "pve" in package:
         return "proxmox"
     nodes = [node.node_name for entry in entries for node in chains.of_nodes(entry).layers]
@@ -214,12 +214,12 @@ def manager(package: str, entries: Sequence[schema.BlockStats]) -> str:
 
 
 def _counted(bitmap: schema.Bitmap) -> schema.Bitmap:
-    # Of one that was not saved QEMU knows nothing, and says 0.
+    # QEMU reports 0 for a bitmap that was not saved, whose content it does not know.
     return _replace(bitmap, count=None) if getattr(bitmap, "inconsistent", None) else bitmap
 
 
 def _device(device: Device, info: schema.BlockInfo, chain: Chain, topology: Topology) -> Device:
-    """Return `device` with what query-block knows of the device."""
+    """Return `device` with what query-block reports about it."""
     inserted = info.inserted
     known = _replace(
         device,
@@ -247,7 +247,7 @@ def _device(device: Device, info: schema.BlockInfo, chain: Chain, topology: Topo
         throttle=throttle,
         throttle_group=throttle.throttle_group if throttle else "",
         bitmaps=tuple(
-            # Of the root node, which may be a filter with bitmaps of its own.
+            # query-block lists those of the root node, which may be a filter.
             Bitmap(bitmap.name, inserted.node_name or node_name, _counted(bitmap))
             for bitmap in inserted.dirty_bitmaps or info.dirty_bitmaps
             if bitmap.name

@@ -1,8 +1,8 @@
 """Nodes whose driver QEMU closed because their image was found corrupt.
 
-query-block ends QEMU with SIGSEGV where such a node is below another one that would have its file
-name from it: a filter, a raw node, a quorum. Below an overlay it fails for all disks of the VM. At
-the root of a device it is harmless. query-blockstats and the graph are so everywhere.
+query-block crashes QEMU with SIGSEGV if such a node is below one that derives its file name from
+it: a filter, a raw node, a quorum. Below an overlay it fails for all disks of the VM. At the root
+of a device it is harmless. query-blockstats and the graph are always harmless.
 [bdrv_refresh_filename, bdrv_query_image_info; seen in 7.2 and 10.0]
 """
 
@@ -14,12 +14,12 @@ import msgspec
 
 from exporter.qmp import schema
 
-#: More than any VM has disks.
+#: Most nodes that are remembered: more than any VM has disks.
 _LIMIT = 4096
 
 
 class _ImageCorrupted(msgspec.Struct, rename="kebab"):
-    """BLOCK_IMAGE_CORRUPTED; only where it is fatal is the driver closed."""
+    """BLOCK_IMAGE_CORRUPTED; QEMU closes the driver only if it is fatal."""
 
     fatal: bool = False
     node_name: str = ""
@@ -29,37 +29,37 @@ _DECODER = msgspec.json.Decoder(_ImageCorrupted)
 
 
 class Corruption:
-    """The nodes of one QEMU that have no driver any more."""
+    """The nodes of one QEMU that no longer have a driver."""
 
     def __init__(self) -> None:
         self._nodes: set[str] = set()
 
     def note(self, event: str, data: bytes) -> None:
-        """Take an event into account.
+        """Process an event.
 
         Raises:
-            msgspec.DecodeError: it is not what QAPI says.
+            msgspec.DecodeError: it does not match QAPI.
         """
         if event == "BLOCK_IMAGE_CORRUPTED" and len(self._nodes) < _LIMIT:
-            told = _DECODER.decode(data)
-            if told.fatal:
-                self._nodes.add(told.node_name)
+            corrupted = _DECODER.decode(data)
+            if corrupted.fatal:
+                self._nodes.add(corrupted.node_name)
 
     def forget(self) -> None:
-        """Another QEMU has nodes of its own."""
+        """Forget all nodes: there may be another QEMU now."""
         self._nodes.clear()
 
     def below_root(self, entries: Sequence[schema.BlockStats]) -> frozenset[str]:
         """Return the nodes that are not at the root of a device, and may be below another node.
 
-        query-blockstats does not list the children of a quorum: only the graph tells.
+        query-blockstats does not list the children of a quorum: only the graph does.
         """
         return frozenset(self._nodes - {entry.node_name for entry in entries})
 
     def hidden(self, nodes: frozenset[str], graph: schema.Graph | None) -> str:
-        """Return the first of `nodes` that is below another node, empty where none is.
+        """Return the first of `nodes` that is below another node, "" if none is.
 
-        Without a graph each may be. One that the graph does not have is forgotten.
+        Without a graph, any of them may be. A node that is not in the graph is forgotten.
         """
         if graph is None:
             return min(nodes, default="")

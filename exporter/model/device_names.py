@@ -13,9 +13,9 @@ _IN_PERIPHERAL = re.compile(r"^/machine/peripheral/([^/]+)(?:/virtio-backend)?$"
 
 
 def join_key(entry: schema.BlockStats | schema.BlockInfo) -> str:
-    """Return what joins an entry of query-blockstats with one of query-block."""
-    # A drive may have the id of another device. Before QEMU 3.0 query-block alone has the qdev
-    # of a drive, so that it is no part of what joins those.
+    """Return the key that joins an entry of query-blockstats with one of query-block."""
+    # A drive may have the same id as another device, hence the prefix. Before QEMU 3.0 only
+    # query-block has the qdev of a drive, so it cannot be part of a drive's key.
     return entry.device or f"qdev {entry.qdev}"
 
 
@@ -23,10 +23,10 @@ def device_names(entries: Sequence[schema.BlockStats]) -> list[str]:
     """Return the `device` label of each entry: a name that outlives every snapshot.
 
     Raises:
-        ProtocolError: two entries cannot be told apart.
+        ProtocolError: two devices have the same name.
     """
     names = [entry.device or _id_of_qdev(entry.qdev) for entry in entries]
-    # Each longer word only for those that share the shorter one with another device.
+    # A longer name is used only for devices that share the shorter one with another device.
     for longer in (_path_of_qdev, _whole_path_of_qdev):
         short = Counter(names)
         for index, entry in enumerate(entries):
@@ -50,5 +50,5 @@ def _path_of_qdev(qdev: str) -> str:
 
 
 def _whole_path_of_qdev(qdev: str) -> str:
-    # A device with an id of its own is named by that alone, and stands with its like.
+    # A device with an id is reported by the id alone; its path is below /machine/peripheral.
     return qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"

@@ -1,7 +1,7 @@
 """Which device a block event is about.
 
-QEMU before 10.0 says so for a drive only (`device`): of a disk given by -blockdev an event names
-the root node, which is a filter of a job as often as a layer, and changes with every snapshot.
+QEMU before 10.0 names the device only for a drive (`device`). For a disk of -blockdev the event
+names the root node, which may be a job's filter or a layer, and changes with every snapshot.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _NAME_LIMIT = 255
 
 
 class Subject(NamedTuple):
-    """What a block event is about: what it says of it, any of which may be empty.
+    """The names by which a block event refers to its device; each may be empty.
 
-    QEMU's node names have 31 characters at most; what is longer than any name of QEMU's is left
-    out, because it is remembered.
+    They are remembered, so names that are longer than any of QEMU's are left out. QEMU's node names
+    have at most 31 characters.
     """
 
     #: The name of a drive (`device`), empty for -blockdev.
@@ -38,16 +38,17 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """The devices by what events call them, as query-blockstats last had it."""
+    """The devices by the names that events use for them, from the last query-blockstats."""
 
-    #: What may be counted: every device, and none where QEMU does not name each by itself.
+    #: Every device that may be counted; with "" for events of an unknown device, unless QEMU names
+    #: every device in its events.
     devices: tuple[str, ...] = ()
     by_qdev: Mapping[str, str] = field(default_factory=dict)
-    #: Of every node: layers, filters of jobs, protocol nodes.
+    #: By the name of every node: layers, filters of jobs, protocol nodes.
     by_node: Mapping[str, str] = field(default_factory=dict)
 
     def device(self, subject: Subject) -> str | None:
-        """Return the `device` label of what an event is about, None where it is not known."""
+        """Return the `device` label for the subject of an event, None if it is not known."""
         if subject.device:
             return subject.device
         if subject.qdev in self.by_qdev:
@@ -58,11 +59,11 @@ class Owners:
 def owners(entries: Sequence[schema.BlockStats]) -> Owners:
     """Return the devices of query-blockstats by their paths and nodes.
 
-    A node that is the root of one device and below another is the first one's; a layer that two
-    devices share is that of the first.
+    A node that is the root of one device and below another belongs to the former; a layer that two
+    devices share belongs to the first.
 
     Raises:
-        ProtocolError: two entries cannot be told apart.
+        ProtocolError: two devices have the same name.
     """
     names = device_names(entries)
     by_node = {
@@ -91,7 +92,7 @@ def owners(entries: Sequence[schema.BlockStats]) -> Owners:
 
 
 def of_graph(graph: schema.Graph, entries: Sequence[schema.BlockStats]) -> Owners:
-    """Return the devices by the nodes that only the graph has below them: children of a quorum."""
+    """Return the devices by those of their nodes that only the graph has: children of a quorum."""
     nodes = {node.id: node for node in graph.nodes}
     below: dict[int, list[int]] = {}
     for edge in graph.edges:

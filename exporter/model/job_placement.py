@@ -1,4 +1,4 @@
-"""Which device and layers a block job works on, from QEMU's own graph of the block layer."""
+"""Finds the device and layers that a block job works on, in QEMU's graph of the block layer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from exporter.qmp import schema
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What a commit of an active layer works on, as the graph has it at one instant."""
+    """The nodes that a commit of an active layer works on, in the graph of one instant."""
 
-    #: The nodes' names, from the layer that is merged first down to the one that stays.
+    #: The nodes' names, from the topmost layer that is merged down to the one that remains.
     nodes: Sequence[str]
-    #: Whether anything stands on them: only then a pivot shows.
+    #: Whether anything uses them: only then can a pivot be observed.
     used: bool
 
 
@@ -28,18 +28,18 @@ class Place:
     device: str = ""
     top: str = ""
     base: str = ""
-    #: Of a commit of an active layer, of a device or of none.
+    #: Only for a commit of an active layer, whether of a device or of nodes under none.
     merge: Merge | None = None
 
 
 def place_job(
     job_id: str, graph: schema.Graph | None, entries: Sequence[schema.BlockStats]
 ) -> Place | None:
-    """Find the device that a block job works on, by the graph or else by the job's id.
+    """Find where a block job works, by the graph or, without one, by the job's id.
 
-    Return None for a job that the graph does not have: it has ended since it was told of.
+    Return None for a job that the graph does not have: it has ended since it was reported.
 
-    The job's edges (`main node`, `source`, `target`, `intermediate node`, `base`) end at nodes;
+    The job's edges (`main node`, `source`, `target`, `intermediate node`, `base`) lead to nodes;
     the device is the one whose root is nearest above one of them.
     """
     if graph is None:
@@ -49,7 +49,7 @@ def place_job(
     kinds = {node.id: node for node in graph.nodes}
     below: dict[int, list[int]] = {}
     roots: dict[str, int] = {}
-    #: node id -> the name of the job's edge to it
+    #: Node id -> the name of the job's edge to it.
     touched: dict[int, str] = {}
     for edge in graph.edges:
         parent = kinds.get(edge.parent)
@@ -61,7 +61,7 @@ def place_job(
             roots[parent.name] = edge.child
         elif parent.name == job_id:
             touched[edge.child] = edge.name
-    # The target of a mirror or backup may be a disk of this VM as well.
+    # The target of a mirror or backup may also be a disk of this VM.
     ends = {child for child, name in touched.items() if name != "target"}
     distances = [
         (distance, index)
@@ -78,7 +78,7 @@ def place_job(
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
     chain = chains.of_nodes(entries[nearest])
     layers = [ids.get(node.node_name, -1) for node in chain.layers]
-    # What works on a filter works on the layer that it filters.
+    # A job that works on a filter works on the layer below it.
     filtered = {
         ids[f.node.node_name]: layers[f.depth]
         for f in chain.filters
@@ -87,7 +87,7 @@ def place_job(
     worked = {filtered.get(node, node) for node in _worked(touched, layers, below)}
     numbers = [str(index) for index, layer in enumerate(layers) if layer in worked]
     if "base" in touched.values() and len(numbers) < 2:
-        numbers = []  # it is ending: its other edges are gone already
+        numbers = []  # the job is ending: its other edges are already gone
     return Place(
         device_names(entries)[nearest],
         numbers[0] if numbers else "",
@@ -97,9 +97,9 @@ def place_job(
 
 
 def users(graph: schema.Graph, merge: Merge) -> tuple[bool, bool]:
-    """Return whether anything but a job stands on the top of a commit, and on its base.
+    """Return whether anything but a job uses the top of a commit, and its base.
 
-    That the layers of the commit stand on its base does not count.
+    The layers of the commit itself do not count as users of its base.
     """
     kinds = {node.id: node for node in graph.nodes}
     ids = {node.name: node.id for node in graph.nodes if node.type == "block-driver"}
@@ -123,9 +123,9 @@ def _merge(
     below: Mapping[int, Sequence[int]],
     edges: Sequence[schema.GraphEdge],
 ) -> Merge | None:
-    """Return what a job merges whose `source` stands on its `target`; that of a mirror does not.
+    """Return what a job merges, None unless its `source` is above its `target`: it is not a mirror's.
 
-    Its main node is a filter, on which everything stands that stood on the source before.
+    Its main node is a filter, used by everything that used the source before.
     """
     nodes = {name: child for child, name in touched.items()}
     if not {"main node", "source", "target"} <= nodes.keys():
@@ -151,7 +151,7 @@ def _merge(
 
 
 def _without_filters(merge: Merge, ids: Mapping[str, int], filtered: Mapping[int, int]) -> Merge:
-    """Return a commit's layers: one that goes into a filter merges into the layer below it."""
+    """Return a commit with layers only: a filter stands for the layer below it."""
     names = {number: name for name, number in ids.items()}
     layers = (names[filtered.get(ids[name], ids[name])] for name in merge.nodes)
     return Merge(list(dict.fromkeys(layers)), merge.used)
@@ -160,10 +160,10 @@ def _without_filters(merge: Merge, ids: Mapping[str, int], filtered: Mapping[int
 def _worked(
     touched: Mapping[int, str], layers: Sequence[int], below: Mapping[int, Sequence[int]]
 ) -> AbstractSet[int]:
-    """Return the nodes that a job reads, writes or removes, of those that it has edges to.
+    """Return those nodes with an edge from the job that it reads, writes or removes.
 
-    Its main node is a filter right above the layer that is read; but that of an intermediate
-    commit, the only job with a `base`, is the active layer, which it leaves alone.
+    Its main node is a filter right above the layer that is read; except for an intermediate commit,
+    the only job with a `base`: there it is the active layer, which the job does not change.
     """
     worked = {child for child, name in touched.items() if name != "main node"}
     if "base" not in touched.values():
@@ -175,7 +175,7 @@ def _worked(
 def _nearest(
     start: int, wanted: AbstractSet[int], below: Mapping[int, Sequence[int]]
 ) -> tuple[int, AbstractSet[int]]:
-    """Return the nearest of `wanted` under a node, and how many edges away: -1 where none is."""
+    """Return how many edges below a node the nearest of `wanted` are, and these: -1 if there are none."""
     level, seen, distance = {start}, {start}, 0
     while level:
         if found := level & wanted:

@@ -1,4 +1,4 @@
-"""The nodes of a backing chain as they are exposed, and the files that their bytes are in."""
+"""The nodes of a backing chain as they are exposed, and the files that hold their data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.model.state import Node
 from exporter.qmp import schema
 from exporter.redact import DEVICE_DRIVERS, data_file, is_on_device, local_path, redact_filename
 
-#: Formats of one file each, but for the data file that a qcow2 may have.
+#: Formats that consist of a single file, apart from the data file that a qcow2 may have.
 _ONE_FILE_FORMATS = frozenset(
     {
         "file",
@@ -32,12 +32,12 @@ _ONE_FILE_FORMATS = frozenset(
 
 
 def word(value: bool | None) -> str:
-    """Return a label's word for a value that may be unknown."""
+    """Return "true" or "false" for a label, "" if the value is not known."""
     return "" if value is None else "true" if value else "false"
 
 
 def image_files(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
-    """Return the path of every image file; QEMU may stat others too to answer query-block."""
+    """Return the path of every image file. QEMU may also stat others to answer query-block."""
     return frozenset(
         path
         for info in blocks.values()
@@ -48,9 +48,9 @@ def image_files(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
 
 
 def are_all_files(blocks: Mapping[str, schema.BlockInfo]) -> bool:
-    """Whether `image_files` are all that QEMU has open for these devices, as far as formats tell.
+    """Whether `image_files` are all that QEMU has open for these devices, judging by the formats.
 
-    A quorum has children, a vmdk may have extents, and a qcow2 a data file, without names there.
+    A quorum has children, a vmdk may have extents and a qcow2 a data file that are not named there.
     """
     return all(
         image.format in _ONE_FILE_FORMATS
@@ -62,7 +62,7 @@ def are_all_files(blocks: Mapping[str, schema.BlockInfo]) -> bool:
 
 
 def header_data_files(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
-    """Return the data files that headers name; QEMU may have been given others."""
+    """Return the data files named in image headers; QEMU may have been given others."""
     return frozenset(
         data.data_file
         for info in blocks.values()
@@ -74,10 +74,10 @@ def header_data_files(blocks: Mapping[str, schema.BlockInfo]) -> frozenset[str]:
 def of_chain(
     chain: Chain, data_files: AbstractSet[str]
 ) -> tuple[tuple[Node, ...], Sequence[schema.BlockNode], Sequence[tuple[str, str]]]:
-    """Return the nodes of a chain, the entries of those that count, and the files of these.
+    """Return the nodes of a chain, the entries of those with counters, and the files of the latter.
 
-    That are the path of the image and that of the file with its bytes, which is another where it has
-    a data file; empty where not known, and of nodes that have none of their own.
+    The files are the path of the image and that of the file with its data, which differ if it has a
+    data file; "" if not known, or if the node has none.
     """
     nodes: list[Node] = []
     sources: list[schema.BlockNode] = []
@@ -94,7 +94,7 @@ def of_chain(
             sources.append(protocol)
             files.append(("", ""))
         elif layer.node_name == chain.root_name:
-            # Several nodes hold the bytes, as in a quorum: query-blockstats lists none of them.
+            # Several nodes hold the data, as in a quorum: query-blockstats lists none of them.
             nodes += [_uncounted(str(index), name) for name in chain.children if name]
     nodes += [
         Node(
@@ -152,10 +152,10 @@ def _data(image: schema.Image) -> schema.FormatData | None:
 
 
 def _data_file(image: schema.Image, opened: AbstractSet[str]) -> str | None:
-    """Return the path of the file where the guest's data is, if that is not the image's own.
+    """Return the path of the file that holds the guest's data, None if it is the image itself.
 
-    It is empty where it is not known: a qcow2 shows the name that is in its header, though QEMU may
-    have been given another file. `opened` are the names of files that it has open.
+    It is "" if it is not known: a qcow2 reports the name in its header, though QEMU may have been
+    given another file. `opened` are the names of files that QEMU has open.
     """
     data = _data(image)
     if data is None:
@@ -172,14 +172,14 @@ def _data_file(image: schema.Image, opened: AbstractSet[str]) -> str | None:
 
 
 def _measured(layer: schema.BlockNode, image: schema.Image) -> schema.Image:
-    """Return an image without the size that is none: a block device has always 0 blocks.
+    """Return an image without its allocated size if that is on a block device, where it is always 0.
 
-    QEMU adds up what the files of an image take. [bdrv_get_allocated_file_size]
+    QEMU adds up the allocated blocks of an image's files. [bdrv_get_allocated_file_size]
     """
     file = chains.protocol_of(layer) or layer
     if file.driver_specific is not None:
         known = file.driver_specific.driver not in DEVICE_DRIVERS
     else:
-        # A quorum has several files; QEMU before 4.2 does not tell the driver.
+        # A quorum has several files; QEMU before 4.2 does not report the driver.
         known = not is_on_device(image.filename)
     return image if known else msgspec.structs.replace(image, actual_size=None)

@@ -1,7 +1,7 @@
-"""One VM at one instant, as it is exposed.
+"""The state of one VM at one instant, as it is exposed.
 
-Attributes that a label of the table (`metrics`) is named after hold the text of that label; what
-is not known is None and gives no sample.
+An attribute with the name of a label in the table (`metrics`) holds the text of that label. None
+means not known, and gives no sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from exporter.qmp import schema
 
 
 class FrozenStruct(Struct, frozen=True, gc=False):
-    """What cannot be in a cycle, so that the collector of cycles need not look at it."""
+    """A struct that cannot be part of a reference cycle, and so is exempt from garbage collection."""
 
 
 class Node(FrozenStruct, frozen=True, kw_only=True):
@@ -37,23 +37,23 @@ class Node(FrozenStruct, frozen=True, kw_only=True):
     backing_format: str = ""
     encrypted: str = ""
     compat: str = ""
-    #: Whether query-blockstats lists it; not so the children of a quorum.
+    #: Whether query-blockstats lists it; it does not list the children of a quorum.
     listed: bool = True
 
     @property
     def counts(self) -> bool:
-        """Whether query-blockstats has counters of it."""
+        """Whether query-blockstats has counters for it."""
         return self.listed and self.role != "filter"
 
 
 class FileName(Enum):
-    """What the name that QEMU tells of an image is worth."""
+    """Where the name that QEMU reports for an image leads."""
 
-    #: It leads to the very file that QEMU has open.
+    #: To the very file that QEMU has open.
     OWN = "leads to the image"
-    #: So it does, from the directory that QEMU is in, and from no other.
+    #: To the image, but only from QEMU's working directory.
     RELATIVE = "is relative to the directory that QEMU is in"
-    #: `/dev/fdset/N`: it means something to that process alone.
+    #: `/dev/fdset/N`: it is meaningful only to that process.
     FDSET = "means something to its QEMU alone, which was handed a descriptor"
     #: Removed since it was opened, by QEMU itself for `snapshot=on`.
     REMOVED = "leads to no file any more: the image was removed, or QEMU keeps it without a name"
@@ -62,15 +62,15 @@ class FileName(Enum):
 
 
 class ImageFile(FrozenStruct, frozen=True):
-    """What is seen on this host of the file of an image."""
+    """The file of an image, as seen on this host."""
 
-    #: Of its file system, or of the block device.
+    #: Size of its file system, or of the block device.
     size_bytes: int | None = None
     available_bytes: int | None = None
-    #: 1 where anybody on its host finds it by its name, 0 where not.
+    #: 1 if its name leads any process on its host to it, 0 if not.
     name_valid: int | None = None
     name: FileName = FileName.UNSEEN
-    #: As `sight.Sight.identity` of the file that QEMU has open.
+    #: `storage.FileStat.identity` of the file that QEMU has open.
     identity: tuple[int, ...] | None = None
 
 
@@ -82,7 +82,7 @@ class Interval(FrozenStruct, frozen=True):
 
 
 class Throttle(FrozenStruct, frozen=True):
-    """The limits of a device, of its own or of a throttle filter above it."""
+    """The limits of a device: its own, or those of a throttle filter above it."""
 
     throttle_group: str
     limits: schema.Limits
@@ -97,13 +97,13 @@ class Bitmap(FrozenStruct, frozen=True):
 
 
 class Device(FrozenStruct, frozen=True, kw_only=True):
-    """A disk or drive of the guest, without what it counts."""
+    """A disk or drive of the guest, without its counters."""
 
     device: str
     nodes: tuple[Node, ...]
     backing_depth: int | None
     expected_backing_depth: int | None
-    #: query-block's word; None where it is not known or too old, like all below.
+    #: Its entry in query-block; like all below, None or "" if not known or too old.
     block: schema.BlockInfo | None = None
     inserted: bool | None = None
     throttle: Throttle | None = None
@@ -142,7 +142,7 @@ class Job(FrozenStruct, frozen=True):
     base: str = ""
     error: str = ""
     progress_ratio: float | None = None
-    #: As this process saw it.
+    #: Times at which this process saw it.
     first_seen_timestamp_seconds: float | None = None
     last_progress_timestamp_seconds: float | None = None
     ready_timestamp_seconds: float | None = None
@@ -160,7 +160,7 @@ class JobOutcomes(FrozenStruct, frozen=True):
 
 
 class Finished(FrozenStruct, frozen=True):
-    """The last job of its kind that ended so."""
+    """The last job of a device and type that ended with this result."""
 
     device: str
     job_type: str
@@ -169,7 +169,7 @@ class Finished(FrozenStruct, frozen=True):
 
 
 class LastError(FrozenStruct, frozen=True):
-    """Why the last job of its kind that failed did."""
+    """The error of the last failed job of a device and type."""
 
     device: str
     job_type: str
@@ -177,7 +177,7 @@ class LastError(FrozenStruct, frozen=True):
 
 
 class IoErrors(FrozenStruct, frozen=True):
-    """How often the guest met an error of one kind."""
+    """The number of the guest's I/O errors of one kind."""
 
     device: str
     operation: str
@@ -186,17 +186,17 @@ class IoErrors(FrozenStruct, frozen=True):
 
 
 class DeviceEvents(FrozenStruct, frozen=True):
-    """What else a device had."""
+    """The number of other events of a device."""
 
     device: str
     write_thresholds_exceeded: int
     images_corrupted: int
-    #: None before the first: few devices have a quorum, and nothing cheap says which.
+    #: None before the first: few devices have a quorum, and there is no cheap way to know which.
     quorum_errors: int | None = None
 
 
 class JobError(FrozenStruct, frozen=True):
-    """How often a block job met an error of one kind."""
+    """The number of a block job's errors of one kind."""
 
     device: str
     job_id: str
@@ -207,27 +207,27 @@ class JobError(FrozenStruct, frozen=True):
 
 
 class VmEvents(FrozenStruct, frozen=True):
-    """How often an event came."""
+    """The number of events of one name."""
 
     event: str
     count: int
 
 
 class Counters(FrozenStruct, frozen=True):
-    """What each scrape brings anew: entries of query-blockstats, and what is seen of the files."""
+    """What changes with each scrape: entries of query-blockstats, and image files as seen here."""
 
-    #: One of each device.
+    #: One for each device.
     devices: Sequence[schema.BlockStats] = ()
-    #: One of each format and protocol node of each device; filters count nothing.
+    #: One for each format and protocol node of each device; filters have no counters.
     nodes: Sequence[schema.BlockNode] = ()
-    #: Of each of `nodes`, None where it is not known.
+    #: One for each of `nodes`, None if not known.
     files: Sequence[ImageFile | None] = ()
-    #: One of each node under no device.
+    #: One for each node under no device.
     free_nodes: Sequence[schema.BlockNode] = ()
 
 
 class VmState(FrozenStruct, frozen=True, kw_only=True):
-    """One VM at one instant; down, it has a `reason` and nothing of what QEMU knows."""
+    """One VM at one instant. A VM that is down has a `reason`, and nothing that comes from QEMU."""
 
     vm: str
     up: bool
@@ -236,9 +236,9 @@ class VmState(FrozenStruct, frozen=True, kw_only=True):
     last_seen_timestamp_seconds: float | None = None
     topology_timestamp_seconds: float | None = None
     storage_responding: bool | None = None
-    #: Why it does not, or why QEMU was not asked for its images, empty where it was.
+    #: Why it does not respond, or why query-block was not sent; "" if it was.
     storage_error: str = ""
-    #: Whether query-block would end this QEMU, and so was not asked.
+    #: Whether query-block would crash this QEMU, and so was not sent.
     would_crash: bool = False
     running: bool | None = None
     status: str | None = None
@@ -247,14 +247,14 @@ class VmState(FrozenStruct, frozen=True, kw_only=True):
     qemu_version: str = ""
     manager: str = ""
     socket: str = ""
-    #: The same object in every snapshot until query-block tells of something else.
+    #: The same object in every state until query-block reports a change.
     devices: tuple[Device, ...] = ()
     #: Nodes under no device.
     free_nodes: tuple[Node, ...] = ()
     counters: Counters = Counters()
     exports: tuple[Export, ...] = ()
     jobs: tuple[Job, ...] = ()
-    #: What is remembered from scrape to scrape; the same object until something happens.
+    #: Records that are kept from scrape to scrape; the same object until one changes.
     remembered: Mapping[Scope, Sequence[FrozenStruct]] | None = None
 
 
@@ -267,9 +267,9 @@ class Exporter(FrozenStruct, frozen=True, kw_only=True):
     targets_up: int
     target_conflicts: int
     reload_successful: bool
-    #: command -> commands sent.
+    #: Command -> number of commands sent.
     commands: Mapping[str, int]
-    #: (command, class) -> error replies.
+    #: (command, class) -> number of error replies.
     errors: Mapping[tuple[str, str], int]
-    #: (action, result) -> requests, and what is done unasked.
+    #: (action, result) -> number of requests, and of changes that the exporter makes on its own.
     actions: Mapping[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
 """The demo: small virtual machines, real or simulated, with block jobs to look at.
 
-`exporter.demo.main` runs it; nothing else is for others.
+`exporter.demo.main` runs it; nothing else is meant for use from outside.
 """

@@ -1,8 +1,8 @@
-"""Disks of the demo's virtual machines: their files, how QEMU is told of them, their commit.
+"""Disks of the demo's virtual machines: their files, QEMU arguments, snapshots and commits.
 
 There are two ways to give QEMU a disk, and monitoring meets both: `-drive`, where QEMU names the
-disk and its nodes change their names, and `-blockdev` with `-device`, where each node is named by
-whoever starts QEMU, and the disk only by its device's id.
+disk and the names of its nodes change; and `-blockdev` with `-device`, where the command line names
+each node, and only the device's id identifies the disk.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from exporter.errors import ExporterError
 
 
 class QemuFailed(ExporterError):
-    """QEMU or qemu-img cannot be run, or does not do what it is asked to."""
+    """QEMU or qemu-img cannot be run, or a command failed."""
 
 
 class Monitor(Protocol):
-    """What a disk needs of its VM."""
+    """The part of a VM that a disk uses."""
 
     async def execute(self, command: str, arguments: Mapping[str, object]) -> Any:
         """Run a QMP command."""
@@ -54,7 +54,7 @@ class Disk(ABC):
         """Return what QEMU's command line has about this disk."""
 
     async def snapshot(self, monitor: Monitor, overlay: Path) -> None:
-        """Put a new layer on top."""
+        """Add a new layer on top."""
         await self._snapshot(monitor, overlay)
         self.layers.insert(0, overlay)
 
@@ -63,7 +63,7 @@ class Disk(ABC):
         """Begin to merge the active layer into the one below."""
 
     async def drop_overlay(self, monitor: Monitor) -> None:
-        """Remove the layer that a commit has emptied."""
+        """Remove the layer that a commit has merged."""
         await self._release(monitor)
         self.layers.pop(0).unlink()
 
@@ -107,7 +107,7 @@ class Blockdev(Disk):
     """A disk by `-blockdev` and `-device`, with node names and job ids like libvirt's."""
 
     def __init__(self, device: str, layers: Sequence[Path], numbers: Iterator[int]) -> None:
-        """`numbers` gives each layer of the VM one of its own."""
+        """`numbers` gives each layer of the VM a number of its own."""
         super().__init__(layers)
         self.device = device
         self.qemu_io_name = f"-d {device}/virtio-backend"
@@ -156,7 +156,7 @@ class Blockdev(Disk):
 
 
 def disks_of(scenario: Scenario, stem: Path) -> tuple[Disk, Disk]:
-    """Return the disk with the chain and the one without; their files begin with `stem`."""
+    """Return the disk with a backing chain and the one without; their files begin with `stem`."""
     names = ["root"] + [f"root-{number}" for number in range(1, CHAIN_LAYERS)]
     chain = [stem.with_name(f"{stem.name}-{name}.qcow2") for name in reversed(names)]
     data = [stem.with_name(f"{stem.name}-data.qcow2")]
@@ -170,7 +170,7 @@ def disks_of(scenario: Scenario, stem: Path) -> tuple[Disk, Disk]:
 
 
 def cannot_run(program: str, error: OSError) -> QemuFailed:
-    """Return the error for a program that the system does not run."""
+    """Return the error for a program that cannot be run."""
     missing = isinstance(error, FileNotFoundError)
     return QemuFailed(f"{program}: {'not found in PATH' if missing else error.strerror}")
 
@@ -179,7 +179,7 @@ async def create_image(path: Path, backing: Path | None) -> None:
     """Create an empty qcow2 image.
 
     Raises:
-        QemuFailed: qemu-img is not there, or says why it cannot.
+        QemuFailed: qemu-img cannot be run, or failed.
     """
     below = ["-b", str(backing), "-F", "qcow2"] if backing else []
     try:
@@ -188,7 +188,7 @@ async def create_image(path: Path, backing: Path | None) -> None:
             stdin=DEVNULL,
             stdout=DEVNULL,
             stderr=PIPE,
-            # Ctrl-C is for the demo alone.
+            # Ctrl-C must reach only the demo.
             start_new_session=True,
         )
     except OSError as error:

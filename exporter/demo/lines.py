@@ -1,4 +1,4 @@
-"""What the demo's live lines say: how each VM is doing, by the exporter's own exposition."""
+"""The demo's live lines: the state of each VM, from the exporter's own exposition."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from exporter.web import Endpoints, Options, listen, serve
 
 _LIVE_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: A longer path leaves no room for the name of a socket in it.
+#: Longest path that leaves room for the name of a socket.
 _FOLDER_LIMIT_BYTES = 60
 
 Vms = Sequence[DemoVm] | Sequence[SimulatedMonitor]
@@ -39,10 +39,10 @@ def run(listen_addresses: list[str]) -> int:
     """Run the demo until Ctrl-C, and return its exit code.
 
     Raises:
-        ConfigError: an address cannot be listened on, or there is no room for temporary files.
+        ConfigError: an address cannot be listened on, or no temporary directory can be created.
     """
     listening = [sock for address in listen_addresses for sock in listen(address)]
-    # The live lines say what goes on; the log would say it a second time.
+    # The log would repeat what the live lines show.
     logging.getLogger("exporter").setLevel(logging.ERROR)
     try:
         asyncio.run(_until_signal(listening))
@@ -60,7 +60,7 @@ async def _until_signal(listening: Sequence[socket.socket]) -> None:
             try:
                 vms: Vms = await stack.enter_async_context(real_vms(folder))
                 _say(f"running {len(vms)} small virtual machines of real QEMU in {folder},")
-                _say("which grows to 300 MiB and is removed at the end")
+                _say("a folder that grows to 300 MiB and is removed at the end")
             except QemuFailed as error:
                 vms = await stack.enter_async_context(simulated_vms(folder))
                 _say(_simulated(str(error)))
@@ -86,12 +86,12 @@ async def _watch(vms: Vms, folder: Path, listening: Sequence[socket.socket]) -> 
 
 
 async def _follow(url: str, names: Sequence[str]) -> None:
-    """Say every few seconds what the exporter's own metrics say."""
+    """Print every few seconds what the exporter's metrics show."""
     timeout = aiohttp.ClientTimeout(total=10)
     async with aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session:
         while True:
             await asyncio.sleep(_LIVE_SECONDS)
-            # The next line will tell; at the end nobody answers any more.
+            # The next line will show it; at the end there is no answer any more.
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with session.get(url) as response:
                     lines = live_lines(await response.text(), names)
@@ -107,13 +107,13 @@ def _folder() -> Iterator[Path]:
             where = "/tmp"  # noqa: S108  # a private folder in it
         folder = tempfile.TemporaryDirectory(prefix="qemu-block-demo-", dir=where)
     except OSError as error:
-        raise ConfigError(f"demo: no temporary folder: {error.strerror}") from error
+        raise ConfigError(f"demo: cannot create a temporary folder: {error.strerror}") from error
     with folder as path:
         yield Path(path)
 
 
 def _end_by_signals() -> None:
-    """Have the first signal cancel this task; those after it must not disturb the cleaning up."""
+    """Make the first signal cancel this task; later ones must not disturb the cleanup."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
 
@@ -140,8 +140,8 @@ def _simulated(reason: str) -> str:
     stars = "*" * 78
     return (
         f"\n{stars}\n"
-        "  SIMULATED: nothing here is QEMU. The virtual machines, their disks and their\n"
-        "  jobs are made up by the demo itself, because QEMU cannot be run:\n"
+        "  SIMULATED: this is not QEMU. The virtual machines, their disks and their jobs\n"
+        "  are made up by the demo itself, because QEMU cannot be run:\n"
         f"  {reason}\n"
         f"{stars}\n"
     )
@@ -152,7 +152,7 @@ def _places(vms: Vms, url: str) -> str:
     for vm in vms:
         scenario = vm.scenario
         lines += [
-            f"  {vm.name}: {scenario.chain_device} and {scenario.data_device} by {scenario.style}",
+            f"  {vm.name}: {scenario.chain_device} and {scenario.data_device}, {scenario.style}",
             f"      {scenario.chain_device}: {scenario.story}",
         ]
     return "\n".join(
@@ -176,6 +176,6 @@ def _say(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError:
-        # Nobody reads on, so nobody needs the demo; Python would complain at its end once more.
+        # The reader has gone, so the demo ends; Python would try to write again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end()

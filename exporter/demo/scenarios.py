@@ -1,4 +1,4 @@
-"""What the virtual machines of the demo are, real or simulated, and what happens to each."""
+"""The virtual machines of the demo, real or simulated, and what happens to each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 KIB, MIB = 1024, 1024 * 1024
 
 DISK_BYTES = 96 * MIB
-#: The guest fills every second block of this size: a job copies what hangs together in one go,
-#: and moves in jumps of 16 MiB where all of it does.
+#: The guest fills every second block of this size: a job copies contiguous data at once, and would
+#: progress in steps of 16 MiB if all of it were contiguous.
 BLOCK_BYTES = 64 * KIB
 #: Layers of the disk that is committed, before its first snapshot.
 CHAIN_LAYERS = 3
@@ -20,14 +20,14 @@ class Scenario:
 
     #: The last part of the VM's name.
     name: str
-    #: Whether the disks are given by `-blockdev` as libvirt does it, instead of by `-drive`.
+    #: Whether the disks use `-blockdev`, as with libvirt, instead of `-drive`.
     libvirt: bool
-    #: What the guest writes between the snapshot and the commit.
+    #: How much the guest writes between the snapshot and the commit.
     overlay_bytes: int
     speed_bytes_per_second: int
-    #: How long the commit waits at ready; None: until somebody else completes it.
+    #: How long the commit stays ready before it is completed; None: until the user completes it.
     ready_seconds: float | None
-    #: How long the disk is left alone before the next snapshot.
+    #: Time between a commit and the next snapshot.
     rest_seconds: float = 5.0
 
     @property
@@ -37,22 +37,22 @@ class Scenario:
 
     @property
     def data_device(self) -> str:
-        """The disk without."""
+        """The disk without one."""
         return "virtio-disk1" if self.libvirt else "disk1"
 
     @property
     def style(self) -> str:
-        """How QEMU is told about the disks."""
-        return "-blockdev, as libvirt does it" if self.libvirt else "-drive"
+        """How the disks are given to QEMU."""
+        return "by -blockdev, as libvirt does it" if self.libvirt else "by -drive"
 
     @property
     def story(self) -> str:
         """What happens, in one line."""
         seconds = self.overlay_bytes / self.speed_bytes_per_second
         end = (
-            "gets ready, and waits for somebody to complete it"
+            "becomes ready, and waits for somebody to complete it"
             if self.ready_seconds is None
-            else f"completed {self.ready_seconds:g} s after it gets ready, and again"
+            else f"completed {self.ready_seconds:g} s after it becomes ready, then repeated"
         )
         return (
             f"snapshot, {self.overlay_bytes // MIB} MiB written, block-commit at"

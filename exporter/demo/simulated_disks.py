@@ -1,4 +1,4 @@
-"""Disks and jobs that do not exist, and how QEMU 7.2 would describe them."""
+"""Simulated disks and jobs, described as QEMU 7.2 would."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from exporter.demo.scenarios import DISK_BYTES
 
-#: What an empty qcow2 image takes.
+#: Size of an empty qcow2 image.
 _EMPTY_BYTES = 200 * 1024
 _LATENCY_NS = 400_000
 _OPERATIONS = ("rd", "wr", "flush", "unmap")
@@ -18,7 +18,7 @@ Record = dict[str, object]
 
 @dataclass(slots=True)
 class Layer:
-    """An image: its format node and the node of its file."""
+    """An image, with its format node and the node of its file."""
 
     node_name: str
     storage_name: str
@@ -34,31 +34,31 @@ class Disk:
     device: str
     qdev: str
     layers: list[Layer]
-    #: rd, wr, flush -> operations a second.
+    #: rd, wr, flush -> operations per second.
     rates: dict[str, float]
     bytes_per_operation: int
     operations: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_OPERATIONS, 0.0))
 
     def work(self, seconds: float) -> None:
-        """Let the guest read and write for so long."""
+        """Simulate the guest's reads and writes for some seconds."""
         for name, rate in self.rates.items():
             self.operations[name] += rate * seconds
 
     def write(self, size_bytes: int) -> None:
-        """Let the guest write so much into the active layer."""
+        """Simulate writes of the guest to the active layer."""
         self.operations["wr"] += size_bytes // self.bytes_per_operation
         self.layers[0].allocated_bytes += size_bytes
         self.layers[0].highest_offset = size_bytes
 
     def pivot(self) -> None:
-        """Drop the active layer, with what is in it now in the layer below."""
+        """Drop the active layer; its data is now in the layer below."""
         top = self.layers.pop(0)
         base = self.layers[0]
         base.allocated_bytes = max(base.allocated_bytes, top.allocated_bytes)
         base.highest_offset = max(base.highest_offset, top.highest_offset)
 
     def stats(self) -> Record:
-        """Return BlockDeviceStats of what the guest did."""
+        """Return BlockDeviceStats of the guest's I/O."""
         stats = _no_stats() | {"account_invalid": True, "account_failed": True}
         for name, count in self.operations.items():
             stats[f"{name}_operations"] = int(count)
@@ -71,7 +71,7 @@ class Disk:
         }
 
     def block_stats(self) -> Record:
-        """Return this disk as query-blockstats does."""
+        """Return this disk's entry in query-blockstats."""
         backing = None
         for layer in reversed(self.layers):
             node: Record = {
@@ -84,7 +84,7 @@ class Disk:
         return backing | {"device": self.device, "qdev": self.qdev, "stats": self.stats()}
 
     def block_info(self) -> Record:
-        """Return this disk as query-block does."""
+        """Return this disk's entry in query-block."""
         active, below = self.layers[0], self.layers[1:]
         inserted: Record = {
             **dict.fromkeys(_LIMITS, 0),
@@ -123,7 +123,7 @@ class Job:
     status: str = "created"
 
     def event_data(self) -> Record:
-        """Return what BLOCK_JOB_READY and BLOCK_JOB_COMPLETED say of it."""
+        """Return the data of its BLOCK_JOB_READY and BLOCK_JOB_COMPLETED."""
         return {
             "device": self.job_id,
             "type": "commit",
@@ -133,7 +133,7 @@ class Job:
         }
 
     def block_job(self) -> Record:
-        """Return it as query-block-jobs does."""
+        """Return its entry in query-block-jobs."""
         return self.event_data() | {
             "auto-finalize": True,
             "auto-dismiss": True,
@@ -145,7 +145,7 @@ class Job:
         }
 
     def job(self) -> Record:
-        """Return it as query-jobs does."""
+        """Return its entry in query-jobs."""
         return {
             "id": self.job_id,
             "type": "commit",
@@ -156,7 +156,7 @@ class Job:
 
 
 def graph(disks: Sequence[Disk], job: Job | None) -> Record:
-    """Return x-debug-query-block-graph's answer; a job works on the first disk."""
+    """Return the reply to x-debug-query-block-graph; a job works on the first disk."""
     nodes: list[Record] = []
     edges: list[Record] = []
 

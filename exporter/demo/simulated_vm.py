@@ -1,7 +1,4 @@
-"""A virtual machine that does not exist, and what happens to it.
-
-It knows no clock: `advance` moves its time on.
-"""
+"""A simulated virtual machine. It has no clock of its own: call `advance`."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from exporter.demo.simulated_disks import Disk, Job, Layer, Record, graph
 
 VERSION: Record = {
     "qemu": {"major": 7, "minor": 2, "micro": 0},
-    "package": "simulated: this is no QEMU",
+    "package": "simulated: this is not QEMU",
 }
 #: How long the guest takes to fill a new layer.
 _FILL_SECONDS = 2.0
@@ -25,10 +22,10 @@ _DATA_RATES = {"rd": 8.0, "wr": 4.0, "flush": 0.5}
 
 
 class SimulatedVm:
-    """One virtual machine that goes through its scenario as its time goes on."""
+    """One virtual machine that goes through its scenario as its time advances."""
 
     def __init__(self, scenario: Scenario, folder: Path) -> None:
-        """Its image files are said to lie in `folder`."""
+        """The paths of its image files are in `folder`."""
         self.name = f"simulated-{scenario.name}"
         self.scenario = scenario
         self._folder = folder
@@ -67,7 +64,7 @@ class SimulatedVm:
         return {"return": query()}
 
     def advance(self, seconds: float) -> tuple[list[Record], list[str]]:
-        """Let so much time go by, and return its events and the same in plain words."""
+        """Advance the VM's time, and return its events, and the news for people."""
         for disk in self._disks:
             disk.work(seconds)
         self._life.send(seconds)
@@ -76,11 +73,11 @@ class SimulatedVm:
         return events, news
 
     def files(self) -> set[Path]:
-        """Return the image files that it has now."""
+        """Return the paths of its present image files."""
         return {Path(layer.file) for disk in self._disks for layer in disk.layers}
 
     def _live(self) -> Generator[None, float, Any]:
-        """Go through the scenario; each `yield` gives the seconds that went by."""
+        """Go through the scenario; each `yield` returns the seconds that have passed."""
         scenario, disk = self.scenario, self.scenario.chain_device
         while True:
             self._chain.layers.insert(0, self._layer())

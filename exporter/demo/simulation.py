@@ -1,4 +1,4 @@
-"""Monitor sockets without QEMU: simulated virtual machines that speak QMP."""
+"""Monitor sockets of simulated virtual machines, which speak QMP."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from exporter.demo.simulated_disks import Record
 from exporter.demo.simulated_vm import VERSION, SimulatedVm
 
 _TICK_SECONDS = 0.25
-#: A command is long before it is as long as this.
+#: Longest request: real ones are far shorter.
 _REQUEST_LIMIT_BYTES = 64 * 1024
 
 
 class SimulatedMonitor:
-    """One VM's monitor socket. As QEMU does, it serves one client; the next waits ungreeted."""
+    """One VM's monitor socket. Like QEMU, it serves one client; the next waits for its greeting."""
 
     def __init__(self, vm: SimulatedVm, socket: Path) -> None:
-        """`socket` is made by `async with`."""
+        """`socket` is created by `async with`."""
         self.name = vm.name
         self.scenario = vm.scenario
         self._vm = vm
         self._socket = socket
         self._turn = asyncio.Lock()
-        #: The client that hears of events.
+        #: The client that receives events.
         self._client: asyncio.StreamWriter | None = None
         self._conversations: set[asyncio.Task[None]] = set()
 
@@ -45,11 +45,11 @@ class SimulatedMonitor:
         await asyncio.gather(*self._conversations)
 
     async def run(self, say: Callable[[str], None]) -> None:
-        """Let the VM's time go by as ours does, until cancelled."""
+        """Advance the VM in real time, until cancelled."""
         then = time.monotonic()
         while True:
             for file in self._vm.files():
-                file.touch()  # the exporter looks at the storage of files that it can see
+                file.touch()  # the exporter probes the storage of files that it can see
             await asyncio.sleep(_TICK_SECONDS)
             now = time.monotonic()
             events, news = self._vm.advance(now - then)
@@ -64,7 +64,7 @@ class SimulatedMonitor:
         conversation = asyncio.current_task()
         assert conversation is not None
         self._conversations.add(conversation)
-        # The client leaves, or this server is closed: either way it only ends.
+        # The client leaves or this server is closed: nothing else is left to do.
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             async with self._turn:
                 await self._talk(reader, writer)
@@ -102,7 +102,7 @@ class SimulatedMonitor:
 async def simulated_vms(
     folder: Path, scenarios: Sequence[Scenario] = SCENARIOS
 ) -> AsyncIterator[list[SimulatedMonitor]]:
-    """Open the monitor sockets of simulated virtual machines in `folder`, and close them."""
+    """Serve the monitor sockets of simulated virtual machines in `folder`, within a context."""
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(SimulatedMonitor(vm, folder / f"{vm.name}.sock"))
@@ -111,7 +111,7 @@ async def simulated_vms(
 
 
 async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[object]:
-    """Take requests off a stream; nothing need stand between two of them."""
+    """Yield the requests from a stream; they need no separator."""
     decoder, text = json.JSONDecoder(), ""
     while len(text) < _REQUEST_LIMIT_BYTES:
         data = await reader.read(_REQUEST_LIMIT_BYTES)

@@ -1,4 +1,4 @@
-"""Small virtual machines of real QEMU, and what goes on in them."""
+"""Small virtual machines of real QEMU, with I/O, snapshots and commits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from exporter.demo.scenarios import (
 )
 
 QEMU = "qemu-system-x86_64"
-#: A QEMU that is not ready by then never will be.
+#: How long QEMU may take to start.
 START_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 _TURN_SECONDS = 0.25
@@ -41,10 +41,10 @@ Say = Callable[[str], None]
 
 
 class DemoVm:
-    """One virtual machine: its QEMU, the monitor that drives it, its two disks."""
+    """One virtual machine: its QEMU process, the monitor that controls it, and its two disks."""
 
     def __init__(self, scenario: Scenario, folder: Path) -> None:
-        """Files and the monitor socket for the exporter come to lie in `folder`."""
+        """Its files and the monitor socket for the exporter are created in `folder`."""
         self.name = f"demo-{scenario.name}"
         self.scenario = scenario
         self._stem = folder / self.name
@@ -54,7 +54,7 @@ class DemoVm:
         self._asking = asyncio.Lock()
 
     async def start(self) -> None:
-        """Start QEMU and have the guest run.
+        """Start QEMU and the guest.
 
         Raises:
             QemuFailed: QEMU does not start.
@@ -68,10 +68,10 @@ class DemoVm:
                 await self.execute("qmp_capabilities", {})
                 await self.execute("cont", {})
         except TimeoutError:
-            raise QemuFailed(f"{QEMU} does not get ready") from None
+            raise QemuFailed(f"{QEMU} was not ready within {START_SECONDS:g} s") from None
 
     async def stop(self) -> None:
-        """End QEMU at once; its disks are thrown away."""
+        """Kill QEMU; its disks are not needed any more."""
         if self._writer is not None:
             self._writer.close()
         if self._process is None:
@@ -87,10 +87,10 @@ class DemoVm:
                 group.create_task(self._work())
                 group.create_task(self._commit_again_and_again(say))
         except* QemuFailed as failures:
-            say(f"{self.name}: {failures.exceptions[0]}; nothing more happens there")
+            say(f"{self.name}: {failures.exceptions[0]}; this VM is left alone from now on")
 
     async def execute(self, command: str, arguments: Mapping[str, object]) -> Any:
-        """Run a QMP command and return its answer.
+        """Run a QMP command and return its result.
 
         Raises:
             QemuFailed: QEMU refused it, or is gone.
@@ -133,7 +133,7 @@ class DemoVm:
                     stdin=DEVNULL,
                     stdout=log,
                     stderr=STDOUT,
-                    # Ctrl-C is for the demo alone, which ends its VMs itself.
+                    # Ctrl-C must reach only the demo, which ends its VMs itself.
                     start_new_session=True,
                     preexec_fn=_die_with_parent,
                 )
@@ -155,14 +155,14 @@ class DemoVm:
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "without a message")
 
     async def _qemu_io(self, disk: Disk, command: str) -> None:
         # The aio forms are counted as the guest's own I/O; the plain ones are not.
         line = f'qemu-io {disk.qemu_io_name} "{command}"'
-        said = await self.execute("human-monitor-command", {"command-line": line})
-        if said:
-            raise QemuFailed(f"qemu-io: {said.strip()}")
+        output = await self.execute("human-monitor-command", {"command-line": line})
+        if output:
+            raise QemuFailed(f"qemu-io: {output.strip()}")
 
     async def _work(self) -> None:
         for turn in itertools.count():
@@ -170,7 +170,7 @@ class DemoVm:
                 await self._qemu_io(self._data, f"{operation} -q {_somewhere(_DATA_BYTES)}")
             await self._qemu_io(self._chain, f"aio_read -q {_somewhere(DISK_BYTES)}")
             if turn % 4 == 0:
-                # Few and near each other: a commit under a speed limit must catch up with them.
+                # Few, and close together: a commit with a speed limit must catch up with them.
                 await self._qemu_io(self._chain, f"aio_write -q {_somewhere(MIB)}")
             if turn % 8 == 0:
                 for disk in (self._chain, self._data):
@@ -202,7 +202,7 @@ class DemoVm:
         say(f"{self.name}: the commit is ready to be completed")
 
     async def _complete(self) -> None:
-        # Whoever plays with the demo may complete the job, or cancel it, at any time.
+        # The user may complete or cancel the job at any time.
         if self.scenario.ready_seconds is not None:
             await asyncio.sleep(self.scenario.ready_seconds)
             if await self.execute("query-block-jobs", {}):
@@ -222,7 +222,7 @@ class DemoVm:
 
 @asynccontextmanager
 async def real_vms(folder: Path) -> AsyncIterator[list[DemoVm]]:
-    """Start the virtual machines of the demo, and end them.
+    """Run the virtual machines of the demo within a context.
 
     Raises:
         QemuFailed: QEMU or qemu-img cannot be run here.

@@ -1,4 +1,4 @@
-"""Whether the storage of an image answers, and which files a QEMU has open."""
+"""Finds out whether the storage of an image answers, and which files a QEMU has open."""
 
 from __future__ import annotations
 

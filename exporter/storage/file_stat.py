@@ -1,4 +1,4 @@
-"""What can be seen of an image file from here; to look blocks for as long as its server hangs."""
+"""The attributes of an image file, as seen from here. Reading them blocks while its server hangs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _AT_EMPTY_PATH, _AT_STATX_FORCE_SYNC = 0x1000, 0x2000
 #: [openat2(2); the number is the same on all but one old architecture]
 _SYS_OPENAT2, _RESOLVE_IN_ROOT = 437, 0x10
 _STATX_BASIC_STATS = 0x7FF
-#: Size of struct statx, and where in it some members stand. [statx(2)]
+#: Size of struct statx, and the offsets of some of its members. [statx(2)]
 _STATX_BYTES, _STX_MODE, _STX_INO, _STX_RDEV, _STX_DEV = 256, 28, 32, 128, 136
 _libc = ctypes.CDLL(None, use_errno=True)
-#: A name as another process sees it: its links lead within that process's root.
+#: A name as another process sees it: links in it are resolved within that process's root.
 _ELSEWHERE = re.compile(r"(/proc/\d+/root)(/.*)", re.DOTALL)
 _DESCRIPTOR = re.compile(r"/proc/\d+/fd/\d+")
 
@@ -32,25 +32,25 @@ class FileStat:
 
     #: Whether the file can be seen from here at all.
     visible: bool
-    #: Bytes of the file system, or of the block device; None where unknown.
+    #: Size of the file system, or of the block device; None if unknown.
     size_bytes: int | None = None
     available_bytes: int | None = None
-    #: Equal for two names of one file or block device.
+    #: Equal for two names of the same file or block device.
     identity: tuple[int, ...] | None = None
-    #: Whether there certainly is no such file; else one that is not visible may be there.
+    #: Whether there certainly is no such file; a file that is not visible may exist otherwise.
     missing: bool = False
-    #: Of a file that a process has open: the name that the kernel has for it.
+    #: For a file that a process has open: the kernel's name for it.
     link: str = ""
 
 
 def stat_file(path: str) -> FileStat:
-    """Ask the server of a file system for a file's attributes and for the space that is left.
+    """Ask the server of a file system for a file's attributes and for the available space.
 
     `path` is a name, or /proc/PID/fd/N of a file that a process has open, or a name below
-    /proc/PID/root, which leads to what it leads that process to. Blocks for as long as the server
-    does not answer.
+    /proc/PID/root, which is resolved as that process would. Blocks until the server answers.
     """
-    # A relative path is relative to a folder that only QEMU knows; at a NUL the kernel would stop.
+    # A relative path is relative to a directory that only QEMU knows; the kernel would cut a path
+    # at a NUL.
     if not path.startswith("/") or "\0" in path:
         return FileStat(visible=False)
     try:
@@ -62,7 +62,7 @@ def stat_file(path: str) -> FileStat:
                 link = os.readlink(f"/proc/self/fd/{file}")
                 return replace(_seen(_statx(b"", file), file), link=link)
         return _seen(_statx(os.fsencode(path)), path)
-    except ValueError:  # half a character: JSON has it, file names do not
+    except ValueError:  # half a surrogate pair: possible in JSON, but not in file names
         return FileStat(visible=False)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -81,10 +81,10 @@ def _seen(found: tuple[int, tuple[int, int], int, tuple[int, int]], where: str |
 
 @contextmanager
 def _opened_in(root: str, path: str) -> Iterator[int]:
-    """Open where a path leads within another root, for its attributes alone.
+    """Open a path within another root directory, for its attributes only.
 
     Raises:
-        OSError: nowhere, or that cannot be seen.
+        OSError: the path leads nowhere, or cannot be seen.
     """
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -107,10 +107,10 @@ def _closing(file: int) -> Iterator[int]:
 
 
 def _statx(path: bytes, at: int = _AT_FDCWD) -> tuple[int, tuple[int, int], int, tuple[int, int]]:
-    """Return mode, device, inode and, of a device, the numbers of a file, as its server has them.
+    """Return a file's mode, device, inode and, if it is a device, its own numbers, from its server.
 
     Raises:
-        OSError: the server has no such file, or none that is ours to see, or fails.
+        OSError: there is no such file, or it must not be seen, or the server fails.
     """
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     flags = _AT_STATX_FORCE_SYNC | (0 if path else _AT_EMPTY_PATH)

@@ -1,6 +1,6 @@
-"""The mounts of a process: where they are, of which file system, and which of them a path is on.
+"""The mounts of a process: their mount points and file systems, and the mount that a path is on.
 
-/proc/PID/mountinfo is the kernel's own list: to read it asks no file system.
+/proc/PID/mountinfo is the kernel's own list: reading it accesses no file system.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
         "ocfs2", "orangefs", "panfs", "smb3", "vboxsf", "virtiofs", "wekafs",
     }
 )  # fmt: skip
-#: How long the table of mounts is taken to stay as it is: a fleet would read it for each VM.
+#: How long the table of mounts is cached: a fleet would read it once per VM.
 _FRESH_SECONDS = 1.0
 
 
@@ -33,7 +33,7 @@ class Mount:
 
     @property
     def is_network(self) -> bool:
-        """Whether it may hang on another host, or on a program."""
+        """Whether it depends on another host or on a program, and so may hang."""
         return (
             self.kind in _NETWORK_FILE_SYSTEMS
             or self.kind.startswith("fuse.")
@@ -46,27 +46,27 @@ _points_at = float("-inf")
 
 
 def points() -> Mapping[str, Mount]:
-    """Return every mount of this namespace by its mount point, as a second ago."""
+    """Return every mount of this namespace by its mount point; at most a second old."""
     global _points, _points_at
     if time.monotonic() - _points_at >= _FRESH_SECONDS:
-        # Of two on one point, the later one covers the other.
+        # Of two mounts on the same point, the later one covers the other.
         found = {mount.point: mount for _, mount in _read("self")}
         _points, _points_at = found, time.monotonic()
     return _points
 
 
 def of(process: int) -> dict[str, Mount]:
-    """Return every mount that a process can reach, by its number in fdinfo. [mnt_id, proc(5)]
+    """Return every mount of a process's namespace, by its number in fdinfo. [mnt_id, proc(5)]
 
     Raises:
-        OSError: they cannot be seen.
+        OSError: the process is gone, or must not be seen.
     """
     return dict(_read(str(process)))
 
 
 def point_of(path: str, known: Container[str]) -> str:
-    """Return the one of the mount points that a path is on."""
-    # By the name alone: to resolve a link is to ask the file system.
+    """Return that of the `known` mount points that a path is on."""
+    # By the name only: resolving a link would access the file system.
     folder = os.path.normpath(path).replace("//", "/")
     while folder not in known and folder != "/":
         folder = os.path.dirname(folder) or "/"

@@ -1,9 +1,9 @@
-"""The files that a QEMU has open, by /proc: which they are and on which mounts, without asking those.
+"""Lists the files that a QEMU has open, with their mounts, from /proc, without accessing the mounts.
 
-What QEMU stats to answer query-block are these very files, whatever their names: an image may have
-been removed or replaced since it was opened, may never have had a name that lasts (`snapshot=on`),
-or one that means something to this process alone (`/dev/fdset/N`, a relative name), and QEMU may be
-in a mount namespace of its own.
+To answer query-block, QEMU stats these very files, whatever their names: an image may have been
+removed or replaced since it was opened; it may never have had a lasting name (`snapshot=on`), or
+only one with a meaning to that process (`/dev/fdset/N`, a relative name); and QEMU may be in a
+mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exporter.storage.file_stat import FileStat
 from exporter.storage.mounts import Mount
 
 _DELETED = " (deleted)"
-#: Descriptors that are no images: of files only written to, of directories and of mere paths.
+#: Descriptors that are not images: of write-only files, of directories, and with O_PATH.
 _ACCESS_MODE, _WRITE_ONLY = 0o3, 0o1
 _NO_IMAGE = os.O_DIRECTORY | os.O_PATH
 #: First bytes that QEMU locks of each image. [RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE]
@@ -31,44 +31,44 @@ _LOCKED_FROM, _LOCKED_TO = 100, 300
 class OpenFile:
     """A file that a process has open and can read."""
 
-    #: Leads to the very file, also where it has no name any more. [/proc/PID/fd/N]
+    #: Leads to the very file, even if it no longer has a name. [/proc/PID/fd/N]
     path: str
-    #: Where it is, or was when it was removed, as the process sees it.
+    #: Its name, or its last name if it was removed, as the process sees it.
     name: str
-    #: Its number on its file system, empty where the kernel does not tell. [Linux 5.14]
+    #: Its inode number, empty if the kernel does not report it. [Linux 5.14]
     inode: str
     mount: Mount
-    #: Whether QEMU holds the lock on it that it takes on images.
+    #: Whether QEMU holds a lock on it as it does on images.
     is_locked: bool = False
 
     @property
     def key(self) -> str:
-        """Equal for one file that two processes have open."""
-        # Subvolumes of one btrfs have the same numbers, in places of different names.
+        """A key that is equal if two processes have the same file open."""
+        # Inode numbers are not unique across the subvolumes of a btrfs, but the names differ.
         return f"{self.inode} {self.name}" if self.inode else self.path
 
     def is_seen_by(self, stat: FileStat) -> bool:
-        """Whether its number still led to it when it was looked at: QEMU uses numbers again."""
+        """Whether its descriptor still led to it when `stat` was read: QEMU reuses descriptors."""
         return not stat.link or stat.link.removesuffix(_DELETED) == self.name
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFiles:
-    """All of them, and where the names that the process knows them by are to be looked for."""
+    """All open files of a process, and how to resolve names as it does."""
 
     process: int
     files: tuple[OpenFile, ...]
     #: Whether a path means the same to the process as to us.
     same_names: bool = True
-    #: The directory of relative names, empty where it cannot be seen.
+    #: Its working directory, empty if it cannot be seen.
     folder: str = ""
 
 
 def read(process: int) -> OpenFiles | None:
-    """Return what a QEMU has open, None where that cannot be known.
+    """Return the files that a QEMU has open, None if that cannot be seen.
 
-    A manager may have made the socket and handed it over, or a proxy may stand before it: then
-    `process` is no QEMU, and its files say nothing.
+    If a manager created the socket and passed it on, or a proxy is in between, `process` is not a
+    QEMU, and its files mean nothing.
     """
     try:
         if not peer.is_qemu(process):
@@ -92,9 +92,9 @@ def read(process: int) -> OpenFiles | None:
 
 
 def may_have(process: int, inodes: AbstractSet[int]) -> bool:
-    """Whether a QEMU may have one of these files open; True as well where that cannot be seen.
+    """Whether a QEMU may have a file with one of these inode numbers open; also if it cannot be seen.
 
-    The numbers are those of files on any file system: two files may have one number.
+    The numbers are not tied to a file system: two files may have the same number.
     """
     opened = read(process)
     return opened is None or any(not f.inode or int(f.inode) in inodes for f in opened.files)
@@ -128,6 +128,6 @@ def _file(process: int, number: str, link: str, by_number: Mapping[str, Mount]) 
     if flags & _NO_IMAGE or flags & _ACCESS_MODE == _WRITE_ONLY:
         return None
     name = link.removesuffix(_DELETED)
-    # A mount that was detached while files were open on it is in no list any more.
+    # A mount that was detached while files were open on it is no longer listed.
     mount = by_number.get(mount_id) or Mount(name, f"detached {mount_id}", "")
     return OpenFile(f"/proc/{process}/fd/{number}", name, inode, mount, is_locked)

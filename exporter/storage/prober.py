@@ -1,10 +1,10 @@
-"""The canary: does the storage of an image file answer?
+"""Probes whether the storage of image files answers, without risking QEMU.
 
-query-block and query-named-block-nodes stat every image file on QEMU's main loop. On storage that
-hangs (a dead NFS server) they stop the whole VM, so this asks first, from a thread that can be
-lost. There is one thread per file system; while one hangs, its file system counts as hanging and
-gets no second one. A name may lead to another file system than it seems to: names are looked at by
-threads of their own, so that one that hangs says nothing of what is open.
+query-block and query-named-block-nodes stat every image file in QEMU's main loop. On storage that
+hangs (a dead NFS server) they stop the whole VM, so this probes first, from a thread that may be
+lost. There is one thread per file system; while it hangs, the file system counts as hanging and
+gets no second thread. A name may lead to another file system than it seems to: names are probed by
+separate threads, so that one that hangs does not affect the probing of open files.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile
 from exporter.storage.proxies import Host
 
-#: Longest that what was seen of one file is told to others: the VMs of a fleet share layers.
+#: How long the result for a file is reused: the VMs of a fleet share layers.
 _RECENT_SECONDS = 2.0
-#: Longest that it is remembered which QEMU has files on what hangs.
+#: How long it is remembered which QEMU has files on hanging storage.
 _HOST_SECONDS = 5.0
 #: Most paths whose mount is remembered.
 _PATHS_LIMIT = 100_000
 
-#: What a thread is asked: a path to look at, by what tells files apart.
+#: What a thread is to probe: the key of a file -> the path to look at.
 _Questions = Mapping[str, str]
 
 
@@ -39,11 +39,11 @@ class StorageHangs(ExporterError):
 
 
 class StorageBusy(ExporterError):
-    """A file system answered others within the deadline, and not yet us: a fleet asks one thread."""
+    """A file system is answering, but this request did not get its turn: a fleet shares one thread."""
 
 
 class Storage:
-    """All file systems of this host that image files are on."""
+    """Probes all file systems of this host that hold image files."""
 
     def __init__(
         self, look: Callable[[str], FileStat] | None = None, pace: LoopPacer | None = None
@@ -51,51 +51,51 @@ class Storage:
         """`look` replaces the system calls, in tests."""
         self._pace = pace or LoopPacer()
         self._look = look or stat_file
-        #: By the device of a file system.
+        #: For open files, by the device of their file system.
         self._files: dict[str, _Thread] = {}
-        #: The same, for names that seem to lead there.
+        #: For names that seem to lead there.
         self._names: dict[str, _Thread] = {}
         self._points: Mapping[str, Mount] = {}
-        #: The mount of each path that was asked for, by `_points`.
+        #: The mount of each path so far, by `_points`.
         self._mount_of: dict[str, Mount] = {}
-        #: The QEMUs of this host as they were while some file systems hung.
+        #: The QEMUs of this host while the file systems `_hung` were hanging.
         self._host: asyncio.Future[Host] | None = None
         self._hung: frozenset[str] = frozenset()
         self._host_at = float("-inf")
 
     async def see(self, paths: Collection[str], timeout_seconds: float) -> dict[str, FileStat]:
-        """Ask for the attributes of the file that each path leads to.
+        """Return the attributes of the file that each path leads to.
 
         Raises:
-            StorageHangs: a file system did not answer in time, or still owes an earlier answer.
-            StorageBusy: it answered others.
+            StorageHangs: a file system did not answer in time, or has not answered an earlier probe.
+            StorageBusy: it is answering, but not all files were probed in time.
         """
         return await self._see(self._by_mount(paths), timeout_seconds)
 
     async def see_open(
         self, files: Collection[OpenFile], timeout_seconds: float, *, anew: bool = False
     ) -> dict[OpenFile, FileStat]:
-        """Ask for the attributes of files that a process has open, whatever their names.
+        """Return the attributes of files that a process has open, whatever their names.
 
-        `anew`: what others were told a moment ago will not do.
+        `anew`: do not reuse recent results.
 
         Raises:
-            StorageHangs: a file system did not answer in time, or still owes an earlier answer.
-            StorageBusy: it answered others.
+            StorageHangs: a file system did not answer in time, or has not answered an earlier probe.
+            StorageBusy: it is answering, but not all files were probed in time.
         """
         by_thread: dict[_Thread, dict[str, str]] = {}
         for file in files:
             by_thread.setdefault(self._thread(file.mount), {})[file.key] = file.path
-        sights = await self._see(by_thread, timeout_seconds, anew=anew)
-        return {file: sights[file.key] for file in files}
+        stats = await self._see(by_thread, timeout_seconds, anew=anew)
+        return {file: stats[file.key] for file in files}
 
     async def see_names(
         self, names: Mapping[str, str | None], timeout_seconds: float, *, anew: bool = False
     ) -> dict[str, FileStat]:
-        """Ask where names lead, and leave out what does not answer.
+        """Return the attributes of the files that names lead to, without those that do not answer.
 
-        `names` tells by a path the device that it seems to lead to, None where its mount tells.
-        `anew`: what others were told a moment ago will not do.
+        `names` maps a path to the device that it seems to lead to, None to go by its mount.
+        `anew`: do not reuse recent results.
         """
         by_thread = self._by_mount([path for path, device in names.items() if device is None])
         for path, device in names.items():
@@ -117,10 +117,10 @@ class Storage:
         return found
 
     async def hanging(self, asked: Iterable[Mount], timeout_seconds: float) -> list[Mount]:
-        """Ask the roots of mounts of this namespace, and return those that do not answer.
+        """Probe the roots of mounts of this namespace, and return those that do not answer.
 
         Raises:
-            StorageBusy: one answered others.
+            StorageBusy: one is answering, but was not probed in time.
         """
         each = list(asked)
         answers = await asyncio.gather(
@@ -140,11 +140,11 @@ class Storage:
         ]
 
     async def may_be_of(self, hanging: Collection[Mount], relay: int) -> bool:
-        """Whether the QEMU that a process stands before may have files on mounts that hang."""
+        """Whether the QEMU behind the process `relay` may have files on mounts that hang."""
         devices = frozenset(mount.device for mount in hanging)
         is_old = time.monotonic() - self._host_at >= _HOST_SECONDS
         if self._host is None or is_old or not devices <= self._hung:
-            # On what hung already nothing was opened since. The processes of a host are many.
+            # Cached, since a host has many processes: nothing can be opened on what already hung.
             self._host = asyncio.ensure_future(asyncio.to_thread(Host))
             self._hung, self._host_at = devices, time.monotonic()
         return (await asyncio.shield(self._host)).has_files_on(devices, relay)
@@ -169,10 +169,10 @@ class Storage:
         if hanging := [thread.point for thread, _ in asking if thread.hangs]:
             raise StorageHangs(f"{hanging[0]} did not answer within {timeout_seconds:g} s")
         for answer in late:
-            answer.cancel()  # nobody waits for it any more
+            answer.cancel()  # it is no longer needed
         if late:
-            raise StorageBusy(f"not every file was looked at within {timeout_seconds:g} s")
-        return {key: sight for answer in asked for key, sight in answer.result().items()}
+            raise StorageBusy(f"not every file was checked within {timeout_seconds:g} s")
+        return {key: seen for answer in asked for key, seen in answer.result().items()}
 
     def _by_mount(self, paths: Collection[str]) -> dict[_Thread, dict[str, str]]:
         by_thread: dict[_Thread, dict[str, str]] = {}
@@ -191,13 +191,13 @@ class Storage:
         return by_thread
 
     def _thread(self, mount: Mount) -> _Thread:
-        """Return who asks a file system for what is open on it."""
+        """Return the thread that probes the open files of a file system."""
         if (thread := self._files.get(mount.device)) is None:
             thread = self._files[mount.device] = _Thread(mount.point, self._look)
         return thread
 
     def _thread_of_names(self, device: str, point: str) -> _Thread:
-        # Into a file system that is known to hang no second thread goes.
+        # No second thread enters a file system that is known to hang.
         if (thread := self._files.get(device)) is not None and thread.hangs:
             return thread
         if (thread := self._names.get(device)) is None:
@@ -207,8 +207,8 @@ class Storage:
     async def _late(
         self, asked: Sequence[asyncio.Future[dict[str, FileStat]]], timeout_seconds: float
     ) -> Collection[asyncio.Future[dict[str, FileStat]]]:
-        """Wait for all, and return those that are not done in time."""
-        # By hand: what asyncio has for it costs more than all the rest of a look.
+        """Wait for all futures, and return those that are not done in time."""
+        # Not asyncio.wait, which costs more than all the rest of a probe.
         loop = asyncio.get_running_loop()
         decided: asyncio.Future[None] = loop.create_future()
         left = len(asked)
@@ -230,13 +230,13 @@ class Storage:
 
 
 class _Thread:
-    """The thread that may hang in one file system."""
+    """A thread that probes one file system, and may hang there."""
 
     def __init__(self, point: str, look: Callable[[str], FileStat]) -> None:
         self.point = point
-        #: Whether the thread owes an answer beyond its deadline.
+        #: Whether the thread has exceeded a deadline and not answered since.
         self.hangs = False
-        #: How many files the thread has looked at.
+        #: Number of files that the thread has probed.
         self.looks = 0
         self._look = look
         self._asked: queue.SimpleQueue[
@@ -265,20 +265,20 @@ class _Thread:
                 continue
             if anew or time.monotonic() - since >= _RECENT_SECONDS:
                 recent, since = {}, time.monotonic()
-            # One look at least: that it answered a second ago says nothing of now.
+            # At least one probe: that it answered a second ago does not mean that it does now.
             for key in [key for key in questions if key not in recent] or [*questions][:1]:
                 recent[key] = self._look(questions[key])
                 self.looks += 1
-            sights = {key: recent[key] for key in questions}
+            seen = {key: recent[key] for key in questions}
             try:
-                loop.call_soon_threadsafe(self._answer, answer, sights)
+                loop.call_soon_threadsafe(self._answer, answer, seen)
             except RuntimeError:  # the loop was closed while this thread hung
                 return
 
     def _answer(
-        self, answer: asyncio.Future[dict[str, FileStat]], sights: dict[str, FileStat]
+        self, answer: asyncio.Future[dict[str, FileStat]], seen: dict[str, FileStat]
     ) -> None:
-        # In the loop, as `see` is: an answer at the deadline is either in time or unsets this.
+        # Runs in the event loop, like `_see`: an answer at the deadline is in time or resets this.
         self.hangs = False
         if not answer.done():
-            answer.set_result(sights)
+            answer.set_result(seen)

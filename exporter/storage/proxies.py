@@ -1,8 +1,8 @@
-"""The QEMUs that a process stands before which answers for one: a proxy, or a manager.
+"""Finds the QEMUs that may be behind a process that answers for one: a proxy, or a manager.
 
-Nobody says which QEMU it is; by the connections of unix sockets it is one of few. To find them
-takes long, and is asked only while some storage of the host hangs. /proc and netlink answer
-whatever file system does not.
+Nothing says which QEMU it is, but the connections of unix sockets narrow it down. Finding them
+takes long, so it is done only while some storage of the host hangs. /proc and netlink answer even
+then.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from exporter.storage import open_files
 
 
 class Host:
-    """The QEMUs of this host and the file systems that they have files on, at one instant."""
+    """The QEMUs of this host at one instant, and the file systems that they have files on."""
 
     def __init__(self) -> None:
-        """Look at all processes: this takes some milliseconds for each hundred of them."""
+        """Inspect all processes: this takes some milliseconds per hundred of them."""
         sockets = {process: _sockets(process) for process in _processes()}
         self._connected = _connected(sockets)
-        #: None where their files cannot be seen.
+        #: None for those whose files cannot be seen.
         self._devices = {process: _devices(process) for process in sockets if _is_qemu(process)}
 
     def has_files_on(self, devices: AbstractSet[str], relay: int) -> bool:
-        """Whether a QEMU that `relay` may stand before has a file on one of these file systems.
+        """Whether a QEMU that may be behind `relay` has a file on one of these file systems.
 
-        True as well where that cannot be seen.
+        Also True if that cannot be seen.
         """
         found = [self._devices[process] for process in self._behind(relay)]
         return not found or any(each is None or each & devices for each in found)
 
     def _behind(self, relay: int) -> AbstractSet[int]:
-        """Return the QEMUs that are the fewest connections away, all if there is none."""
+        """Return the QEMUs that are the fewest connections away, or all QEMUs if none is connected."""
         qemus = self._devices.keys()
         reached = {os.getpid()}  # all VMs are one connection away from us
         nearest = {relay}
@@ -50,7 +50,7 @@ def _devices(process: int) -> frozenset[str] | None:
 
 
 def _connected(sockets: Mapping[int, Iterable[int]]) -> dict[int, set[int]]:
-    """Return which processes have a connection with which."""
+    """Return, for each process, the processes that it is connected to."""
     owners: dict[int, set[int]] = {}
     for process, inodes in sockets.items():
         for inode in inodes:
@@ -80,7 +80,7 @@ def _is_qemu(process: int) -> bool:
 
 
 def _sockets(process: int) -> list[int]:
-    """Return the numbers of the sockets that a process has open, none where they are not seen."""
+    """Return the inode numbers of a process's open sockets; empty if they cannot be seen."""
     found = []
     for number in peer.descriptors(process):
         try:

@@ -146,10 +146,10 @@ def test_a_runbook_says_what_it_means_how_to_look_and_what_to_do(name: str) -> N
     assert page.startswith(f"# {name}\n")
     assert re.findall(r"^## (.*)", page, re.MULTILINE) == [
         "What it means",
-        "How to look",
+        "How to investigate",
         "What to do",
     ]
-    assert "\n    " in page.partition("## How to look")[2]
+    assert "\n    " in page.partition("## How to investigate")[2]
     for link in re.findall(r"\]\(([^)#:]+)\)", page):
         assert (FOLDER / "runbooks" / link).exists(), link
 

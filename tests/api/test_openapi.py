@@ -180,12 +180,12 @@ def test_each_answer_that_is_no_success_is_a_problem_or_the_gates(
 
 
 def routes(app: web.Application, prefix: str) -> set[tuple[str, str]]:
-    """Return the method and path of each route of the API."""
+    """Return the method and path of each route of the API; HEAD and OPTIONS follow from these."""
     found = set()
     for route in app.router.routes():
         assert route.resource is not None
         path = route.resource.canonical
-        if path.startswith(prefix + ROOT):
+        if path.startswith(prefix + ROOT) and route.method not in {"HEAD", "OPTIONS"}:
             found.add((route.method, path.removeprefix(prefix)))
     return found
 

@@ -221,7 +221,7 @@ async def test_what_changes_is_posted(
     answer = await site.send(method, "/api/v1/admin" + path_of(route))
 
     assert (answer.status, answer.problem) == (405, "method-not-allowed")
-    assert answer.headers["Allow"] == "POST"
+    assert answer.headers["Allow"] == "OPTIONS, POST"
     line = lines.one()
     assert (line["action"], line["method"], site.reach.counts) == ("other", method, {})
     assert line["path"] == "/api/v1/admin" + path_of(route)

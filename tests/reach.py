@@ -84,8 +84,8 @@ class Reach:
             Config(groups=(self._group,)),
             Storage(lambda path: self.sight),
             observer=self.hand.keeper,
+            actions=self.hand.trail.counts,
         )
-        self.fleet.actions = self.hand.trail.counts
         self.grant(grant())
         if self.hand.ledger is not None and self.hand.snapshots is not None:
             self.actions = AdminRequests(self.fleet, self.hand.ledger, self.hand.snapshots)

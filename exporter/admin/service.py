@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
+from exporter.admin import record_store
 from exporter.admin.audit import OWN, Audit
 from exporter.admin.job_records import JobRecords
 from exporter.admin.reconciler import Reconciler
@@ -17,11 +18,24 @@ from exporter.config import Config
 from exporter.errors import ConfigError
 
 
+@contextmanager
+def opened(state_directory: str | None) -> Iterator[AdminService]:
+    """Have the service, and its state directory for this process alone.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be read or written.
+    """
+    with nullcontext() if state_directory is None else record_store.locked(state_directory):
+        yield AdminService(state_directory)
+
+
 class AdminService:
     """What users may ask for, if they may, and what is done unasked."""
 
     def __init__(self, state_directory: str | None) -> None:
         """Read the account in `state_directory`; None where users may change nothing.
+
+        No other process must use it: see `opened`.
 
         Raises:
             ConfigError: it cannot be read or written.
@@ -34,8 +48,10 @@ class AdminService:
 
     @asynccontextmanager
     async def over(self, fleet: Fleet) -> AsyncIterator[AdminRequests | None]:
-        """Reach for the VMs of `fleet`, whose observer is the keeper; None where users may not."""
-        fleet.actions = self.trail.counts
+        """Reach for the VMs of `fleet`, whose observer is the keeper and whose actions the trail counts.
+
+        Yields None where users may change nothing.
+        """
         keeping = asyncio.create_task(self.keeper.run(fleet))
         try:
             if self.ledger is not None and self.snapshots is not None:

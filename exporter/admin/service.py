@@ -12,6 +12,7 @@ from exporter.admin.job_records import JobRecords
 from exporter.admin.reconciler import Reconciler
 from exporter.admin.requests import AdminRequests
 from exporter.admin.snapshot_records import SnapshotRecords
+from exporter.admin.timing import Timing
 from exporter.api import VERBS
 from exporter.collect import Fleet
 from exporter.config import Config
@@ -32,7 +33,7 @@ def opened(state_directory: str | None) -> Iterator[AdminService]:
 class AdminService:
     """What users may ask for, if they may, and what is done unasked."""
 
-    def __init__(self, state_directory: str | None) -> None:
+    def __init__(self, state_directory: str | None, timing: Timing | None = None) -> None:
         """Read the account in `state_directory`; None where users may change nothing.
 
         No other process must use it: see `opened`.
@@ -44,7 +45,8 @@ class AdminService:
         self.trail = Audit((*VERBS, *OWN) if enabled else OWN)
         self.ledger = JobRecords(state_directory) if state_directory is not None else None
         self.snapshots = SnapshotRecords(state_directory) if state_directory is not None else None
-        self.keeper = Reconciler(self.ledger, self.trail)
+        self._timing = timing or Timing()
+        self.keeper = Reconciler(self.ledger, self.trail, self._timing)
 
     @asynccontextmanager
     async def over(self, fleet: Fleet) -> AsyncIterator[AdminRequests | None]:
@@ -55,7 +57,7 @@ class AdminService:
         keeping = asyncio.create_task(self.keeper.run(fleet))
         try:
             if self.ledger is not None and self.snapshots is not None:
-                yield AdminRequests(fleet, self.ledger, self.snapshots)
+                yield AdminRequests(fleet, self.ledger, self.snapshots, self._timing)
             else:
                 yield None
         finally:

@@ -87,10 +87,9 @@ def test_an_account_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_state_directory_is_for_one_service(tmp_path: Path) -> None:
     """Each would know only its own records; it is free again when the other one has ended."""
     state = tmp_path / "state"
-    with service.opened(str(state)):
-        with pytest.raises(ConfigError, match=f"^--admin.state-directory: {state}: "):
-            with service.opened(str(state)):
-                pass
+    refused = pytest.raises(ConfigError, match=f"^--admin.state-directory: {state}: ")
+    with service.opened(str(state)), refused, service.opened(str(state)):
+        pass
 
     with service.opened(str(state)) as again:
         assert again.ledger is not None

@@ -19,6 +19,7 @@ from yarl import URL
 from exporter.admin.job_records import JobRecord
 from exporter.admin.requests import AdminRequests
 from exporter.admin.service import AdminService
+from exporter.admin.timing import Timing
 from exporter.api.verbs import VERBS, Commit
 from exporter.collect.fleet import Fleet
 from exporter.collect.scrape_target import Collected, ScrapeTarget
@@ -79,16 +80,20 @@ class Reach:
         self._group = Group(name="g", settings=chosen, sockets=(f"{sockets}/*.sock",))
         #: What is seen of each image file.
         self.sight = FileStat(visible=True)
-        self.hand = AdminService(None if state is None else str(state))
+        #: A test that cannot wait for as long changes it.
+        self.timing = Timing()
+        self.hand = AdminService(None if state is None else str(state), self.timing)
         self.fleet = Fleet(
             Config(groups=(self._group,)),
             Storage(lambda path: self.sight),
             observer=self.hand.keeper,
+            actions=self.hand.trail.counts,
         )
-        self.fleet.actions = self.hand.trail.counts
         self.grant(grant())
         if self.hand.ledger is not None and self.hand.snapshots is not None:
-            self.actions = AdminRequests(self.fleet, self.hand.ledger, self.hand.snapshots)
+            self.actions = AdminRequests(
+                self.fleet, self.hand.ledger, self.hand.snapshots, self.timing
+            )
 
     def grant(self, *grants: Grant) -> None:
         """Have these be the grants from now on."""

@@ -25,6 +25,7 @@ from exporter.admin.job_records import JobRecord, JobRecords
 from exporter.admin.lease import VmLease, lease, target
 from exporter.admin.postconditions import Effect
 from exporter.admin.preconditions import Found, Range
+from exporter.admin.timing import Timing
 from exporter.collect import Fleet, ScrapeTarget
 from exporter.concurrency import run_blocking
 from exporter.errors import Refused, Rejected
@@ -37,9 +38,10 @@ log = logging.getLogger(__name__)
 class Commits:
     """The commits of one fleet, on record in one account."""
 
-    def __init__(self, fleet: Fleet, ledger: JobRecords) -> None:
+    def __init__(self, fleet: Fleet, ledger: JobRecords, timing: Timing) -> None:
         self._fleet = fleet
         self._ledger = ledger
+        self._timing = timing
 
     async def start(
         self,
@@ -72,12 +74,12 @@ class Commits:
         unseen: Mapping[ScrapeTarget, str] = {}
         if entry is None and (others := shared_layers.of(self._fleet, vm)):
             # Not while the neighbours are looked at: two commits would wait for each other.
-            async with lease(member) as mine:
+            async with lease(member, self._timing) as mine:
                 # The same request may have been carried out since: then it is answered below.
                 if self._ledger.get(vm, job_id) is None:
                     await _checked(mine, request, permission)
             unseen = await shared_layers.see(others)
-        async with lease(member) as mine:
+        async with lease(member, self._timing) as mine:
             if now := self._ledger.get(vm, job_id):
                 return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
             if entry is not None:

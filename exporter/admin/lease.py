@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from exporter import api
 from exporter.admin import preconditions, present
 from exporter.admin.postconditions import Effect
+from exporter.admin.timing import Timing
 from exporter.collect import CANARY_SECONDS, Fleet, ScrapeTarget, Vm
 from exporter.errors import OutcomeUnknown, Refused, Rejected, Replaced, TargetError
 from exporter.jobs import End
@@ -22,19 +23,16 @@ from exporter.qmp import Command, Qemu, SocketFile
 from exporter.redact import redact_text
 from exporter.storage import StorageBusy, StorageHangs
 
-#: Longest that a request waits for the VM: a scrape, or another request, is talking to it.
-_WAIT_SECONDS = 10.0
-#: After a lost connection: how long, and how often, it is looked whether the command was done.
-_LOOKUP_SECONDS = 3.0
+#: After a lost connection: how often it is looked whether the command was done.
 _LOOKUP_TRIES = 3
-_LOOKUP_PAUSE_SECONDS = 0.2
 
 
 class VmLease:
     """The time in which nobody else talks to a VM."""
 
-    def __init__(self, member: ScrapeTarget, vm: Vm) -> None:
+    def __init__(self, member: ScrapeTarget, vm: Vm, timing: Timing) -> None:
         self.member = member
+        self._timing = timing
         self._vm = vm
         #: Which QEMU was looked at first: no other one is taken for it later.
         self._peer: tuple[SocketFile | None, int] | None = None
@@ -111,7 +109,7 @@ class VmLease:
                 raise
 
     async def _look_up(self, effect: Effect) -> bool:
-        deadline = time.monotonic() + _LOOKUP_SECONDS
+        deadline = time.monotonic() + self._timing.lookup_seconds
         looks = 0
         while looks < _LOOKUP_TRIES and (left := deadline - time.monotonic()) > 0:
             # One that does not answer is looked at again until the deadline.
@@ -119,7 +117,7 @@ class VmLease:
                 if effect(snapshot):
                     return True
                 looks += 1
-            await asyncio.sleep(_LOOKUP_PAUSE_SECONDS)
+            await asyncio.sleep(self._timing.lookup_pause_seconds)
         return False
 
     def _down(self, error: TargetError) -> Refused:
@@ -154,7 +152,7 @@ def target(fleet: Fleet, vm: str) -> ScrapeTarget:
 
 
 @asynccontextmanager
-async def lease(member: ScrapeTarget) -> AsyncIterator[VmLease]:
+async def lease(member: ScrapeTarget, timing: Timing) -> AsyncIterator[VmLease]:
     """Wait until nobody talks to a VM, and have it.
 
     Raises:
@@ -162,12 +160,13 @@ async def lease(member: ScrapeTarget) -> AsyncIterator[VmLease]:
     """
     async with AsyncExitStack() as having:
         try:
-            async with asyncio.timeout(_WAIT_SECONDS):
+            async with asyncio.timeout(timing.lease_wait_seconds):
                 vm = await having.enter_async_context(member.exclusive())
         except TargetError as error:
             raise Refused("vm-down", f"{member.name}: {error}") from None
         except TimeoutError:
+            waited = f"{timing.lease_wait_seconds:g} s"
             raise Refused(
-                "vm-down", f"{member.name} answers nobody since {_WAIT_SECONDS:g} s"
+                "vm-down", f"{member.name} has been busy for more than {waited}"
             ) from None
-        yield VmLease(member, vm)
+        yield VmLease(member, vm, timing)

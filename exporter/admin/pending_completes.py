@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from exporter.admin import job_verbs
+from exporter.admin.timing import Timing
 from exporter.collect import ScrapeTarget
 from exporter.model import Job, VmState
-
-#: A job that was told to complete is no longer at rest by then, unless it was not told after all.
-_COMPLETING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,8 @@ class PendingComplete:
 class PendingCompletes:
     """What was sent and has not shown yet, of all VMs."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
         #: Target -> job id -> what was sent; a target that is left takes its own along.
         self._sent: WeakKeyDictionary[ScrapeTarget, dict[str, PendingComplete]] = (
             WeakKeyDictionary()
@@ -49,7 +48,7 @@ class PendingCompletes:
     def update(self, member: ScrapeTarget, snapshot: VmState) -> None:
         """Forget what was sent for jobs that are gone, or that have not taken it."""
         listed = {job.job_id: job for job in snapshot.jobs}
-        since = time.monotonic() - _COMPLETING_SECONDS
+        since = time.monotonic() - self._timing.completing_seconds
         for job_id, pivot in list(self._sent.get(member, {}).items()):
             job = listed.get(job_id)
             first_seen = pivot.first_seen_timestamp_seconds

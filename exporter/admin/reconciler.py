@@ -18,6 +18,7 @@ from exporter.admin import audit
 from exporter.admin.audit import Audit
 from exporter.admin.job_records import JobRecord, JobRecords
 from exporter.admin.lease import VmLease, lease
+from exporter.admin.timing import Timing
 from exporter.collect import Fleet, Observer, ScrapeTarget
 from exporter.concurrency import run_blocking
 from exporter.config import LatencyHistograms
@@ -27,23 +28,18 @@ from exporter.qmp import Command, commands
 
 log = logging.getLogger(__name__)
 
-#: How often a VM is looked at that has jobs of ours: there may be no Prometheus that does.
-LOOK_SECONDS = 5.0
 #: How often a job must be missing before its outcome is given up.
 _MISSES = 3
-#: When a QEMU that would not keep histograms is asked again.
-_RETRY_SECONDS = 3600.0
-#: And one that was not asked, because of the state that it is in.
-_PAUSE_SECONDS = 60.0
 _DAY_SECONDS = 24 * 3600.0
 
 
 class Reconciler(Observer):
     """The duties of this program, over one fleet; `ledger` is None where users may start no jobs."""
 
-    def __init__(self, ledger: JobRecords | None, trail: Audit) -> None:
+    def __init__(self, ledger: JobRecords | None, trail: Audit, timing: Timing) -> None:
         self._ledger = ledger
         self._trail = trail
+        self._timing = timing
         #: VM -> what is being done there.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         #: (VM, job id) -> how often it was missing.
@@ -76,7 +72,7 @@ class Reconciler(Observer):
     async def run(self, fleet: Fleet) -> None:
         """Look at the VMs that have jobs of ours, for as long as they have."""
         while self._ledger is not None:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(self._timing.look_seconds)
             for vm in self._ledger.vms():
                 if self._ledger.open(vm) and (member := fleet.members.get(vm)):
                     await member.collect()
@@ -98,8 +94,9 @@ class Reconciler(Observer):
             for entry in entries:
                 await self._settle(member, snapshot, entry)
             if wanted is not None:
+                pause = self._timing.histogram_pause_seconds
                 for device, qom in without.items():
-                    self._not_before[member.name, device] = time.monotonic() + _PAUSE_SECONDS
+                    self._not_before[member.name, device] = time.monotonic() + pause
                     await self._set_histograms(member, device, qom, wanted)
         except Refused as error:
             log.warning("not done", extra={"vm": member.name, "err": str(error)})
@@ -144,7 +141,7 @@ class Reconciler(Observer):
 
     async def _dismiss(self, member: ScrapeTarget, entry: JobRecord) -> None:
         assert self._ledger is not None
-        async with lease(member) as mine:
+        async with lease(member, self._timing) as mine:
             snapshot, qemu = await mine.look(allow_managed=True)
             status = {job.job_id: getattr(job.job, "status", None) for job in snapshot.jobs}
             command = commands.change(qemu, "dismiss", entry.job_id)
@@ -159,12 +156,13 @@ class Reconciler(Observer):
     async def _set_histograms(
         self, member: ScrapeTarget, device: str, qom: str, wanted: LatencyHistograms
     ) -> None:
-        async with lease(member) as mine:
+        async with lease(member, self._timing) as mine:
             await mine.look(allow_managed=wanted.allow_managed)
             command = commands.latency_histogram(qom, wanted.boundaries_seconds)
             about = {"vm": member.name, "device": device}
             if not await self._send(mine, "latency_histogram", command, about):
-                self._not_before[member.name, device] = time.monotonic() + _RETRY_SECONDS
+                retry = self._timing.histogram_retry_seconds
+                self._not_before[member.name, device] = time.monotonic() + retry
 
     def _without_histograms(self, snapshot: VmState) -> Mapping[str, str]:
         """Return the devices that have a medium and no histograms, with their QOM path.

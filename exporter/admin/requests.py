@@ -30,6 +30,7 @@ from exporter.admin.job_verbs import JOB_VERBS
 from exporter.admin.lease import lease, target
 from exporter.admin.pending_completes import PendingCompletes
 from exporter.admin.snapshot_records import SnapshotRecords
+from exporter.admin.timing import Timing
 from exporter.collect import Fleet, ScrapeTarget
 from exporter.concurrency import run_blocking
 from exporter.errors import ActionError, LayerLost, OutcomeUnknown, Refused, Rejected
@@ -40,12 +41,15 @@ from exporter.qmp import commands
 class AdminRequests:
     """The requests of users, over one fleet and the accounts of what was asked for."""
 
-    def __init__(self, fleet: Fleet, ledger: JobRecords, snapshots: SnapshotRecords) -> None:
+    def __init__(
+        self, fleet: Fleet, ledger: JobRecords, snapshots: SnapshotRecords, timing: Timing
+    ) -> None:
         self._fleet = fleet
         self._ledger = ledger
         self._snapshots = snapshots
-        self._commits = Commits(fleet, ledger)
-        self._pivots = PendingCompletes()
+        self._timing = timing
+        self._commits = Commits(fleet, ledger, timing)
+        self._pivots = PendingCompletes(timing)
 
     async def commit(
         self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
@@ -68,7 +72,7 @@ class AdminRequests:
         """
         verb = JOB_VERBS[type(request)]
         permission = self._permission(user, verb.name, vm)
-        async with lease(target(self._fleet, vm)) as mine:
+        async with lease(target(self._fleet, vm), self._timing) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             self._pivots.update(mine.member, snapshot)
             job = preconditions.job(snapshot, job_id, mine.job(snapshot, job_id))
@@ -109,7 +113,7 @@ class AdminRequests:
             ActionError: it was not done, or nobody knows.
         """
         permission = self._permission(user, request.verb, vm)
-        async with lease(target(self._fleet, vm)) as mine:
+        async with lease(target(self._fleet, vm), self._timing) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
             found = preconditions.device(snapshot, request.device)
             where = overlay_file.granted(request.file, permission.of(snapshot), qemu.pid)

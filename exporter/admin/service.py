@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 
+from exporter.admin import record_store
 from exporter.admin.audit import OWN, Audit
 from exporter.admin.job_records import JobRecords
 from exporter.admin.reconciler import Reconciler
 from exporter.admin.requests import AdminRequests
 from exporter.admin.snapshot_records import SnapshotRecords
+from exporter.admin.timing import Timing
 from exporter.api import VERBS
 from exporter.collect import Fleet
 from exporter.config import Config
 from exporter.errors import ConfigError
 
 
+@contextmanager
+def opened(state_directory: str | None) -> Iterator[AdminService]:
+    """Have the service, and its state directory for this process alone.
+
+    Raises:
+        ConfigError: another process has it, or it cannot be read or written.
+    """
+    with nullcontext() if state_directory is None else record_store.locked(state_directory):
+        yield AdminService(state_directory)
+
+
 class AdminService:
     """What users may ask for, if they may, and what is done unasked."""
 
-    def __init__(self, state_directory: str | None) -> None:
+    def __init__(self, state_directory: str | None, timing: Timing | None = None) -> None:
         """Read the account in `state_directory`; None where users may change nothing.
+
+        No other process must use it: see `opened`.
 
         Raises:
             ConfigError: it cannot be read or written.
@@ -30,16 +45,19 @@ class AdminService:
         self.trail = Audit((*VERBS, *OWN) if enabled else OWN)
         self.ledger = JobRecords(state_directory) if state_directory is not None else None
         self.snapshots = SnapshotRecords(state_directory) if state_directory is not None else None
-        self.keeper = Reconciler(self.ledger, self.trail)
+        self._timing = timing or Timing()
+        self.keeper = Reconciler(self.ledger, self.trail, self._timing)
 
     @asynccontextmanager
     async def over(self, fleet: Fleet) -> AsyncIterator[AdminRequests | None]:
-        """Reach for the VMs of `fleet`, whose observer is the keeper; None where users may not."""
-        fleet.actions = self.trail.counts
+        """Reach for the VMs of `fleet`, whose observer is the keeper and whose actions the trail counts.
+
+        Yields None where users may change nothing.
+        """
         keeping = asyncio.create_task(self.keeper.run(fleet))
         try:
             if self.ledger is not None and self.snapshots is not None:
-                yield AdminRequests(fleet, self.ledger, self.snapshots)
+                yield AdminRequests(fleet, self.ledger, self.snapshots, self._timing)
             else:
                 yield None
         finally:

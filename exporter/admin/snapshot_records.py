@@ -1,4 +1,4 @@
-"""The account of snapshots that were asked for: one file for each, written before the command leaves.
+"""The account of snapshots that were asked for.
 
 The path of a layer's file is the key of its request. Where no answer came, the same request again
 finds the disk on that layer, or the file as it was made, which is then used for it. A file that
@@ -7,12 +7,9 @@ anybody else made, or that anything was written to, is never used.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import re
 import secrets
-import threading
 import time
 from hashlib import sha256
 
@@ -20,18 +17,15 @@ import msgspec
 from msgspec import Struct
 
 from exporter import api
-from exporter.admin import atomic_file, overlay_file
-from exporter.admin.job_records import ENTRIES_LIMIT, KEPT_SECONDS, short
+from exporter.admin import overlay_file
 from exporter.admin.overlay_file import AllowedLocation, CreatedFile
 from exporter.admin.preconditions import Found
-from exporter.errors import ConfigError, LayerLost, Refused
+from exporter.admin.record_store import KEPT_SECONDS, RECORDS_LIMIT, RecordKind, RecordStore
+from exporter.errors import LayerLost, Refused
 from exporter.qmp import Image
 from exporter.redact import redact_filename
 
 log = logging.getLogger(__name__)
-
-_SUFFIX = ".snapshot"
-_UNFINISHED = re.compile(r"@[0-9a-f]{64}\.snapshot" + atomic_file.UNFINISHED)
 
 
 class SnapshotRecord(Struct, kw_only=True, frozen=True):
@@ -56,28 +50,34 @@ class SnapshotRecord(Struct, kw_only=True, frozen=True):
         return CreatedFile(self.file, self.file_device, self.file_inode)
 
 
-class SnapshotRecords:
-    """All that is on record, in the directory of the ledger, which has it for itself."""
+def _digest(file: str) -> str:
+    return sha256(file.encode("utf-8", "surrogatepass")).hexdigest()
 
-    def __init__(self, folder: str) -> None:
+
+_SNAPSHOTS = RecordKind(
+    type=SnapshotRecord,
+    name="snapshots",
+    suffix=".snapshot",
+    key_pattern="[0-9a-f]{64}",
+    key=lambda asked: _digest(asked.file),
+    kept_until_seconds=lambda asked: asked.requested_timestamp_seconds + KEPT_SECONDS,
+)
+
+
+class SnapshotRecords:
+    """All that is on record, in the directory of the jobs' records."""
+
+    def __init__(self, folder: str, limit: int = RECORDS_LIMIT) -> None:
         """Read what is there.
 
         Raises:
-            ConfigError: the directory cannot be read.
+            ConfigError: the directory cannot be read or written.
         """
-        self._folder = folder
-        self._writing = threading.Lock()
-        #: The path of a record -> what it says.
-        self._asked: dict[str, SnapshotRecord] = {}
-        try:
-            self._read()
-        except OSError as error:
-            where = f"--admin.state-directory: {error.filename or folder}"
-            raise ConfigError(f"{where}: {error.strerror}") from error
+        self._store = RecordStore(folder, _SNAPSHOTS, limit)
 
     def get(self, vm: str, request: api.Snapshot) -> SnapshotRecord | None:
         """Return what is on record of a request, None where there is no such."""
-        asked = self._asked.get(self._path(vm, request.file))
+        asked = self._store.get(vm, _digest(request.file))
         return asked if asked is not None and asked.device == request.device else None
 
     def node_name(self, vm: str, request: api.Snapshot) -> str:
@@ -141,8 +141,7 @@ class SnapshotRecords:
             file_inode=made.inode,
         )
         try:
-            with self._writing:
-                self._put(asked)
+            self._store.put(asked)
         except Refused:
             made.remove()
             raise
@@ -159,8 +158,7 @@ class SnapshotRecords:
         if asked is None or asked.taken:
             return
         try:
-            with self._writing:
-                self._put(msgspec.structs.replace(asked, taken=True))
+            self._store.put(msgspec.structs.replace(asked, taken=True))
         except Refused as error:
             # All the same: what a guest wrote to is not used again.
             log.warning("not recorded", extra={"vm": vm, "err": str(error)})
@@ -169,8 +167,7 @@ class SnapshotRecords:
         """Leave nothing of what was prepared in vain; what had been there before stays."""
         if asked is not None:
             asked.made.remove()
-            with self._writing:
-                self._remove(self._path(asked.vm, asked.file))
+            self._store.remove(asked)
 
     def _unused(self, vm: str, request: api.Snapshot) -> CreatedFile | None:
         """Return the file that was made for a request whose layer no disk was seen to have."""
@@ -182,55 +179,6 @@ class SnapshotRecords:
                 "file-exists", f"{request.file} exists: it was a layer of {request.device} before"
             )
         return asked.made
-
-    def _put(self, asked: SnapshotRecord) -> None:
-        self._forget_old()
-        path = self._path(asked.vm, asked.file)
-        if path not in self._asked and len(self._asked) >= ENTRIES_LIMIT:
-            limit = f"{ENTRIES_LIMIT} snapshots are on record for the last 7 days"
-            raise Refused("not-recorded", limit)
-        try:
-            atomic_file.write(path, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
-        except OSError as error:
-            if path not in self._asked:
-                # It may be there all the same, of a file that will not be.
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-            raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
-        self._asked[path] = asked
-
-    def _remove(self, path: str) -> None:
-        self._asked.pop(path, None)
-        try:
-            atomic_file.remove(path)
-        except OSError as error:
-            # Of a file that is gone it says nothing.
-            log.warning("record not removed", extra={"record": path, "err": error.strerror})
-
-    def _read(self) -> None:
-        for name in sorted(os.listdir(self._folder)):
-            path = os.path.join(self._folder, name)
-            if _UNFINISHED.search(name):
-                os.unlink(path)
-            if not name.endswith(_SUFFIX):
-                continue
-            with open(path, "rb") as file:
-                text = file.read()
-            try:
-                self._asked[path] = msgspec.json.decode(text, type=SnapshotRecord)
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                raise ConfigError(f"--admin.state-directory: {path}: {error}") from error
-        self._forget_old()
-
-    def _forget_old(self) -> None:
-        since = time.time() - KEPT_SECONDS
-        for path, asked in list(self._asked.items()):
-            if asked.requested_timestamp_seconds < since:
-                self._remove(path)
-
-    def _path(self, vm: str, file: str) -> str:
-        digest = sha256(file.encode("utf-8", "surrogatepass")).hexdigest()
-        return os.path.join(self._folder, f"{short(vm)}@{digest}{_SUFFIX}")
 
 
 def _active(found: Found) -> Image:

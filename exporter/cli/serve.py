@@ -104,10 +104,28 @@ async def _serve(
     live: WatchedWebConfig | None,
 ) -> int:
     logs.raise_file_limit()
+    enabled = flags.web_enable_admin_api
+    with service.opened(flags.admin_state_directory if enabled else None) as reaching:
+        return await _serve_with(reaching, config, settings, sockets, flags, web, live)
+
+
+async def _serve_with(
+    reaching: service.AdminService,
+    config: Config,
+    settings: Settings,
+    sockets: tuple[str, ...],
+    flags: argparse.Namespace,
+    web: Options,
+    live: WatchedWebConfig | None,
+) -> int:
     gate = AuthMiddleware(live) if live else None
     enabled = flags.web_enable_admin_api
-    reaching = service.AdminService(flags.admin_state_directory if enabled else None)
-    fleet = Fleet(config, swept=gc_tuning.GcTuner().settle, observer=reaching.keeper)
+    fleet = Fleet(
+        config,
+        swept=gc_tuning.GcTuner().settle,
+        observer=reaching.keeper,
+        actions=reaching.trail.counts,
+    )
 
     def reload() -> None:
         logs.notify_reloading()

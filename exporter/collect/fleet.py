@@ -101,10 +101,12 @@ class Fleet:
         storage: Storage | None = None,
         swept: Callable[[int], None] = lambda _: None,
         observer: Observer | None = None,
+        actions: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
         """Collect nothing yet.
 
         `swept` is called when a sweep is forgotten, with how many targets left since the last.
+        `actions` counts what was done to VMs, by action and result, and is kept up to date by others.
         """
         self.discovery = Discovery(config)
         #: Whether the configuration was read without an error the last time.
@@ -117,8 +119,7 @@ class Fleet:
         self._storage = storage or Storage(pace=self._pace)
         self._swept = swept
         self._observer = observer or Observer()
-        #: (action, result) -> how many; none where nothing may be changed.
-        self.actions: Mapping[tuple[str, str], int] = {}
+        self.actions = actions if actions is not None else {}
         self._gone = 0
         self._sweep: Sweep | None = None
         self._sweeping: asyncio.Task[None] | None = None

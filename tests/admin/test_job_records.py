@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from exporter.admin import atomic_file, job_records
-from exporter.admin.job_records import KEPT_SECONDS, OPEN_SECONDS, JobRecord, JobRecords
+from exporter.admin import atomic_file
+from exporter.admin.job_records import OPEN_SECONDS, JobRecord, JobRecords
+from exporter.admin.record_store import KEPT_SECONDS, locked
 from exporter.errors import ConfigError, Refused
 from exporter.jobs.outcomes import End
 
@@ -151,7 +152,7 @@ def test_a_write_that_does_not_end_leaves_the_entry_as_it_was(
         raise Killed(at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_records.os, at, killed)
+        patch.setattr(os, at, killed)
         with pytest.raises(Killed):
             account.put(entry(started=True))
     left = len(list(folder.iterdir()))
@@ -192,7 +193,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
             done.append(name)
             return real(*arguments)
 
-        monkeypatch.setattr(job_records.os, name, noted)
+        monkeypatch.setattr(os, name, noted)
     account.put(entry())
 
     assert done == ["fsync", "replace", "fsync"]
@@ -205,7 +206,7 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
     """The request may be made again, also of the next process."""
     account = JobRecords(str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr(job_records.os, at, failing)
+        patch.setattr(os, at, failing)
         with pytest.raises(Refused) as refusal:
             account.put(entry())
 
@@ -340,12 +341,9 @@ def test_a_job_whose_vm_is_gone_is_not_waited_for_for_ever(folder: Path) -> None
     assert reopened(folder) == {}
 
 
-def test_there_is_a_limit_to_what_is_recorded(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_is_a_limit_to_what_is_recorded(folder: Path) -> None:
     """More is refused, and what is on record can still be changed."""
-    monkeypatch.setattr(job_records, "ENTRIES_LIMIT", 2)
-    account = JobRecords(str(folder))
+    account = JobRecords(str(folder), limit=2)
     account.put(entry("qbe-a"))
     account.put(entry("qbe-b"))
     with pytest.raises(Refused) as refusal:
@@ -429,14 +427,18 @@ def test_an_outcome_that_is_unknown_is_no_end() -> None:
 
 def test_a_directory_that_another_process_uses_is_refused(folder: Path) -> None:
     """Each would know only its own entries; it is free again when the other one has ended."""
-    code = "import sys; from exporter.admin import JobRecords; JobRecords(sys.argv[1]); print(); input()"
+    code = "import sys; from exporter.admin.record_store import locked\nwith locked(sys.argv[1]): print(); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(ConfigError, match="^--admin.state-directory: .*: another process"):
-            JobRecords(str(folder))
+        with (
+            pytest.raises(ConfigError, match="^--admin.state-directory: .*: another process"),
+            locked(str(folder)),
+        ):
+            pass
         other.communicate(b"\n")
 
-    assert entries(JobRecords(str(folder))) == []
+    with locked(str(folder)):
+        assert entries(JobRecords(str(folder))) == []

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from exporter.admin import lease as turns
 from exporter.admin.lease import VmLease, lease
+from exporter.admin.timing import Timing
 from exporter.collect.discovery import Target
 from exporter.collect.fleet import Fleet
 from exporter.collect.scrape_target import Observer, ScrapeTarget
@@ -63,11 +63,9 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
         await each.leave()
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for long."""
-    monkeypatch.setattr(turns, "_LOOKUP_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(turns, "_LOOKUP_SECONDS", 20.0)
+#: Nobody waits for long.
+SHORT = Timing(lookup_pause_seconds=0.0, lookup_seconds=20.0)
+IMPATIENT = Timing(lease_wait_seconds=0.05)
 
 
 def hang_up(fake: FakeQmp, answer: bytes = b"") -> Callable[[Mapping[str, Any]], bytes]:
@@ -85,9 +83,13 @@ async def looked(mine: VmLease) -> VmState:
     return snapshot
 
 
-async def send(member: ScrapeTarget, effect: Callable[[VmState], bool] | None = None) -> None:
+async def send(
+    member: ScrapeTarget,
+    effect: Callable[[VmState], bool] | None = None,
+    timing: Timing = SHORT,
+) -> None:
     """Have a turn, look, and send a command."""
-    async with lease(member) as mine:
+    async with lease(member, timing) as mine:
         await looked(mine)
         await mine.send(COMMAND, effect)
 
@@ -112,7 +114,6 @@ async def test_what_qemu_refuses_is_told_without_its_secrets(fake: FakeQmp, make
     assert str(error.value).startswith("Could not open")
 
 
-@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize(
     "answer", [b"", b'{"return": {}', b'{"return": {}}\r', b'{"timestamp": {'], ids=repr
 )
@@ -133,7 +134,6 @@ async def test_a_command_whose_answer_is_cut_is_looked_up(
     assert len(looks) == 2
 
 
-@pytest.mark.usefixtures("short")
 async def test_a_command_that_nothing_shows_is_unknown_and_not_sent_again(
     fake: FakeQmp, make: Make
 ) -> None:
@@ -148,7 +148,6 @@ async def test_a_command_that_nothing_shows_is_unknown_and_not_sent_again(
     assert fake.commands.count(SPEED) == 1
 
 
-@pytest.mark.usefixtures("short")
 async def test_a_vm_that_hangs_up_in_the_look_is_looked_at_again(fake: FakeQmp, make: Make) -> None:
     """A connection that is lost twice is no answer."""
     fake.replies[SPEED] = hang_up(fake)
@@ -168,14 +167,13 @@ async def test_a_vm_that_hangs_up_in_the_look_is_looked_at_again(fake: FakeQmp, 
     assert (broken, fake.commands.count(SPEED)) == (3, 1)
 
 
-@pytest.mark.usefixtures("short")
 async def test_a_command_without_an_effect_to_see_is_unknown_at_once(
     fake: FakeQmp, make: Make
 ) -> None:
     """There is nothing to look for."""
     fake.replies[SPEED] = hang_up(fake)
     member = make()
-    async with lease(member) as mine:
+    async with lease(member, SHORT) as mine:
         await looked(mine)
         before = len(fake.commands)
         with pytest.raises(OutcomeUnknown):
@@ -223,7 +221,7 @@ async def test_a_late_answer_is_dropped_and_the_vm_is_there_again(
 async def test_a_vm_that_hangs_up_before_the_command_gets_none(fake: FakeQmp, make: Make) -> None:
     """Nothing was sent: that is a refusal, and no unknown outcome."""
     member = make()
-    async with lease(member) as mine:
+    async with lease(member, SHORT) as mine:
         await looked(mine)
         fake.hang_up()
         await until(lambda: not member._vm._session.connected)
@@ -249,7 +247,7 @@ async def test_an_answer_that_is_none_is_no_success(fake: FakeQmp, make: Make) -
 async def test_scrapes_and_turns_wait_for_each_other(fake: FakeQmp, make: Make) -> None:
     """The queries of a scrape never stand between a look and its command."""
     member = make()
-    async with lease(member) as mine:
+    async with lease(member, SHORT) as mine:
         await looked(mine)
         scrape = member.start()
         before = len(fake.commands)
@@ -268,7 +266,7 @@ async def test_a_scrape_does_not_wait_longer_for_a_turn_than_for_the_vm(
 ) -> None:
     """A sweep waits for all its VMs: the others must not be late for a change of this one."""
     member = make(timeout_seconds=2.0)
-    async with lease(member):
+    async with lease(member, SHORT):
         collected = await member.collect()
     after = await member.collect()
 
@@ -277,14 +275,13 @@ async def test_a_scrape_does_not_wait_longer_for_a_turn_than_for_the_vm(
 
 
 async def test_whoever_waits_too_long_for_a_turn_is_refused_and_in_nobodys_way(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """The next turn is had as if nobody had waited."""
-    monkeypatch.setattr(turns, "_WAIT_SECONDS", 0.05)
     member = make()
-    async with lease(member):
+    async with lease(member, SHORT):
         with pytest.raises(Refused) as refusal:
-            await send(member)
+            await send(member, timing=IMPATIENT)
     await send(member)
 
     assert refusal.value.problem == "vm-down"
@@ -292,11 +289,10 @@ async def test_whoever_waits_too_long_for_a_turn_is_refused_and_in_nobodys_way(
 
 
 async def test_a_turn_lasts_as_long_as_it_takes(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """The time to wait for a turn is not the time to have it."""
-    monkeypatch.setattr(turns, "_WAIT_SECONDS", 0.05)
-    async with lease(make()) as mine:
+    async with lease(make(), IMPATIENT) as mine:
         await asyncio.sleep(0.1)
         await looked(mine)
         await mine.send(COMMAND)
@@ -329,7 +325,7 @@ async def test_a_turn_that_is_cancelled_is_over(fake: FakeQmp, make: Make) -> No
 async def test_a_target_is_left_after_the_turn_that_somebody_has(fake: FakeQmp, make: Make) -> None:
     """A command that was sent is answered, whatever a reload does to the configuration."""
     member = make()
-    async with lease(member) as mine:
+    async with lease(member, SHORT) as mine:
         await looked(mine)
         leaving = asyncio.create_task(member.leave())
         await asyncio.sleep(0)
@@ -344,7 +340,7 @@ async def test_a_target_is_left_after_the_turn_that_somebody_has(fake: FakeQmp, 
 async def test_a_target_that_was_left_is_not_connected_to_again(fake: FakeQmp, make: Make) -> None:
     """Whoever waited for it would keep its successor out of the socket."""
     member = make()
-    async with lease(member) as mine:
+    async with lease(member, SHORT) as mine:
         await looked(mine)
         waiting = asyncio.create_task(send(member))
         await asyncio.sleep(0)
@@ -366,7 +362,7 @@ async def test_a_vm_whose_change_takes_long_makes_no_other_late(sockets: Path) -
     async with FakeQmp(str(sockets / "a.sock")), FakeQmp(str(sockets / "b.sock")):
         fleet = Fleet(Config(groups=(group,)), SEEN)
         fleet.discover()
-        async with lease(fleet.members["a"]):
+        async with lease(fleet.members["a"], SHORT):
             first = await fleet.scrape(20.0)
             fleet._sweep = None
             second = await fleet.scrape(20.0)
@@ -392,7 +388,7 @@ async def test_a_job_that_runs_has_no_outcome_of_one_before_it(fake: FakeQmp, ma
     await member.collect()
     was = member.ends["disk0"].result
     fake.replies["query-block-jobs"] = {"return": [block_job(device="disk0", kind="stream")]}
-    async with lease(member) as mine:
+    async with lease(member, SHORT) as mine:
         snapshot = await looked(mine)
         now = mine.job(snapshot, "disk0")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from exporter.admin import pending_completes
 from exporter.admin.pending_completes import PendingCompletes
+from exporter.admin.timing import Timing
 from exporter.collect.scrape_target import ScrapeTarget
 from tests.reach import Reach
 from tests.snapshots import job, vm
@@ -25,18 +25,24 @@ def member(sockets: Path) -> ScrapeTarget:
 
 
 @pytest.fixture
-def sent(member: ScrapeTarget) -> PendingCompletes:
+def timing() -> Timing:
+    """How long a job that was told to complete may rest."""
+    return Timing()
+
+
+@pytest.fixture
+def sent(member: ScrapeTarget, timing: Timing) -> PendingCompletes:
     """What was sent."""
-    made = PendingCompletes()
+    made = PendingCompletes(timing)
     made.begin(member, READY)
     return made
 
 
 def test_a_complete_is_under_way_while_the_job_does_not_rest(
-    member: ScrapeTarget, sent: PendingCompletes, monkeypatch: pytest.MonkeyPatch
+    member: ScrapeTarget, sent: PendingCompletes, timing: Timing
 ) -> None:
     """However long that takes: QEMU drains the disk first."""
-    monkeypatch.setattr(pending_completes, "_COMPLETING_SECONDS", -1.0)
+    timing.completing_seconds = -1.0
     sent.update(member, vm(jobs=(job("j", status="ready", ready=True, busy=True),)))
 
     assert sent.is_under_way(member, "j")
@@ -44,13 +50,13 @@ def test_a_complete_is_under_way_while_the_job_does_not_rest(
 
 
 def test_a_job_that_rests_a_moment_later_has_not_taken_it(
-    member: ScrapeTarget, sent: PendingCompletes, monkeypatch: pytest.MonkeyPatch
+    member: ScrapeTarget, sent: PendingCompletes, timing: Timing
 ) -> None:
     """Right after it was sent QEMU may not have begun."""
     resting = vm(jobs=(job("j", status="ready", ready=True, busy=False),))
     sent.update(member, resting)
     before = sent.is_under_way(member, "j")
-    monkeypatch.setattr(pending_completes, "_COMPLETING_SECONDS", -1.0)
+    timing.completing_seconds = -1.0
     sent.update(member, resting)
 
     assert (before, sent.is_under_way(member, "j")) == (True, False)
@@ -83,7 +89,7 @@ async def test_a_vm_that_is_gone_leaves_nothing_behind(sockets: Path) -> None:
     """VMs come and go for as long as the exporter runs."""
     (sockets / "vm.sock").touch()
     reach = Reach(sockets, None)
-    sent = PendingCompletes()
+    sent = PendingCompletes(Timing())
     sent.begin(reach.member(), READY)
     (sockets / "vm.sock").unlink()
     reach.fleet.discover()

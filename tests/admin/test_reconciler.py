@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter.admin import reconciler as module
 from exporter.admin.job_records import JobRecords
 from exporter.api.verbs import SetSpeed
 from exporter.errors import OutcomeUnknown
@@ -155,10 +154,10 @@ async def test_a_job_that_is_gone_without_a_word_has_vanished(fake: FakeQmp, rea
 
 
 async def test_what_nobody_saw_is_unknown_after_three_looks(
-    fake: FakeQmp, reach: Reach, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, reach: Reach
 ) -> None:
     """The command left, and no job was ever seen."""
-    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.0)
+    reach.timing.lookup_pause_seconds = 0.0
     fake.replies["block-commit"] = dying(fake)
     with pytest.raises(OutcomeUnknown):
         await reach.commit()
@@ -342,10 +341,10 @@ async def _nothing(*_: object) -> None:
 
 
 async def test_vms_with_jobs_of_ours_are_looked_at_without_any_scrape(
-    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, reach: Reach, sockets: Path
 ) -> None:
     """For as long as they have; the others are left in peace, and what is no target is no matter."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    reach.timing.look_seconds = 0.001
     async with FakeQmp(str(sockets / "two.sock")) as two:
         await reach.commit()
         before = list(two.commands)
@@ -362,15 +361,15 @@ async def test_vms_with_jobs_of_ours_are_looked_at_without_any_scrape(
 
 
 async def test_without_an_account_nothing_is_let_go_of(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """The admin API is off: whoever started the job, it is none of ours."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
     first = make()
     await first.commit()
     await first.close()
     end(fake, "qbe-1", "base")
     second = make(state=None)
+    second.timing.look_seconds = 0.001
     async with second.hand.over(second.fleet) as actions:
         await look(second)
         assert actions is None
@@ -483,12 +482,12 @@ async def test_histograms_are_set_once_of_each_device(
 
 
 async def test_a_device_that_is_plugged_in_later_gets_its_own(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """And so does one that was away and has lost them, though not at once."""
-    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
     keeps_histograms(fake, DRIVE)
     reach = make(latency_histograms=HISTOGRAMS)
+    reach.timing.histogram_pause_seconds = 0.0
     await look(reach)
     plug(fake)
     await look(reach, 1)
@@ -524,14 +523,13 @@ async def test_who_refuses_histograms_is_asked_again_much_later(
     fake: FakeQmp,
     make: Make,
     kind: str,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A lost connection is no reason, an hour is: the QEMU may be another one by then."""
-    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
     plug(fake, DRIVE)
     fake.replies["block-latency-histogram-set"] = {"error": {"class": kind, "desc": "no"}}
     reach = make(latency_histograms=HISTOGRAMS)
+    reach.timing.histogram_pause_seconds = 0.0
     await look(reach)
     fake.hang_up()
     await look(reach)
@@ -539,8 +537,8 @@ async def test_who_refuses_histograms_is_asked_again_much_later(
     assert reach.counts == {("latency_histogram", "rejected"): 1}
     assert [line["answer"] for line in said(caplog.records)] == ["no"]
     await reach.close()
-    monkeypatch.setattr(module, "_RETRY_SECONDS", 0.0)
     reach = make(latency_histograms=HISTOGRAMS)
+    reach.timing.histogram_pause_seconds = reach.timing.histogram_retry_seconds = 0.0
     await look(reach, 2)
 
     assert asked(fake) == [PATHS[0]] * 3
@@ -562,13 +560,13 @@ async def test_a_managed_vm_gets_histograms_only_where_that_is_allowed(
 
 
 async def test_a_vm_that_is_left_alone_gets_its_histograms_later(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """While it comes from another host nothing is changed."""
-    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
     keeps_histograms(fake, DRIVE)
     fake.replies["query-status"] = {"return": {"running": False, "status": "inmigrate"}}
     reach = make(latency_histograms=HISTOGRAMS)
+    reach.timing.histogram_pause_seconds = 0.0
     await look(reach)
     assert asked(fake) == []
     fake.replies["query-status"] = {"return": {"running": True, "status": "running"}}

@@ -161,7 +161,7 @@ async def test_a_look_that_hangs_does_not_hide_the_one_after_it(
 
 
 async def test_a_vm_that_has_not_greeted_does_not_hide_the_one_after_it(
-    pair: Pair, persistent: Reach, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, persistent: Reach
 ) -> None:
     """A connection waits for its greeting, which is of no use any more."""
     pair.first.greeting = None
@@ -430,7 +430,7 @@ async def test_a_command_does_not_leave_when_the_path_has_changed_at_the_last_mo
 ) -> None:
     """After all guards; what is removed will be whatever binds it next."""
     member = fleet.member()
-    async with lease(member) as mine:
+    async with lease(member, fleet.timing) as mine:
         await mine.look(allow_managed=False)
         if how == "removed":
             os.unlink(pair.first.path)
@@ -445,11 +445,10 @@ async def test_a_command_does_not_leave_when_the_path_has_changed_at_the_last_mo
 
 @pytest.mark.parametrize("between", ["at once", "after a gap"])
 async def test_what_a_lost_command_did_is_not_looked_up_at_another_vm(
-    pair: Pair, fleet: Reach, between: str, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, fleet: Reach, between: str
 ) -> None:
     """It may well look as if it had been done."""
-    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("exporter.admin.lease._LOOKUP_SECONDS", 0.5)
+    fleet.timing.lookup_pause_seconds, fleet.timing.lookup_seconds = 0.05, 0.5
     loop = asyncio.get_running_loop()
 
     def leave() -> None:
@@ -460,7 +459,7 @@ async def test_what_a_lost_command_did_is_not_looked_up_at_another_vm(
             loop.call_later(0.1, pair.take_over)
 
     pair.first.replies[SPEED] = dying(pair.first, first=leave)
-    async with lease(fleet.member()) as mine:
+    async with lease(fleet.member(), fleet.timing) as mine:
         await mine.look(allow_managed=False)
         with pytest.raises(OutcomeUnknown):
             await mine.send(COMMAND, lambda snapshot: snapshot.name == "two")

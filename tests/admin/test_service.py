@@ -55,7 +55,7 @@ def test_where_it_is_off_nothing_is_needed() -> None:
 async def test_where_it_is_off_there_is_no_way_to_ask(sockets: Path, tmp_path: Path) -> None:
     """No actions, no account, and what is counted is what is done unasked."""
     reaching = AdminService(None)
-    fleet = Fleet(configured(), observer=reaching.keeper)
+    fleet = Fleet(configured(), observer=reaching.keeper, actions=reaching.trail.counts)
     async with reaching.over(fleet) as actions:
         assert actions is None
 
@@ -82,3 +82,14 @@ def test_an_account_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         AdminService(str(tmp_path))
 
     assert str(caught.value).startswith(f"--admin.state-directory: {tmp_path}/x.json: ")
+
+
+def test_a_state_directory_is_for_one_service(tmp_path: Path) -> None:
+    """Each would know only its own records; it is free again when the other one has ended."""
+    state = tmp_path / "state"
+    refused = pytest.raises(ConfigError, match=f"^--admin.state-directory: {state}: ")
+    with service.opened(str(state)), refused, service.opened(str(state)):
+        pass
+
+    with service.opened(str(state)) as again:
+        assert again.ledger is not None

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from exporter.admin import atomic_file, snapshot_records
-from exporter.admin.job_records import KEPT_SECONDS, JobRecords
+from exporter.admin import atomic_file
+from exporter.admin.job_records import JobRecords
 from exporter.admin.overlay_file import granted
 from exporter.admin.preconditions import Found
+from exporter.admin.record_store import KEPT_SECONDS
 from exporter.admin.snapshot_records import SnapshotRecord, SnapshotRecords
 from exporter.api.verbs import Snapshot
 from exporter.config.settings import Grant
@@ -212,15 +213,13 @@ def test_what_cannot_be_recorded_leaves_nothing(
     folder: Path, request_: Snapshot, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Neither a file nor a record: nothing was sent."""
-    account = SnapshotRecords(str(folder))
+    account = SnapshotRecords(str(folder), **({"limit": 0} if at == "limit" else {}))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        if at == "limit":
-            patch.setattr(snapshot_records, "ENTRIES_LIMIT", 0)
-        else:
+        if at != "limit":
             patch.setattr(os if at == "replace" else atomic_file, at, full)
         kind, detail = problem(prepare, account, request_)
     left = [*folder.iterdir()]
@@ -237,7 +236,7 @@ def test_a_request_is_forgotten_after_a_week(
     """Its file is then one that is there, as any other."""
     prepare(SnapshotRecords(str(folder)), request_)
     later = time.time() + KEPT_SECONDS + 60
-    monkeypatch.setattr(snapshot_records.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     account = SnapshotRecords(str(folder))
 
     assert list(folder.iterdir()) == []

@@ -19,6 +19,7 @@ from exporter.admin.audit import Audit
 from exporter.admin.job_records import JobRecords
 from exporter.admin.requests import AdminRequests
 from exporter.admin.snapshot_records import SnapshotRecords
+from exporter.admin.timing import Timing
 from exporter.collect.fleet import Fleet
 from exporter.config.settings import Config
 from exporter.qmp import commands
@@ -225,7 +226,9 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     """The answer comes when its time is up, and the connection ends."""
     monkeypatch.setattr("exporter.web.api_write.BODY_SECONDS", 0.02)
     fleet = Fleet(Config(groups=()))
-    actions = AdminRequests(fleet, JobRecords(str(tmp_path)), SnapshotRecords(str(tmp_path)))
+    actions = AdminRequests(
+        fleet, JobRecords(str(tmp_path)), SnapshotRecords(str(tmp_path)), Timing()
+    )
     changing = WriteApi(actions, Audit(), prefix="")
     app = Endpoints(fleet, Options(), lambda: None, changing=changing).application()
     async with TestServer(app) as server:

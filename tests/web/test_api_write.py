@@ -523,10 +523,10 @@ async def test_what_qemu_refuses_is_422_in_its_words(
 
 
 async def test_a_connection_that_is_lost_is_502(
-    site: Site, fake: FakeQmp, lines: Lines, monkeypatch: pytest.MonkeyPatch
+    site: Site, fake: FakeQmp, lines: Lines
 ) -> None:
     """Nobody knows the outcome, and that is said in a member of its own."""
-    monkeypatch.setattr("exporter.admin.lease._LOOKUP_PAUSE_SECONDS", 0.0)
+    site.reach.timing.lookup_pause_seconds = 0.0
     fake.replies["block-commit"] = dying(fake)
     answer = await site.commit()
 

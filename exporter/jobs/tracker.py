@@ -18,6 +18,7 @@ listened), the one before it is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -55,8 +56,6 @@ class JobTracker:
         self._gone: set[str] = set()
         #: There were more of them than are kept.
         self._gone_any = False
-        #: Of the connection that it is all about.
-        self.generation = 0
         self._process = Process()
         #: Commits that this program started, with where they work and the layers of then.
         self.adopted: dict[str, tuple[Place, Sequence[str]]] = {}
@@ -65,10 +64,9 @@ class JobTracker:
         #: How many jobs there were, and how many ends.
         self._jobs = self._ends = 0
 
-    def connected(self, generation: int, process: Process, now: float) -> None:
-        """Take note of the connection that is used: another may be to another QEMU."""
+    def connected(self, process: Process, now: float) -> None:
+        """Take note of a new connection: it may lead to another QEMU."""
         same, self._process = process == self._process, process
-        self.generation = generation
         self.named.clear()
         self.outcomes.release({}, ())
         self._listed = False
@@ -155,6 +153,10 @@ class JobTracker:
             # What events told of and no query has listed may have begun after the answer.
             if job.lister is not Lister.NONE or job.sight is Heard.STALE:
                 self._lose(job_id, now)
+
+    def listed(self, ids: AbstractSet[str]) -> None:
+        """Take note that queries have told of these jobs."""
+        self.named -= ids
 
     def place(self, job_id: str) -> Place | None:
         """Return where a job works, as far as it is known here."""

@@ -1,20 +1,31 @@
-"""Recorded replies, played back step by step to a real collector through a socket."""
+"""Recorded replies, step by step: through a socket to a real collector, or straight to its assembler."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from exporter.collect.discovery import Target
 from exporter.collect.vm import Vm
 from exporter.config.settings import Settings
 from exporter.expose.families import join
 from exporter.expose.plan import Plan
+from exporter.jobs.assembler import Assembler, JobReplies, Replies
+from exporter.jobs.memory import VmMemory
+from exporter.jobs.places import JobPlaces
+from exporter.model import chain
+from exporter.model.build import Topology, other_jobs
+from exporter.model.device_names import join_key
 from exporter.model.state import VmState
+from exporter.qmp import queries
 from exporter.qmp.client import CommandStats
+from exporter.qmp.peer import Process
+from exporter.qmp.queries import Query
 from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.fakeqmp import GREETING, FakeQmp
@@ -83,6 +94,64 @@ class Recording:
         return GREETING
 
 
+    def ask(self, query: Query[Any]) -> Any:
+        """Return the decoded answer to a query, None where it was never asked."""
+        request = json.loads(query.wire)
+        name = request["execute"]
+        reply = query.decoder.decode(json.dumps(self._answer(name, request.get("arguments", {}))))
+        return None if reply.return_ is msgspec.UNSET else reply.return_
+
+
+def assembled(version: str, names: list[str]) -> Iterator[tuple[str, VmState]]:
+    """Yield each step with its state, of one assembler that lives through all; without any I/O."""
+    recording = Recording(version)
+    greeting = recording.greeting()["QMP"]["version"]
+    numbers = tuple(greeting["qemu"][part] for part in ("major", "minor", "micro"))
+    process = Process(0, numbers, greeting.get("package", ""))
+    memory = VmMemory()
+    memory.connected(process, 0.0)
+    socket = "/run/test/vm.sock"
+    assembler = Assembler("vm", socket, process, lambda device: 0, memory, JobPlaces())
+    blockstats = queries.LAYERSTATS if numbers < (2, 5) else queries.BLOCKSTATS
+    ask_others = True
+    for index, step in enumerate(names):
+        recording.step = step
+        memory.ask()
+        if index == 0:
+            name, uuid = recording.ask(queries.NAME), recording.ask(queries.UUID)
+        blocks = recording.ask(queries.BLOCK) or []
+        entries = recording.ask(blockstats)
+        has_blockstats = entries is not None
+        if entries is None:
+            entries = [chain.without_counters(info) for info in blocks]
+        block_jobs = recording.ask(queries.BLOCK_JOBS) or []
+        listed = recording.ask(queries.JOBS) if ask_others else None
+        ask_others = bool(listed and other_jobs(listed, {job.device for job in block_jobs}))
+        jobs = JobReplies(
+            block_jobs=block_jobs,
+            jobs=listed,
+            has_graph=False,  # nor is it recorded
+            has_blockstats=has_blockstats,
+        )
+        topology = Topology({join_key(info): info for info in blocks}) if blocks else None
+        replies = Replies(
+            entries=entries,
+            walk=chain.walk(entries),
+            jobs=jobs,
+            status=recording.ask(queries.STATUS),
+            name=name.name if name else "",
+            uuid=uuid.UUID if uuid else "",
+            nodes=None if entries else recording.ask(queries.NODESTATS),
+            topology=topology,
+            topology_timestamp_seconds=float(index) if blocks else None,
+        )
+        state = assembler.assemble(replies, float(index))
+        # Known to whoever asked.
+        yield step, msgspec.structs.replace(
+            state, duration_seconds=0.0, last_seen_timestamp_seconds=float(index)
+        )
+
+
 async def replay(
     version: str, names: list[str], folder: Path, settings: Settings | None = None
 ) -> AsyncIterator[tuple[str, VmState, str]]:
@@ -106,7 +175,7 @@ async def replay(
             await vm.close()
 
 
-def exposition(snapshot: VmState, folder: Path) -> str:
+def exposition(snapshot: VmState, folder: Path = Path("/run/test")) -> str:
     """Return the text of one VM without what differs from run to run."""
     text = join([Plan().render(snapshot)], openmetrics=False).decode()
     return _VOLATILE.sub(r"\1 <varies>", text).replace(str(folder), "/run/test")

@@ -17,10 +17,10 @@ from exporter.qmp import PendingReplies, Query, queries
 
 
 class Exports:
-    """What QEMU serves to others, by its last answer."""
+    """What the QEMU of one connection serves to others, by its last answer."""
 
-    def __init__(self, inquiry: Querier, settings: Settings) -> None:
-        self._inquiry = inquiry
+    def __init__(self, querier: Querier, settings: Settings) -> None:
+        self._querier = querier
         self._max_age_seconds = settings.topology_max_age_seconds
         self._wanted = "export" not in settings.without
         #: Of the last answer; empty where this QEMU does not know the command.
@@ -28,11 +28,6 @@ class Exports:
         self._due_at = float("-inf")
         #: Whether an export ended since they were asked for.
         self._happened = False
-
-    def connection_is_new(self) -> None:
-        """Ask in the next scrape: this may be another QEMU."""
-        self.found = ()
-        self._due_at = float("-inf")
 
     def note(self, event: str) -> None:
         """Take an event into account."""
@@ -53,9 +48,9 @@ class Exports:
         if queries.BLOCK_EXPORTS not in answers.queries:
             return
         self._due_at = time.monotonic() + self._max_age_seconds
-        told = self._inquiry.optional(answers, queries.BLOCK_EXPORTS) or []
-        if len({each.id for each in told}) != len(told):
+        exports = self._querier.optional(answers, queries.BLOCK_EXPORTS) or []
+        if len({export.id for export in exports}) != len(exports):
             error = ProtocolError("query-block-exports has two exports of one name")
-            self._inquiry.say_failed(queries.BLOCK_EXPORTS.name, error)
-            told = []
-        self.found = tuple(Export(each.id, each.type, each.node_name) for each in told)
+            self._querier.say_failed(queries.BLOCK_EXPORTS.name, error)
+            exports = []
+        self.found = tuple(Export(found.id, found.type, found.node_name) for found in exports)

@@ -1,4 +1,4 @@
-"""What one QEMU is asked, and what it turned out not to know: that is asked once a connection."""
+"""Batches of queries over one connection; what the QEMU does not know is asked once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ _DEVICE_COUNTERS = (2, 5)
 
 
 class Querier:
-    """The questions to one VM, each batch within the deadline of its scrape."""
+    """The queries of one connection, each batch within the deadline of its scrape."""
 
-    def __init__(self, vm: str, session: Session) -> None:
+    def __init__(self, vm: str, session: Session, version: tuple[int, ...]) -> None:
+        """Know nothing yet of the QEMU that `session` is connected to."""
         self._vm = vm
         self._session = session
-        self.connection_is_new()
-
-    def connection_is_new(self) -> None:
-        """Forget what is known of the QEMU before."""
         #: Queries that this QEMU does not know.
         self.unknown: set[Request[Any]] = set()
         #: Optional queries whose failure was logged.
         self._failed: set[str] = set()
-        old = self._session.version < _DEVICE_COUNTERS
-        self.blockstats = queries.LAYERSTATS if old else queries.BLOCKSTATS
+        self.blockstats = queries.LAYERSTATS if version < _DEVICE_COUNTERS else queries.BLOCKSTATS
 
     async def batch(self, asked: Sequence[Query[Any]], deadline: float) -> PendingReplies:
         """Ask in one write what this QEMU knows, and wait for the answers.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from exporter.collect.event_watcher import DEVICES_LIMIT
-from exporter.collect.querier import Querier, remaining_seconds
+from exporter.collect.connection import Connection
+from exporter.collect.querier import remaining_seconds
 from exporter.collect.topology_cache import (
     NodeNames,
     TopologyCache,
@@ -15,7 +15,6 @@ from exporter.collect.topology_cache import (
 )
 from exporter.config import Settings
 from exporter.errors import ProtocolError
-from exporter.model import Corruption
 from exporter.model import chain as chains
 from exporter.qmp import BlockJob, BlockStats, PendingReplies, Session, queries
 
@@ -25,55 +24,47 @@ log = logging.getLogger(__name__)
 _FLAT_VERSION = (11, 1)
 #: How often a chain that two queries tell differently is asked for in one scrape.
 _AGREE_TRIES = 2
+#: Far more than QEMU can have; a reply that is nothing but devices would block this process.
+DEVICES_LIMIT = 4096
 
 
 class TopologyRefresh:
     """How query-block of one VM is asked, for what `TopologyCache` keeps of it."""
 
     def __init__(
-        self,
-        vm: str,
-        session: Session,
-        inquiry: Querier,
-        topology: TopologyCache,
-        settings: Settings,
+        self, vm: str, session: Session, topology: TopologyCache, settings: Settings
     ) -> None:
         self._vm = vm
         self._session = session
-        self._inquiry = inquiry
         self._topology = topology
         self._settings = settings
-        #: What must not be met by query-block.
-        self.corruption = Corruption()
-        self._said_hidden = ""
-        #: Whether this QEMU may be asked for a flat answer.
-        self._flat = True
+        #: The node that was last logged to keep query-block from being asked.
+        self._logged_node = ""
 
-    def connection_is_new(self) -> None:
-        """Forget what is known of the QEMU before."""
-        self._flat = True
-
-    def entries(self, answers: PendingReplies) -> list[BlockStats]:
+    def entries(self, connection: Connection, answers: PendingReplies) -> list[BlockStats]:
         """Return the devices, by query-block for a QEMU that has no query-blockstats.
 
         Raises:
             ProtocolError: there are more than any QEMU has.
         """
-        if self._inquiry.blockstats in self._inquiry.unknown:
+        querier = connection.querier
+        if querier.blockstats in querier.unknown:
             return self._topology.entries()
-        entries = answers.get(self._inquiry.blockstats) or []
+        entries = answers.get(querier.blockstats) or []
         if len(entries) > DEVICES_LIMIT:
             raise ProtocolError(f"has more than {DEVICES_LIMIT} devices")
         return entries
 
-    def matters(self, entries: list[BlockStats]) -> bool:
+    def matters(self, connection: Connection, entries: list[BlockStats]) -> bool:
         """Whether query-block would tell of anything."""
-        if queries.BLOCK in self._inquiry.unknown:
+        unknown = connection.querier.unknown
+        if queries.BLOCK in unknown:
             return False
-        return bool(entries) or self._inquiry.blockstats in self._inquiry.unknown
+        return bool(entries) or connection.querier.blockstats in unknown
 
     async def ask(
         self,
+        connection: Connection,
         entries: list[BlockStats],
         names: NodeNames,
         block_jobs: list[BlockJob],
@@ -84,27 +75,28 @@ class TopologyRefresh:
         Raises:
             TargetError: the VM does not answer.
         """
-        if not await self._may_be_asked(entries, names, deadline):
+        querier = connection.querier
+        if not await self._may_be_asked(connection, entries, names, deadline):
             return entries, block_jobs
         blocks = None
-        if self._flat_will_do(entries, names, block_jobs):
-            answers = await self._inquiry.batch([queries.BLOCK_FLAT], deadline)
+        if self._flat_will_do(connection, entries, names, block_jobs):
+            answers = await querier.batch([queries.BLOCK_FLAT], deadline)
             if answers.refused(queries.BLOCK_FLAT):
-                self._flat = False
+                connection.flat_allowed = False
             elif (blocks := answers.get(queries.BLOCK_FLAT)) is not None:
                 self._topology.merge_flat(blocks)
         if blocks is None:
-            blocks = (await self._inquiry.batch([queries.BLOCK], deadline)).get(queries.BLOCK)
+            blocks = (await querier.batch([queries.BLOCK], deadline)).get(queries.BLOCK)
         shut = without_drivers(blocks or (), entries)
         closed = shut & self._topology.closed
         agreed = blocks is not None and agree(blocks, entries, closed)
         for _ in range(_AGREE_TRIES):
             if blocks is None or agreed:
                 break
-            again = await self._inquiry.batch(
-                [self._inquiry.blockstats, queries.BLOCK, queries.BLOCK_JOBS], deadline
+            again = await querier.batch(
+                [querier.blockstats, queries.BLOCK, queries.BLOCK_JOBS], deadline
             )
-            entries, blocks = self.entries(again), again.get(queries.BLOCK)
+            entries, blocks = self.entries(connection, again), again.get(queries.BLOCK)
             block_jobs = again.get(queries.BLOCK_JOBS) or []
             # What two answers in a row tell is no medium that was just taken out.
             closed, shut = (now := without_drivers(blocks or (), entries)) & shut, now
@@ -112,11 +104,11 @@ class TopologyRefresh:
             names = chains.walk(entries).names
         if blocks is None:
             return entries, block_jobs
-        if self._inquiry.blockstats in self._inquiry.unknown:
+        if querier.blockstats in querier.unknown:
             entries = [chains.without_counters(info) for info in blocks]
             agreed, names = True, chains.walk(entries).names
         limits = await throttle_limits(
-            blocks, self._settings, lambda asked: self._inquiry.batch(asked, deadline)
+            blocks, self._settings, lambda asked: querier.batch(asked, deadline)
         )
         process = self._session.peer_pid
         await self._topology.put(
@@ -131,37 +123,43 @@ class TopologyRefresh:
         return entries, block_jobs
 
     async def _may_be_asked(
-        self, entries: list[BlockStats], names: NodeNames, deadline: float
+        self, connection: Connection, entries: list[BlockStats], names: NodeNames, deadline: float
     ) -> bool:
-        if await self._would_crash(entries, deadline):
+        if await self._would_crash(connection, entries, deadline):
             self._topology.refuse(names)
             return False
         return await self._topology.probe_storage(
             names, self._session.peer_pid, remaining_seconds(deadline)
         )
 
-    async def _would_crash(self, entries: list[BlockStats], deadline: float) -> bool:
+    async def _would_crash(
+        self, connection: Connection, entries: list[BlockStats], deadline: float
+    ) -> bool:
         """Whether query-block would end this QEMU, or fail for all of its disks."""
-        suspects = self.corruption.below_root(entries)
+        suspects = connection.corruption.below_root(entries)
         if not suspects:
             return False
-        graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
-        hidden = self.corruption.hidden(suspects, graph)
-        if hidden and hidden != self._said_hidden:
+        graph = await connection.querier.ask_optional(queries.GRAPH, deadline)
+        hidden = connection.corruption.hidden(suspects, graph)
+        if hidden and hidden != self._logged_node:
             log.warning(
                 "query-block is not asked: the image of a node below another was found corrupt,"
                 " and QEMU would crash",
                 extra={"vm": self._vm, "node": hidden},
             )
-        self._said_hidden = hidden
+        self._logged_node = hidden
         return bool(hidden)
 
     def _flat_will_do(
-        self, entries: list[BlockStats], names: NodeNames, block_jobs: list[BlockJob]
+        self,
+        connection: Connection,
+        entries: list[BlockStats],
+        names: NodeNames,
+        block_jobs: list[BlockJob],
     ) -> bool:
         # A job writes to layers that a flat answer leaves out, and a filter hides the active one.
         return (
-            self._flat
+            connection.flat_allowed
             and self._session.version >= _FLAT_VERSION
             and not block_jobs
             and self._topology.known(names)

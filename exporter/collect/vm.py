@@ -9,16 +9,16 @@ from typing import Any
 
 import msgspec
 
+from exporter.collect.connection import Connection
 from exporter.collect.discovery import Target, printable
-from exporter.collect.event_watcher import EventWatcher
-from exporter.collect.exports import Exports
-from exporter.collect.job_list import JobList
-from exporter.collect.querier import Querier, remaining_seconds
+from exporter.collect.event_watcher import LOOKS_LIMIT, EventWatcher
+from exporter.collect.querier import remaining_seconds
 from exporter.collect.topology_cache import TopologyCache
 from exporter.collect.topology_refresh import TopologyRefresh
 from exporter.concurrency import LoopPacer
 from exporter.errors import ProtocolError, Replaced, TargetError
-from exporter.model import Counters, Device, ImageFile, Node, Owners, VmState, build, of_graph
+from exporter.jobs import Replies, VmMemory
+from exporter.model import ImageFile, Owners, VmState, of_graph
 from exporter.model import chain as chains
 from exporter.qmp import (
     Command,
@@ -45,34 +45,28 @@ class Vm:
     """The collector of one target. `collect` is called by one task at a time."""
 
     def __init__(
-        self, target: Target, tally: CommandStats, storage: Storage, pace: LoopPacer | None = None
+        self,
+        target: Target,
+        tally: CommandStats,
+        storage: Storage,
+        pace: LoopPacer | None = None,
+        *,
+        looks_limit: int = LOOKS_LIMIT,
     ) -> None:
+        """Connect to nothing yet. `looks_limit` is how many looks are taken between two scrapes."""
         self.target = target
         self._pace = pace or LoopPacer()
         self._session = Session(target.socket, tally, self._on_event, self._pace)
-        self._watch = EventWatcher(self._session, self._look)
+        self._memory = VmMemory()
         #: What is remembered of the jobs.
-        self.jobs = self._watch.jobs
-        self._inquiry = Querier(target.vm, self._session)
-        self._job_list = JobList(self._inquiry, self._watch)
+        self.jobs = self._memory.jobs
+        self._watch = EventWatcher(self._session, self.jobs, self._look, looks_limit)
         self._topology = TopologyCache(target.vm, target.settings, storage)
-        self._exports = Exports(self._inquiry, target.settings)
-        self._refresh = TopologyRefresh(
-            target.vm, self._session, self._inquiry, self._topology, target.settings
-        )
-        #: The devices as query-block told of them, and what it told.
-        self._devices: build.Devices | None = None
-        self._devices_topology: build.Topology | None = None
-        self._manager = ""
-        #: That this QEMU has, none where that was not asked yet.
-        self._commands: frozenset[str] = frozenset()
+        self._refresh = TopologyRefresh(target.vm, self._session, self._topology, target.settings)
+        self._connection = Connection(target, self._session, self._memory)
         self._last_seen: float | None = None
-        self._was: str | None = "new"
-        #: Socket and process that answered last.
-        self._peer: tuple[SocketFile | None, int] = (None, 0)
-        #: Whether this QEMU was seen to run.
-        self._has_run = False
-        self._connection_is_new()
+        #: Why the VM was down when it was last asked, None where it was up, empty before that.
+        self._reason: str | None = ""
 
     async def collect(self, timeout_seconds: float) -> VmState:
         """Ask everything that is due and return the VM as it is now, up or down."""
@@ -82,7 +76,8 @@ class Vm:
             # First of all: one that hangs may owe an answer that would be waited for.
             await self._leave_replaced()
             await self._watch.begin(timeout_seconds)
-            snapshot = await self._ask_who_is_there(deadline)
+            replies = await self._gather_from_present(deadline)
+            snapshot = self._connection.assembler.assemble(replies, time.time())
         except TargetError as error:
             self._say(error.reason, str(error))
             snapshot = self.down(error.reason, time.monotonic() - started)
@@ -125,7 +120,8 @@ class Vm:
         self._session.check()
         self._topology.look_anew()
         await self._watch.begin(timeout_seconds)
-        snapshot = await self._ask(deadline)
+        replies = await self._gather(deadline)
+        snapshot = self._connection.assembler.assemble(replies, time.time())
         self._session.check(must_exist=True)
         if (file or self.peer[0], pid or self.peer[1]) != self.peer:
             raise Replaced("another process has taken the path of its socket over")
@@ -164,17 +160,19 @@ class Vm:
         Raises:
             TargetError: the VM does not answer.
         """
-        new = () if self._commands else (queries.KNOWN_COMMANDS,)
+        connection = self._connection
+        new = () if connection.commands else (queries.KNOWN_COMMANDS,)
         deadline = time.monotonic() + timeout_seconds
         answers = await self._session.ask(queries.MIGRATE, *new, timeout_seconds=timeout_seconds)
         if new:
-            self._commands = frozenset(c.name for c in answers.get(queries.KNOWN_COMMANDS) or ())
+            known = answers.get(queries.KNOWN_COMMANDS) or ()
+            connection.commands = frozenset(command.name for command in known)
         status = (answers.get(queries.MIGRATE) or schema.Migration()).status
         version = self._session.version
-        waits = status == "completed" and not self._has_run and version < _ACTIVE_VERSION
+        waits = status == "completed" and not connection.has_run and version < _ACTIVE_VERSION
         return Qemu(
             version,
-            self._commands,
+            connection.commands,
             self._session.peer_pid,
             status,
             may_be_inactive=waits and await self._activates_late(remaining_seconds(deadline)),
@@ -226,23 +224,21 @@ class Vm:
             )
             await self._session.forget()
 
-    def _connection_is_new(self) -> None:
-        self._generation = self._session.generation
-        self._name: str | None = None
-        self._uuid = ""
-        self._commands = frozenset()
-        self._devices = None
-        self._inquiry.connection_is_new()
-        self._refresh.connection_is_new()
-        self._exports.connection_is_new()
-        self._job_list.connection_is_new()
-        self._ask_nodes = self.target.settings.nodes
+    def _follow(self) -> Connection:
+        """Return what belongs to the present connection; a new one replaces the one before."""
+        if self._session.generation != self._connection.generation:
+            connection = Connection(self.target, self._session, self._memory, self._connection)
+            self._connection = connection
+            self._memory.connected(self._session.process, time.time())
+            if not connection.resumes:
+                self._topology.forget(another=not connection.same_peer)
+        return self._connection
 
-    async def _ask_who_is_there(self, deadline: float) -> VmState:
-        """Ask the VM that the path leads to, when it is asked and when it has answered."""
+    async def _gather_from_present(self, deadline: float) -> Replies:
+        """Ask the VM that the path leads to, both when it is asked and when it has answered."""
         for _ in range(_FOLLOW_TRIES):
             try:
-                snapshot = await self._ask(deadline)
+                replies = await self._gather(deadline)
                 self._session.check()
             except TargetError as error:
                 if not self._session.replaced or not remaining_seconds(deadline):
@@ -250,88 +246,78 @@ class Vm:
                 log.debug("asked anew", extra={"vm": self.target.vm, "err": str(error)})
                 await self._leave_replaced()
             else:
-                return snapshot
+                return replies
         raise Replaced("one process after the other takes the path over")
 
-    async def _ask(self, deadline: float) -> VmState:
-        answers = await self._first_answers(deadline)
-        entries = self._refresh.entries(answers)
+    async def _gather(self, deadline: float) -> Replies:
+        """Ask all that is due."""
+        connection, answers = await self._first_answers(deadline)
+        querier = connection.querier
+        entries = self._refresh.entries(connection, answers)
         walk = chains.walk(entries)
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
-        if self._refresh.matters(entries) and self._topology.is_due(walk.names):
+        if self._refresh.matters(connection, entries) and self._topology.is_due(walk.names):
             try:
                 entries, block_jobs = await self._refresh.ask(
-                    entries, walk.names, block_jobs, deadline
+                    connection, entries, walk.names, block_jobs, deadline
                 )
             except TargetError as error:
-                self._inquiry.say_failed(queries.BLOCK.name, error)
+                querier.say_failed(queries.BLOCK.name, error)
             walk = chains.walk(entries)
-        devices, counters = self._count(entries, walk)
-        if self._watch.events.find():
-            graph = await self._inquiry.ask_optional(queries.GRAPH, deadline)
-            self._watch.events.give_up(of_graph(graph, entries) if graph else Owners())
+        # What is known now: it must not become too old while the rest is asked for.
+        topology, files = self._topology.current(), self._topology.files()
+        self._memory.know(entries, walk.names)
+        if self._memory.events.find():
+            graph = await querier.ask_optional(queries.GRAPH, deadline)
+            self._memory.events.give_up(of_graph(graph, entries) if graph else Owners())
         nodes = None
-        if self._ask_nodes or not entries:
-            nodes = await self._inquiry.later(answers, queries.NODESTATS, deadline)
-        self._ask_nodes = self.target.settings.nodes or not entries
-        free_nodes: tuple[Node, ...] = ()
-        if nodes:
-            free_nodes, of_free = build.free_nodes(nodes, entries)
-            counters = msgspec.structs.replace(counters, free_nodes=of_free)
-        jobs = await self._job_list.take(answers, entries, block_jobs, devices, deadline)
+        if connection.ask_nodes or not entries:
+            nodes = await querier.later(answers, queries.NODESTATS, deadline)
+        connection.ask_nodes = self.target.settings.nodes or not entries
+        jobs = await connection.job_list.ask(answers, block_jobs, deadline)
         status = answers.get(queries.STATUS)
-        self._has_run |= status is not None and status.running
-        return VmState(
-            vm=self.target.vm,
-            up=True,
+        connection.has_run |= status is not None and status.running
+        return Replies(
+            entries=entries,
+            walk=walk,
+            jobs=jobs,
+            status=status,
+            name=connection.name or "",
+            uuid=connection.uuid,
+            nodes=nodes,
+            exports=connection.exports.found,
+            topology=topology,
             topology_timestamp_seconds=self._topology.timestamp,
+            files=files,
             storage_responding=self._topology.responding,
             storage_error=self._topology.storage_error,
-            running=status.running if status else None,
-            status=status.status if status else None,
-            name=self._name or "",
-            uuid=self._uuid,
-            qemu_version=".".join(map(str, self._session.version)),
-            manager=self._manager,
-            socket=printable(self.target.socket),
-            devices=devices,
-            free_nodes=free_nodes,
-            exports=self._exports.found,
-            jobs=jobs,
-            counters=counters,
-            remembered=self._watch.records(jobs),
         )
 
     async def _look(self) -> None:
         """Ask, between two scrapes, for what may soon not be there any more."""
-        if self._session.replaced or self._session.generation != self._generation:
+        connection = self._connection
+        if (
+            self._session.replaced
+            or self._session.generation != connection.generation
+            or not connection.used
+        ):
             return  # the next scrape asks it first what it is
         deadline = time.monotonic() + self.target.settings.timeout_seconds
-        self._watch.ask()
-        answers = await self._inquiry.batch(self._job_list.of_look(), deadline)
-        entries = self._refresh.entries(answers)
-        known = self._devices
-        if known is None or chains.walk(entries).names != known.names:
-            known = build.devices(entries, None, self.target.settings.expected_depth)
-        self._watch.know(entries, known.names)
-        self._watch.events.find()
+        self._memory.ask()
+        began = self.jobs.round
+        asked = connection.job_list.between_scrapes()
+        answers = await connection.querier.batch(asked, deadline)
+        entries = self._refresh.entries(connection, answers)
+        walk = chains.walk(entries)
+        self._memory.know(entries, walk.names)
+        self._memory.events.find()
         block_jobs = answers.get(queries.BLOCK_JOBS) or []
-        await self._job_list.take(answers, entries, block_jobs, known.found, deadline)
+        replies = await connection.job_list.ask(answers, block_jobs, deadline)
+        # Else a scrape did not wait for it, and knows better.
+        if self.jobs.round == began:
+            connection.assembler.track(replies, entries, walk, time.time())
 
-    def _count(
-        self, entries: list[schema.BlockStats], walk: chains.Walk
-    ) -> tuple[tuple[Device, ...], Counters]:
-        """Return the devices; only their counters are new while query-block's answer is not."""
-        topology = self._topology.current()
-        known = self._devices
-        if known is None or topology is not self._devices_topology or walk.names != known.names:
-            known = build.devices(entries, topology, self.target.settings.expected_depth)
-            self._devices, self._devices_topology = known, topology
-            self._manager = build.manager(self._session.package, entries)
-        self._watch.know(entries, known.names)
-        return known.found, build.count(known, entries, walk, self._topology.files())
-
-    async def _first_answers(self, deadline: float) -> PendingReplies:
+    async def _first_answers(self, deadline: float) -> tuple[Connection, PendingReplies]:
         """Connect if need be and ask; a VM that hung up since the last scrape is tried again."""
         keep_waiting = self.target.settings.connection == "persistent"
         fresh = False
@@ -340,59 +326,46 @@ class Vm:
                 fresh = True
                 await self._pace.turn()
                 await self._session.connect(remaining_seconds(deadline), keep_waiting=keep_waiting)
-            if self._session.generation != self._generation:
-                self._connection_is_new()
-                if keep_waiting or self._peer != self.peer:
-                    self._topology.forget(another=self._peer != self.peer)
-                    self._watch.places = {}
-                    self._has_run = False
-                if not self._session.peer_pid or self._peer != self.peer:
-                    self._refresh.corruption.forget()
-                self._peer = self.peer
-            self._watch.ask()
-            safe: list[Query[Any]] = [queries.STATUS, self._inquiry.blockstats, queries.BLOCK_JOBS]
+            connection = self._follow()
+            connection.used = True
+            self._memory.ask()
             try:
-                answers = await self._inquiry.batch([*safe, *self._beside()], deadline)
+                answers = await connection.querier.batch(_first_queries(connection), deadline)
             except ProtocolError:
                 if fresh or self._session.connected:
                     raise
                 continue
-            if self._name is None:
-                name = self._inquiry.optional(answers, queries.NAME)
-                uuid = self._inquiry.optional(answers, queries.UUID)
-                self._name, self._uuid = name.name if name else "", uuid.UUID if uuid else ""
-            self._exports.take(answers)
-            return answers
-
-    def _beside(self) -> list[Query[Any]]:
-        """Return what is asked for in one write with the safe set."""
-        more: list[Query[Any]] = []
-        if self._name is None:
-            more += [queries.NAME, queries.UUID]
-        more += self._job_list.beside()
-        if self._ask_nodes:
-            more.append(queries.NODESTATS)
-        return more + self._exports.due()
+            if connection.name is None:
+                name = connection.querier.optional(answers, queries.NAME)
+                uuid = connection.querier.optional(answers, queries.UUID)
+                connection.name = name.name if name else ""
+                connection.uuid = uuid.UUID if uuid else ""
+            connection.exports.take(answers)
+            return connection, answers
 
     def _on_event(self, name: str, data: bytes) -> None:
         if self._session.replaced:
             return  # of another VM than the one that has this name by now
+        connection = self._follow()
         self._topology.note(name)
-        self._has_run |= name == "RESUME"
-        self._exports.note(name)
+        connection.has_run |= name == "RESUME"
+        connection.exports.note(name)
         try:
-            self._refresh.corruption.note(name, data)
-            status = self._watch.take(name, data)
+            connection.corruption.note(name, data)
+            job_id, status = self._memory.take(name, data, time.time())
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             log.warning("event not understood", extra={"vm": self.target.vm, "event": name})
             return
-        if status == "concluded":
-            # A job that is no block job has no other event: it may have changed an image as well.
+        if status == "created":
+            connection.places.forget(job_id)
+        elif status == "concluded":
+            # A job that is not a block job has no other event, and may have changed an image.
             self._topology.invalidate()
+        self._watch.happened()
 
     def _say(self, reason: str | None, detail: str) -> None:
         """Log a change of state, once."""
-        was, self._was = self._was, reason
+        was, self._reason = self._reason, reason
         if reason == was:
             return
         about = {"vm": self.target.vm, "socket": printable(self.target.socket)}
@@ -400,3 +373,14 @@ class Vm:
             log.warning("vm is down", extra={**about, "reason": reason, "err": detail})
         else:
             log.info("vm is up", extra=about)
+
+
+def _first_queries(connection: Connection) -> list[Query[Any]]:
+    """Return what a scrape asks in its first write: the safe set, and what is due beside it."""
+    asked: list[Query[Any]] = [queries.STATUS, connection.querier.blockstats, queries.BLOCK_JOBS]
+    if connection.name is None:
+        asked += [queries.NAME, queries.UUID]
+    asked += connection.job_list.beside()
+    if connection.ask_nodes:
+        asked.append(queries.NODESTATS)
+    return asked + connection.exports.due()

@@ -18,6 +18,7 @@ no connection), the job before it is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -55,8 +56,6 @@ class JobTracker:
         self._gone: set[str] = set()
         #: Whether there were more of them than are kept.
         self._gone_any = False
-        #: Generation of the connection that all this comes from.
-        self.generation = 0
         self._process = Process()
         #: Commits that this program started, with their place and the layers at that time.
         self.adopted: dict[str, tuple[Place, Sequence[str]]] = {}
@@ -65,10 +64,9 @@ class JobTracker:
         #: Number of jobs so far, and of ends.
         self._jobs = self._ends = 0
 
-    def connected(self, generation: int, process: Process, now: float) -> None:
+    def connected(self, process: Process, now: float) -> None:
         """Register a new connection, which may lead to another QEMU."""
         same, self._process = process == self._process, process
-        self.generation = generation
         self.named.clear()
         self.outcomes.release({}, ())
         self._listed = False
@@ -155,6 +153,10 @@ class JobTracker:
             # A job known only from events may have begun after the reply.
             if job.lister is not Lister.NONE or job.sight is Heard.STALE:
                 self._lose(job_id, now)
+
+    def listed(self, ids: AbstractSet[str]) -> None:
+        """Take note that queries have told of these jobs."""
+        self.named -= ids
 
     def place(self, job_id: str) -> Place | None:
         """Return where a job works, None if that is not known."""

@@ -234,7 +234,7 @@ async def test_events_of_the_first_do_not_count_once_the_path_leads_elsewhere(
     error = {"device": "disk0", "operation": "write", "action": "report"}
     await seen(persistent)
     await pair.first.event("BLOCK_IO_ERROR", **error)
-    events = persistent.member()._vm._watch.events
+    events = persistent.member()._vm._memory.events
     await until(lambda: events.changed)
     pair.take_over()
     await pair.first.event("BLOCK_IO_ERROR", **error)

@@ -271,18 +271,18 @@ async def test_an_unexpected_exception_costs_its_vm_alone(
     await start("good")
     await start("bad")
     fleet.discover()
-    whole = fleet.members["bad"]._vm._ask
+    whole = fleet.members["bad"]._vm._gather
 
     async def broken(deadline: float) -> object:
         raise ZeroDivisionError("division by zero")
 
-    fleet.members["bad"]._vm._ask = broken  # type: ignore[method-assign,assignment]
+    fleet.members["bad"]._vm._gather = broken  # type: ignore[method-assign,assignment]
     assert reasons(await fleet.scrape(PATIENCE)) == {"good": None, "bad": "internal"}
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.message == "vm not collected: a defect of this program, please report it"
     assert record.__dict__["err"] == "ZeroDivisionError: division by zero"
     assert record.__dict__["vm"] == "bad"
-    fleet.members["bad"]._vm._ask = whole  # type: ignore[method-assign]
+    fleet.members["bad"]._vm._gather = whole  # type: ignore[method-assign]
     clock.now += 1
 
     assert reasons(await fleet.scrape(PATIENCE)) == {"good": None, "bad": None}

@@ -55,14 +55,14 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
     made = []
     storage = Storage(lambda path: FileStat(visible=True))
 
-    def vm(**settings: object) -> Vm:
+    def vm(*, looks_limit: int = 100, **settings: object) -> Vm:
         target = Target(
             vm="vm",
             socket=str(sockets / "vm.sock"),
             group="g",
             settings=Settings(**settings),  # type: ignore[arg-type]
         )
-        made.append(Vm(target, CommandStats(), storage))
+        made.append(Vm(target, CommandStats(), storage, looks_limit=looks_limit))
         return made[-1]
 
     yield vm
@@ -626,7 +626,7 @@ async def test_other_jobs_are_asked_for_only_while_there_are_some(
     vm = make()
     assert [await asks(vm), await asks(vm)] == [True, False]
     await fake.send(job_event("snap", "created"))
-    await until(lambda: vm._watch.jobs.named)
+    await until(lambda: vm.jobs.named)
     fake.replies["query-jobs"] = {"return": [other_job()]}
     assert [await asks(vm), await asks(vm)] == [True, True]
     fake.replies["query-jobs"] = {"return": []}
@@ -647,14 +647,13 @@ async def test_an_event_about_a_block_job_asks_for_no_other_jobs(fake: FakeQmp, 
 
 
 async def test_a_job_that_an_event_named_is_asked_for_after_a_timeout_too(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """snapshot-save stops QEMU's main loop: the scrape that should show it may well time out."""
-    monkeypatch.setattr("exporter.collect.event_watcher.LOOKS_LIMIT", 0)
-    vm = make()
+    vm = make(looks_limit=0)
     await collect(vm)
     await fake.send(job_event("snap", "created"))
-    await until(lambda: vm._watch.jobs.named)
+    await until(lambda: vm.jobs.named)
     fake.replies["query-jobs"] = b""
     snapshot = await vm.collect(0.1)
     assert (snapshot.up, snapshot.jobs) == (True, ())
@@ -721,7 +720,7 @@ async def test_a_commit_is_completed_when_the_chain_after_its_event_shows_it(
     fake.replies["query-block-jobs"] = {"return": []}
     plug(fake, Disk(nodes=("base",)))
     await fake.event("BLOCK_JOB_COMPLETED", device="disk0", type="commit", len=1, offset=1)
-    await until(lambda: vm._watch.jobs.outcomes.ends)
+    await until(lambda: vm.jobs.outcomes.ends)
     lines = text(await collect(vm))
 
     assert outcomes(lines) == {"completed": 1}
@@ -741,7 +740,7 @@ async def test_counters_come_back_with_their_values(fake: FakeQmp, make: Make) -
     await commit(fake, vm)
     await fake.event("BLOCK_JOB_CANCELLED", device="disk0", type="commit", len=1, offset=1)
     await fake.event("BLOCK_IO_ERROR", device="disk0", operation="write", action="stop")
-    await until(lambda: vm._watch.events.changed)
+    await until(lambda: vm._memory.events.changed)
     fake.replies["query-block-jobs"] = {"return": []}
     before = text(await collect(vm))
     fake.answering.clear()
@@ -779,7 +778,7 @@ async def test_a_vm_without_jobs_and_events_has_no_line_of_them(fake: FakeQmp, m
     vm = make()
     first = await collect(vm)
     await fake.event("STOP")
-    await until(lambda: vm._watch.events.changed)
+    await until(lambda: vm._memory.events.changed)
     second, third = await collect(vm), await collect(vm)
 
     assert not re.search("qemu_block_jobs?_|_events_", text(first))
@@ -803,12 +802,12 @@ async def test_a_commit_that_is_ready_between_two_scrapes_is_looked_at_once(
     ended = {"event": "BLOCK_JOB_COMPLETED", "data": {"device": "j", "type": "commit"}}
     await fake.send(wire(job_event("j", "created"), job_event("j", "ready"), ready, ready))
     await until(lambda: fake.commands)
-    await until(lambda: vm._watch._looking is None)
+    await until(lambda: not vm._watch.looking)
     assert fake.commands == ["x-debug-query-block-graph", "query-blockstats", "query-block-jobs"]
     start(fake, block_job("other", "stream"))
     plug(fake, Disk(nodes=("base",)))
     await fake.send(wire(ended, job_event("j", "concluded"), job_event("j", "null")))
-    await until(lambda: vm._watch.jobs.outcomes.ends)
+    await until(lambda: vm.jobs.outcomes.ends)
 
     assert outcomes(text(await collect(vm))) == {"completed": 1}
 
@@ -837,7 +836,7 @@ async def test_a_commit_that_becomes_ready_right_behind_the_answers_of_a_look_is
     fake.received.clear()
     await fake.send(wire(*becomes_ready("j")))
     await until(lambda: fake.commands.count("x-debug-query-block-graph") == 2)
-    await until(lambda: vm._watch._looking is None)
+    await until(lambda: not vm._watch.looking)
 
 
 async def test_looks_are_each_due_to_an_event_and_ask_nothing_that_is_unknown(
@@ -853,26 +852,25 @@ async def test_looks_are_each_due_to_an_event_and_ask_nothing_that_is_unknown(
         data = {"device": f"j{number}", "type": "commit"}
         await fake.send(wire({"event": "BLOCK_JOB_READY", "data": data}))
         await until(lambda n=looks: fake.commands.count("query-block-jobs") > n)
-        await until(lambda: vm._watch._looking is None)
+        await until(lambda: not vm._watch.looking)
 
     assert fake.commands.count("query-block-jobs") == 3
     assert fake.commands.count("x-debug-query-block-graph") == 1
 
 
 async def test_there_are_only_so_many_looks_between_two_scrapes(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """Whatever a VM sends; the next scrape asks anyway, and then there may be more."""
-    monkeypatch.setattr("exporter.collect.event_watcher.LOOKS_LIMIT", 2)
-    vm = make()
+    vm = make(looks_limit=2)
     await collect(vm)
 
     async def looks(first: int) -> int:
         fake.received.clear()
         for number in range(first, first + 5):
             await fake.send(job_event(f"j{number}", "created"))
-            await until(lambda n=number: f"j{n}" in vm._watch.jobs._known)
-            await until(lambda: vm._watch._looking is None)
+            await until(lambda n=number: f"j{n}" in vm.jobs._known)
+            await until(lambda: not vm._watch.looking)
         return fake.commands.count("query-block-jobs")
 
     assert await looks(0) == 2
@@ -1016,7 +1014,7 @@ async def test_events_that_go_on_and_on_are_no_flood(
     await collect(vm)
     for _ in range(100):
         await fake.event("BLOCK_JOB_ERROR", device="j", operation="write", action="ignore")
-    await until(lambda: vm._watch.events._events["BLOCK_JOB_ERROR"] == 100)
+    await until(lambda: vm._memory.events._events["BLOCK_JOB_ERROR"] == 100)
 
     assert (await collect(vm)).up
     assert fake.connections == 1
@@ -1059,7 +1057,7 @@ async def test_a_look_finds_the_disk_of_an_event_while_the_filter_is_there(
     await fake.event("BLOCK_IO_ERROR", **about)
     await fake.event("JOB_STATUS_CHANGE", id="b", status="created")
     await fake.event("JOB_STATUS_CHANGE", id="b", status="running")
-    await until(lambda: "query-blockstats" in fake.commands[-3:] and vm._watch._looking is None)
+    await until(lambda: "query-blockstats" in fake.commands[-3:] and not vm._watch.looking)
     plug(fake, disk)
     found = series(text(await collect(vm)), "qemu_block_io_errors_total")
 

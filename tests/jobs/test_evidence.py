@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.collect.event_watcher import EventWatcher
+from exporter.jobs.assembler import Assembler, JobReplies
 from exporter.jobs.evidence import Span, compare
+from exporter.jobs.memory import VmMemory
+from exporter.jobs.places import JobPlaces
 from exporter.jobs.verdict import RESULTS, TABLE, Seen, State
-from exporter.model import build
+from exporter.model.chain import walk
 from exporter.model.job_placement import Merge, users
 from exporter.qmp import schema
 from exporter.qmp.peer import Process
@@ -24,6 +26,7 @@ from tests.disks import block_job
 from tests.model.test_job_placement import disk, graph
 
 BEFORE = ("top", "mid", "base")
+HERE = Process(7, (7, 2, 0))
 
 
 @pytest.mark.parametrize(
@@ -127,15 +130,6 @@ class Running:
     how: str = ""
 
 
-class Session:
-    """A connection that asks nothing by itself."""
-
-    connected = False
-    owes_answers = False
-    generation = 1
-    process = Process(7, (7, 2, 0))
-
-
 @dataclass
 class World:
     """A QEMU and what listens to it."""
@@ -147,17 +141,14 @@ class World:
     #: (id, type, how it ended, disk) of each job that ran and ended.
     truth: list[tuple[str, str, str, str]] = field(default_factory=list)
     counted: list[tuple[str, str, str, str]] = field(default_factory=list)
-    session: Session = field(default_factory=Session)
     heard: bool = True
     nodes: int = 0
 
     def __post_init__(self) -> None:
-        async def look() -> None:
-            """Ask nothing: the test does."""
-
-        self.watch = EventWatcher(self.session, look)  # type: ignore[arg-type]
-        self.watch.jobs.places_told = True
-        outcomes = self.watch.jobs.outcomes
+        self.memory = VmMemory()
+        self.connect()
+        self.memory.jobs.places_told = True
+        outcomes = self.memory.jobs.outcomes
         count = outcomes.count
 
         def counting(
@@ -170,7 +161,9 @@ class World:
 
     def tell(self, name: str, **data: object) -> None:
         if self.heard:
-            self.watch.take(name, json.dumps(data).encode())
+            job_id, status = self.memory.take(name, json.dumps(data).encode(), 1.0)
+            if status == "created":
+                self.places.forget(job_id)
 
     def status(self, job: Running, *statuses: str) -> None:
         for status in statuses:
@@ -302,8 +295,7 @@ class World:
 
     def ask(self, between: Callable[[], None], *, look: bool) -> None:
         """Ask as a look does, or as a scrape, while other things happen."""
-        self.watch.follow()
-        jobs = self.watch.jobs
+        jobs = self.memory.jobs
         jobs.ask()
         between()
         told_graph = self.graph() if look else None
@@ -319,11 +311,10 @@ class World:
             for j in self.jobs.values() if j.kind != "create"
         ]  # fmt: skip
         between()
-        new = self.watch.unplaced(told)
-        if told_graph is None and (new or jobs.graph_wanted):
+        missing = self.places.missing(told)
+        if told_graph is None and (missing or jobs.graph_wanted):
             told_graph = self.graph()
         between()
-        self.watch.place([*new, *jobs.unlocated], told_graph, entries)
         others = [
             msgspec.convert(
                 {"id": j.id, "type": j.kind, "status": j.status, "current-progress": 0,
@@ -333,14 +324,17 @@ class World:
             for j in self.jobs.values() if j.kind == "create"
         ]  # fmt: skip
         between()
-        devices = build.devices(entries, None, lambda _: 0).found
-        jobs.poll(told, others, self.watch.places, devices, 1.0, graph=told_graph)
+        replies = JobReplies(block_jobs=told, jobs=others, graph=told_graph)
+        self.assembler.track(replies, entries, walk(entries), 1.0)
+
+    def connect(self) -> None:
+        self.memory.connected(HERE, 1.0)
+        self.places = JobPlaces()
+        self.assembler = Assembler("vm", "", HERE, lambda _: 0, self.memory, self.places)
 
     def reconnect(self, _: str, __: int) -> None:
         self.heard = True
-        self.session.generation += 1
-        self.watch.places = {}
-        self.watch.follow()
+        self.connect()
 
     def lose(self, _: str, __: int) -> None:
         self.heard = False

@@ -57,12 +57,10 @@ class Watched:
         self.jobs = JobTracker()
         self.now = 0.0
         self.devices = (device(*(layers or CHAIN)),)
-        self.generation = 0
         self.connect(process)
 
     def connect(self, process: Process = HERE) -> None:
-        self.generation += 1
-        self.jobs.connected(self.generation, process, self.now)
+        self.jobs.connected(process, self.now)
 
     def event(self, name: str, **data: object) -> None:
         self.now += 1

@@ -151,7 +151,7 @@ def test_a_write_that_does_not_end_leaves_the_entry_as_it_was(
         raise Killed(at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_records.os, at, killed)
+        patch.setattr(os, at, killed)
         with pytest.raises(Killed):
             account.put(entry(started=True))
     left = len(list(folder.iterdir()))
@@ -192,7 +192,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
             done.append(name)
             return real(*arguments)
 
-        monkeypatch.setattr(job_records.os, name, noted)
+        monkeypatch.setattr(os, name, noted)
     account.put(entry())
 
     assert done == ["fsync", "replace", "fsync"]
@@ -205,7 +205,7 @@ def test_a_write_that_fails_is_refused_and_leaves_nothing(
     """The request may be made again, also of the next process."""
     account = JobRecords(str(folder))
     with monkeypatch.context() as patch:
-        patch.setattr(job_records.os, at, failing)
+        patch.setattr(os, at, failing)
         with pytest.raises(Refused) as refusal:
             account.put(entry())
 

@@ -237,7 +237,7 @@ def test_a_request_is_forgotten_after_a_week(
     """Its file is then one that is there, as any other."""
     prepare(SnapshotRecords(str(folder)), request_)
     later = time.time() + KEPT_SECONDS + 60
-    monkeypatch.setattr(snapshot_records.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     account = SnapshotRecords(str(folder))
 
     assert list(folder.iterdir()) == []

@@ -24,9 +24,7 @@ def completions(shell: str) -> str:
     """Return the completions for one shell."""
     # The program reads a command's flags by a parser of its own; shtab wants them below one.
     whole = serving_parser()
-    commands = whole.add_subparsers(
-        dest="command", parser_class=lambda **_: argparse.ArgumentParser()
-    )
+    commands = whole.add_subparsers(dest="command")
     for name, text in (serving_commands() | OPERATING).items():
         one = OPERATORS[name] if name in OPERATING else serving_parser()
         one.prog = f"qemu-block-exporter {name}"

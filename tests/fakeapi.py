@@ -147,10 +147,10 @@ class FakeApi:
                 names = VmSummary.__struct_fields__
                 lines = [VmSummary(**{k: getattr(each, k) for k in names}) for each in self.vms]
                 return _json(VmList(lines))
-            case "GET", ["vms", *_] if not (found := self._vm(request)):
+            case "GET", ["vms", *_] if self._vm(request) is None:
                 return _json(problem("unknown-vm", 404))
             case "GET", ["vms", _]:
-                return _json(found)
+                return _json(self._vm(request))
             case "GET", [*_, "block-jobs"]:
                 return _json(JobList([_next(life) for life in self.lives.values()]))
             case "GET", [*_, "block-jobs", job_id]:
@@ -181,8 +181,8 @@ class FakeApi:
 
     def _changed(self, name: str, rest: list[str], body: Any, dry_run: bool) -> web.Response:
         start = rest == ["block-jobs"]
-        verb = "snapshot" if rest == ["snapshots"] else "commit" if start else rest[2]
-        job_id = (
+        verb: Any = "snapshot" if rest == ["snapshots"] else "commit" if start else rest[2]
+        job_id: Any = (
             None
             if verb == "snapshot"
             else body.get("job_id", "named-by-qemu")

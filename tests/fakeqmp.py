@@ -21,7 +21,12 @@ GREETING = {
         "capabilities": ["oob"],
     }
 }
-SAFE_SET = {
+#: A reply object, or raw bytes to send as they are.
+Answer = Mapping[str, Any] | bytes
+#: An answer, or a function of the arguments that returns one.
+Reply = Answer | Callable[[Mapping[str, Any]], Answer]
+
+SAFE_SET: Mapping[str, Reply] = {
     "query-status": {"return": {"running": True, "status": "running"}},
     "query-blockstats": {"return": []},
     "query-block-jobs": {"return": []},
@@ -30,9 +35,6 @@ SAFE_SET = {
     "query-name": {"return": {"name": "fake"}},
     "query-uuid": {"return": {"UUID": "00000000-0000-0000-0000-000000000000"}},
 }
-
-#: A reply object, raw bytes to send as they are, or a function of the arguments that returns one.
-Reply = Mapping[str, Any] | bytes | Callable[[Mapping[str, Any]], "Mapping[str, Any] | bytes"]
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -78,7 +80,7 @@ class FakeQmp:
         self.path = path
         self.greeting: Mapping[str, Any] | bytes | None = GREETING
         #: Answers by command; what is not here is CommandNotFound.
-        self.replies: dict[str, Reply] = dict(SAFE_SET if replies is None else replies)
+        self.replies = dict(SAFE_SET if replies is None else replies)
         #: Commands that were received, in order, with their arguments.
         self.received: list[tuple[str, Mapping[str, Any]]] = []
         #: Cleared: answers are held back, as by a main loop that hangs.

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,9 +55,9 @@ def build(script: str, folder: Path) -> None:
     run([ROOT / script, folder], env=os.environ | {"PYTHON": sys.executable})
 
 
-def run(command: Sequence[str | Path], **more: object) -> str:
+def run(command: Sequence[str | Path], **more: Any) -> str:
     """Run a command, which must succeed, and return what it says."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **more)  # type: ignore[call-overload]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **more)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return str(done.stdout)
 
@@ -98,7 +99,7 @@ def install(python: Path | str, what: Path, folder: Path, *flags: str) -> Path:
     """Install something into an empty environment, and return the environment's interpreter."""
     run([python, "-m", "venv", "--without-pip", folder])
     into = folder / "bin/python"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", into]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(into)]
     environment = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
     run([*pip, "install", "--quiet", *flags, what], env=environment)
     return into

@@ -241,7 +241,7 @@ def run(fake: FakeQmp, *version: int, disk: Disk | None = None) -> None:
     fake.replies["block-commit"] = commit
 
 
-def begin(fake: FakeQmp, job_id: str = "qbe-1", disk: Disk | None = None, **more: object) -> None:
+def begin(fake: FakeQmp, job_id: str = "qbe-1", disk: Disk | None = None, **more: Any) -> None:
     """Have a commit run, or be as `more` says."""
     chosen = disk or Disk()
     has_graph = chosen.nodes[0] != ""
@@ -249,7 +249,7 @@ def begin(fake: FakeQmp, job_id: str = "qbe-1", disk: Disk | None = None, **more
     start(fake, block_job(job_id, **more), blockgraph)
 
 
-def end(fake: FakeQmp, job_id: str = "qbe-1", *nodes: str, **more: object) -> None:
+def end(fake: FakeQmp, job_id: str = "qbe-1", *nodes: str, **more: Any) -> None:
     """Have the commit be over and its device on `nodes`, as one that waits to be dismissed is."""
     if nodes:
         plug(fake, Disk(nodes=nodes))

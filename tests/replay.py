@@ -90,7 +90,8 @@ class Recording:
         """Return the greeting of this version, whatever step has it."""
         for folder in sorted((RECORDINGS / self.version).iterdir()):
             if (folder / "greeting.json").exists():
-                return json.loads((folder / "greeting.json").read_text())
+                greeting: Mapping[str, Any] = json.loads((folder / "greeting.json").read_text())
+                return greeting
         return GREETING
 
 

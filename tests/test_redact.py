@@ -20,7 +20,7 @@ from exporter.redact import (
 )
 from tests.conftest import series
 from tests.disks import block_job
-from tests.fakeqmp import FakeQmp
+from tests.fakeqmp import Answer, FakeQmp
 from tests.program import exporter
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -306,7 +306,7 @@ async def test_no_recorded_secret_leaves_the_process(version: str, sockets: Path
     said = " ".join(RECORDED_SECRETS)
     names = [info["inserted"]["file"] for info in replies["query-block"]["return"]]
     jobs = [block_job(f"job{n}", error=f"Could not open '{name}'") for n, name in enumerate(names)]
-    liars = {
+    liars: dict[str, Answer] = {
         "refuses": {"error": {"class": said, "desc": said}},
         "mistypes": {"return": said},
         "mumbles": f"{said}\r\n".encode(),

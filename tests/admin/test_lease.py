@@ -23,7 +23,7 @@ from exporter.qmp.commands import set_speed
 from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.disks import Disk, block_job, plug
-from tests.fakeqmp import FakeQmp, Reply, until
+from tests.fakeqmp import Answer, FakeQmp, until
 
 SPEED = "block-job-set-speed"
 COMMAND = set_speed("qbe-a", 1)
@@ -47,12 +47,12 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
     """Makes the target, with settings."""
     made = []
 
-    def member(**settings: object) -> ScrapeTarget:
+    def member(**settings: Any) -> ScrapeTarget:
         target = Target(
             vm="vm",
             socket=str(sockets / "vm.sock"),
             group="g",
-            settings=Settings(**settings),  # type: ignore[arg-type]
+            settings=Settings(**settings),
         )
         storage = Storage(lambda path: FileStat(visible=True))
         made.append(ScrapeTarget(target, CommandStats(), storage, LoopPacer(), Observer()))
@@ -94,10 +94,20 @@ async def send(
         await mine.send(COMMAND, effect)
 
 
+def none_of(looks: list[VmState]) -> Callable[[VmState], bool]:
+    """Return an effect that no look shows, and note each look."""
+
+    def is_there(now: VmState) -> bool:
+        looks.append(now)
+        return False
+
+    return is_there
+
+
 async def test_a_command_that_is_answered_was_done(fake: FakeQmp, make: Make) -> None:
     """It is sent once, and nobody looks whether it was."""
     effects: list[VmState] = []
-    await send(make(), lambda now: bool(effects.append(now)))
+    await send(make(), none_of(effects))
 
     assert fake.commands.count(SPEED) == 1
     assert effects == []
@@ -141,7 +151,7 @@ async def test_a_command_that_nothing_shows_is_unknown_and_not_sent_again(
     fake.replies[SPEED] = hang_up(fake)
     looks: list[VmState] = []
     with pytest.raises(OutcomeUnknown) as error:
-        await send(make(), lambda now: bool(looks.append(now)))
+        await send(make(), none_of(looks))
 
     assert error.value.late is False
     assert len(looks) == 3
@@ -153,7 +163,7 @@ async def test_a_vm_that_hangs_up_in_the_look_is_looked_at_again(fake: FakeQmp, 
     fake.replies[SPEED] = hang_up(fake)
     broken = 0
 
-    def block_jobs(_: Mapping[str, Any]) -> Reply:
+    def block_jobs(_: Mapping[str, Any]) -> Answer:
         nonlocal broken
         if fake.commands.count(SPEED) and broken < 3:
             broken += 1

@@ -271,7 +271,7 @@ def test_nothing_is_asked_of_the_disk_to_know_what_is_granted(
 
     with monkeypatch.context() as patch:
         for name in ("stat", "lstat", "open", "readlink", "listdir"):
-            patch.setattr(overlay_file.os, name, hanging)
+            patch.setattr(os, name, hanging)
         where = overlay_file.granted(f"{granted}/a/new", [grant("/hangs"), grant(granted)], SELF)
 
     assert where.directories == (str(granted),)
@@ -491,7 +491,7 @@ def test_a_file_that_cannot_be_finished_is_removed(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(overlay_file.os, "fsync", failing)
+        patch.setattr(os, "fsync", failing)
         assert refusal(granted / "new", grant(granted)) == "bad-file"
 
     assert list(granted.iterdir()) == []
@@ -669,7 +669,7 @@ def forbidden(monkeypatch: pytest.MonkeyPatch, process: int) -> None:
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(overlay_file.os, "listdir", listdir)
+    monkeypatch.setattr(os, "listdir", listdir)
 
 
 class _Running:

@@ -21,7 +21,7 @@ from tests.disks import block_job
 SINCE = 1000.0
 
 
-def job(job_id: str = "qbe-a", **more: object) -> Job:
+def job(job_id: str = "qbe-a", **more: Any) -> Job:
     """A job of a snapshot."""
     told = msgspec.convert(block_job(job_id, **more), schema.BlockJob)
     return Job("disk0", job_id, "commit", told)

@@ -33,7 +33,7 @@ def found(*layers: str | Node, **more: Any) -> Found:
     return preconditions.device(vm(disk(*layers, **more)), "disk0")
 
 
-def commit(**more: str) -> api.Commit:
+def commit(**more: Any) -> api.Commit:
     """A request."""
     return api.Commit(action="commit", device="disk0", **more)
 
@@ -260,8 +260,9 @@ def test_a_job_without_a_place_may_work_on_any_disk(status: str) -> None:
 
 def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> None:
     """QEMU would reopen the base and write to it."""
-    corrupt = {"type": "qcow2", "data": {"corrupt": True}}
-    sound = {"type": "qcow2", "data": {"corrupt": False}}
+    corrupt: Any = {"type": "qcow2", "data": {"corrupt": True}}
+    plain: Any = {"type": "raw"}
+    sound: Any = {"type": "qcow2", "data": {"corrupt": False}}
 
     assert refused(preconditions.writable, found(read_only="true")) == (
         "wrong-device-state",
@@ -274,16 +275,16 @@ def test_layers_of_a_device_that_is_read_only_or_corrupt_are_left_alone() -> Non
     preconditions.writable(found(read_only="false"))
     preconditions.writable(found(read_only=""))
     preconditions.writable(found(node(0, "top", **{"format-specific": sound})))
-    preconditions.writable(found(node(0, "top", **{"format-specific": {"type": "raw"}})))
+    preconditions.writable(found(node(0, "top", **{"format-specific": plain})))
 
 
 @pytest.mark.parametrize("active", [True, False, None])
 def test_a_disk_that_is_not_active_is_left_alone(active: bool | None) -> None:
     """Its images are another QEMU's until a migration is over; QEMU before 10.0 does not say."""
-    told = {"device": "disk0", "inserted": {"file": "/b", "drv": "qcow2", "ro": False}}
-    told["inserted"] |= {"image": {"filename": "/b", "format": "qcow2"}}
-    told["inserted"] |= {} if active is None else {"active": active}
-    block = msgspec.convert(told, schema.BlockInfo)
+    inserted: dict[str, Any] = {"file": "/b", "drv": "qcow2", "ro": False}
+    inserted |= {"image": {"filename": "/b", "format": "qcow2"}}
+    inserted |= {} if active is None else {"active": active}
+    block = msgspec.convert({"device": "disk0", "inserted": inserted}, schema.BlockInfo)
 
     if active is False:
         problem, detail = refused(preconditions.writable, found(block=block))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -12,8 +14,8 @@ from exporter.jobs.outcomes import End
 from exporter.jobs.verdict import RESULTS
 from exporter.model.state import Device, Job, Node, VmState
 from exporter.qmp import schema
-from tests.admin.test_preconditions import disk, vm
 from tests.disks import block_job
+from tests.snapshots import disk, vm
 
 END = End("commit", "disk0", "failed", 7.0, "No space left on device")
 ENTRY = JobRecord(
@@ -29,7 +31,7 @@ ENTRY = JobRecord(
 )
 
 
-def job(**more: object) -> Job:
+def job(**more: Any) -> Job:
     """A commit of the whole of disk0."""
     told = msgspec.convert(block_job("qbe-1", **more), schema.BlockJob)
     return Job("disk0", "qbe-1", "commit", told, "0", "1")

@@ -32,7 +32,7 @@ VERBS: Mapping[api.Verb, api.JobRequest] = {
     "speed": verbs.SetSpeed(speed_bytes_per_second=5),
 }
 #: A job that each verb may be done to.
-STATE: Mapping[api.Verb, dict[str, object]] = {
+STATE: Mapping[api.Verb, dict[str, Any]] = {
     "complete": {"status": "ready", "ready": True},
     "cancel": {"status": "ready", "ready": True},
     "pause": {},
@@ -66,7 +66,7 @@ async def test_the_disks_of_a_vm_that_is_being_migrated_are_left_alone(
     fake: FakeQmp, reach: Reach, granted: Path, status: str
 ) -> None:
     """It runs as ever meanwhile, so it is asked each time."""
-    ready = {"status": "ready", "ready": True}
+    ready: dict[str, Any] = {"status": "ready", "ready": True}
     idle = fake.replies["query-block-jobs"]
     fake.replies["query-migrate"] = {"return": {"status": status, "ram": {"total": 1}}}
     problems = [await refused(reach.commit()), await refused(snapshot(reach, granted / "new"))]
@@ -265,14 +265,17 @@ async def test_what_a_qemu_has_no_command_for_is_not_supported(
 async def test_qemu_2_0_completes_what_an_event_called_ready(fake: FakeQmp, reach: Reach) -> None:
     """It has no member for it, and 100 % is not ready."""
     run(fake, 2, 0)
-    old = {"status": None, "ready": None, "offset": 100}
+    old: dict[str, Any] = {"status": None, "ready": None, "offset": 100}
     begin(fake, "disk0", **old)
-    asked = ("vm", "disk0", verbs.Complete())
+
+    def ask() -> Any:
+        return reach.actions.change(USER, "vm", "disk0", verbs.Complete())
+
     await reach.look()
-    assert (await refused(reach.actions.change(USER, *asked)))[0] == "not-ready"
+    assert (await refused(ask()))[0] == "not-ready"
     await fake.event("BLOCK_JOB_READY", device="disk0", type="commit", len=100, offset=100, speed=0)
     await reach.look()
-    await reach.actions.change(USER, *asked)
+    await ask()
 
     assert fake.changes == [("block-job-complete", {"device": "disk0"})]
 
@@ -365,7 +368,7 @@ async def complete(reach: Reach) -> api.Done:
     return await reach.actions.change(USER, "vm", "qbe-1", verbs.Complete())
 
 
-READY = {"status": "ready", "ready": True}
+READY: dict[str, Any] = {"status": "ready", "ready": True}
 
 
 @pytest.mark.parametrize("verb", ["complete", "cancel", "pause"])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import IO, Any
 
 import aiohttp
 import pytest
@@ -439,7 +440,7 @@ async def test_once_says_that_no_socket_was_found(sockets: Path) -> None:
     )
 
 
-def once_onto(out: object) -> subprocess.CompletedProcess[str]:
+def once_onto(out: IO[Any] | int) -> subprocess.CompletedProcess[str]:
     """Run `once` with another standard output."""
     return subprocess.run(
         [*COMMAND, "once"],

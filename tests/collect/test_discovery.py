@@ -118,12 +118,12 @@ def test_of_two_sockets_of_one_name_the_one_known_first_keeps_it(tmp_path: Path)
     (tmp_path / "a/vm.sock").touch()
     discovery.refresh()
     assert found(discovery) == {"vm": str(tmp_path / "b/vm.sock")}
-    assert discovery.conflicts == (str(tmp_path / "a/vm.sock"),)
+    assert list(discovery.conflicts) == [str(tmp_path / "a/vm.sock")]
     (tmp_path / "b/vm.sock").unlink()
     discovery.refresh()
 
     assert found(discovery) == {"vm": str(tmp_path / "a/vm.sock")}
-    assert discovery.conflicts == ()
+    assert list(discovery.conflicts) == []
 
 
 def test_a_conflict_that_ends_and_comes_again_is_logged_again(

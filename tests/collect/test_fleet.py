@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,9 +70,9 @@ async def fleet(sockets: Path) -> AsyncIterator[Fleet]:
     await fleet.close()
 
 
-def config(sockets: Path, **settings: object) -> Config:
+def config(sockets: Path, **settings: Any) -> Config:
     """All sockets of a folder."""
-    each = Settings(**settings)  # type: ignore[arg-type]
+    each = Settings(**settings)
     return Config(groups=(Group(name="g", settings=each, sockets=(str(sockets / "*.sock"),)),))
 
 
@@ -172,7 +173,7 @@ async def test_a_scrape_waits_for_an_older_sweep_and_then_makes_its_own(
     await until(lambda: vm.received)
     clock.now += 1.0
     sweep = fleet._begin
-    sweeps = []
+    sweeps: list[object] = []
     fleet._begin = lambda: sweeps.append(sweep())  # type: ignore[method-assign]
     later = [asyncio.create_task(fleet.scrape(PATIENCE)) for _ in range(10)]
     await asyncio.sleep(0.02)

@@ -23,7 +23,7 @@ from exporter.storage.mounts import Mount
 from exporter.storage.open_files import OpenFile, OpenFiles
 from exporter.storage.prober import Storage, StorageBusy, StorageHangs
 from tests.disks import Disk, block_job, plug, with_filter
-from tests.fakeqmp import FakeQmp, Reply, until
+from tests.fakeqmp import Answer, FakeQmp, Reply, until
 
 REFUSED = {"error": {"class": "GenericError", "desc": "Parameter 'flat' is unexpected"}}
 
@@ -139,12 +139,12 @@ async def make(sockets: Path, storage: Seer) -> AsyncIterator[Make]:
     """Makes the collector of the VM, with settings."""
     made = []
 
-    def vm(**settings: object) -> Vm:
+    def vm(**settings: Any) -> Vm:
         target = Target(
             vm="vm",
             socket=str(sockets / "vm.sock"),
             group="g",
-            settings=Settings(**settings),  # type: ignore[arg-type]
+            settings=Settings(**settings),
         )
         made.append(Vm(target, CommandStats(), storage))
         return made[-1]
@@ -176,7 +176,12 @@ async def event(fake: FakeQmp, vm: Vm, name: str) -> None:
     """Send an event and see it arrive."""
     arrived = asyncio.Event()
     note = vm._topology.note
-    vm._topology.note = lambda event: (note(event), arrived.set())  # type: ignore[method-assign]
+
+    def noted(event: str) -> None:
+        note(event)
+        arrived.set()
+
+    vm._topology.note = noted  # type: ignore[method-assign]
     await fake.event(name)
     async with asyncio.timeout(20):
         await arrived.wait()
@@ -619,7 +624,7 @@ async def test_a_qemu_that_refuses_the_flat_form_is_asked_for_the_full_one(
     full = fake.replies["query-block"]
     assert callable(full)
 
-    def refusing(arguments: object) -> Reply:
+    def refusing(arguments: Mapping[str, Any]) -> Answer:
         return REFUSED if arguments else full({})
 
     fake.replies["query-block"] = refusing
@@ -681,7 +686,7 @@ async def test_storage_that_gets_busy_meanwhile_costs_only_the_sizes(
     block = fake.replies["query-block"]
     assert callable(block)
 
-    def answer(arguments: Mapping[str, Any]) -> Reply:
+    def answer(arguments: Mapping[str, Any]) -> Answer:
         storage.busy = True
         return block(arguments)
 
@@ -778,7 +783,8 @@ async def test_a_refresh_looks_first_at_the_files_that_qemu_has_open(
     clock.now += 60
     snapshot = await collect(vm)
     assert (asked(fake), snapshot.storage_responding) == (2, True)
-    assert (storage.opened[0], storage.seen) == ({"fd10", "fd11", "fd12"}, [])
+    assert storage.opened[0] == {"fd10", "fd11", "fd12"}
+    assert storage.seen == []
     storage.named.clear()
     storage.hangs = True
     clock.now += 60

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.conftest import series
 from tests.disks import Disk, block_job, graph, plug, start, with_filter
-from tests.fakeqmp import GREETING, FakeQmp, Reply, speak, until
+from tests.fakeqmp import GREETING, FakeQmp, Reply, dying, speak, until
 
 SECRET = "SECRETPW"
 BAD_REPLIES: list[Reply] = [
@@ -55,12 +56,12 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
     made = []
     storage = Storage(lambda path: FileStat(visible=True))
 
-    def vm(*, looks_limit: int = 100, **settings: object) -> Vm:
+    def vm(*, looks_limit: int = 100, **settings: Any) -> Vm:
         target = Target(
             vm="vm",
             socket=str(sockets / "vm.sock"),
             group="g",
-            settings=Settings(**settings),  # type: ignore[arg-type]
+            settings=Settings(**settings),
         )
         made.append(Vm(target, CommandStats(), storage, looks_limit=looks_limit))
         return made[-1]
@@ -78,6 +79,11 @@ async def collect(vm: Vm) -> VmState:
 def text(snapshot: VmState) -> str:
     """The lines of a snapshot."""
     return join([Plan().render(snapshot)], openmetrics=False).decode()
+
+
+def has_asked_again(fake: FakeQmp, looks: int) -> bool:
+    """Whether the VM was asked for its jobs more than so many times."""
+    return fake.commands.count("query-block-jobs") > looks
 
 
 def job_event(job_id: str, status: str) -> dict[str, object]:
@@ -388,7 +394,7 @@ async def test_a_vm_that_hangs_up_on_every_connection_is_tried_once_a_scrape(
     fake: FakeQmp, make: Make
 ) -> None:
     """It is down for `protocol`, and not asked in a loop."""
-    fake.replies["query-status"] = lambda _: fake.hang_up() or b""
+    fake.replies["query-status"] = dying(fake)
     vm = make()
     reasons = [(await collect(vm)).reason for _ in range(3)]
 
@@ -596,7 +602,7 @@ async def test_a_job_that_is_no_block_job_has_a_status_and_a_progress(
 
 async def test_a_job_without_a_length_has_no_progress(fake: FakeQmp, make: Make) -> None:
     """Nothing divided by nothing is not 0."""
-    fake.replies["query-jobs"] = {"return": [other_job(**{"total-progress": 0})]}
+    fake.replies["query-jobs"] = {"return": [{**other_job(), "total-progress": 0}]}
     [job] = (await collect(make())).jobs
 
     assert job.progress_ratio is None
@@ -851,7 +857,7 @@ async def test_looks_are_each_due_to_an_event_and_ask_nothing_that_is_unknown(
         looks = fake.commands.count("query-block-jobs")
         data = {"device": f"j{number}", "type": "commit"}
         await fake.send(wire({"event": "BLOCK_JOB_READY", "data": data}))
-        await until(lambda n=looks: fake.commands.count("query-block-jobs") > n)
+        await until(partial(has_asked_again, fake, looks))
         await until(lambda: not vm._watch.looking)
 
     assert fake.commands.count("query-block-jobs") == 3
@@ -869,7 +875,7 @@ async def test_there_are_only_so_many_looks_between_two_scrapes(
         fake.received.clear()
         for number in range(first, first + 5):
             await fake.send(job_event(f"j{number}", "created"))
-            await until(lambda n=number: f"j{n}" in vm.jobs._known)
+            await until(partial(vm.jobs._known.__contains__, f"j{number}"))
             await until(lambda: not vm._watch.looking)
         return fake.commands.count("query-block-jobs")
 

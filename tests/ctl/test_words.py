@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -17,7 +17,7 @@ PROMPT = Prompt(("--url=http://x",))
 
 def answer(**more: object) -> Done:
     """A commit that was accepted."""
-    facts = {"vm": "web", "action": "commit", "device": "disk0", "job_id": "qbe-1", "dry_run": False,
+    facts: dict[str, Any] = {"vm": "web", "action": "commit", "device": "disk0", "job_id": "qbe-1", "dry_run": False,
              "replayed": False, "command": "block-commit", "arguments": {"device": "d"}, "warnings": [],
              "job": None}  # fmt: skip
     return Done(**{**facts, **more})

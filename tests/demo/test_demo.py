@@ -114,9 +114,21 @@ def wait_until(holds: Callable[[], Any], what: str) -> None:
         time.sleep(0.05)
 
 
+def all_count(running: Demo, name: str) -> None:
+    """See that each series of a counter gets higher."""
+    wait_until(lambda: len(running.series(name)) == 6, name)
+    before = running.series(name)
+
+    def all_are_higher() -> bool:
+        now = running.series(name)
+        return all(float(value) > float(before[sample]) for sample, value in now.items())
+
+    wait_until(all_are_higher, f"more in every {name}")
+
+
 def moves(running: Demo, vm: str) -> bool:
     """Whether the commit of a VM gets on."""
-    offsets = set()
+    offsets: set[str] = set()
 
     def moved() -> bool:
         offsets.update(running.series("qemu_block_job_offset_bytes", vm=vm).values())
@@ -151,14 +163,7 @@ def test_the_guests_of_the_demo_read_write_and_flush(sockets: Path) -> None:
         running.says("stop with Ctrl-C")
         for counter in ("reads", "writes", "flushes"):
             name = f"qemu_block_{counter}_completed_total"
-            wait_until(lambda n=name: len(running.series(n)) == 6, name)
-            before = running.series(name)
-            wait_until(
-                lambda n=name, old=before: all(
-                    float(value) > float(old[sample]) for sample, value in running.series(n).items()
-                ),
-                f"more in every {name}",
-            )
+            all_count(running, name)
 
 
 def test_a_vm_that_is_killed_is_told_and_the_demo_goes_on(sockets: Path) -> None:

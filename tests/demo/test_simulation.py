@@ -122,9 +122,13 @@ def test_a_round_goes_from_snapshot_to_commit_to_ready_to_pivot(scenario: Scenar
     def root() -> str:
         return str(ask(vm, "query-block")[0]["inserted"]["node-name"])
 
-    overlay, states, offsets, events = root(), [], [], []
+    overlay = root()
+    states: list[Any] = []
+    offsets: list[Any] = []
+    events: list[Any] = []
     while "COMPLETED" not in str(events):
-        events += [e["data"].get("status", e["event"]) for e in vm.advance(0.5)[0]]
+        told: list[Any] = vm.advance(0.5)[0]
+        events += [e["data"].get("status", e["event"]) for e in told]
         for job in ask(vm, "query-block-jobs"):
             states.append(job["status"])
             offsets.append(job["offset"])
@@ -188,6 +192,9 @@ def test_the_scenarios_of_the_demo_can_be_simulated(scenario: Scenario) -> None:
 class Client:
     """A bare connection to a monitor socket."""
 
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
     async def __aenter__(self) -> Client:
         return self
 
@@ -198,11 +205,7 @@ class Client:
     @classmethod
     async def of(cls, monitor: SimulatedMonitor, folder: Path) -> Client:
         """Connect."""
-        client = cls()
-        client._reader, client._writer = await asyncio.open_unix_connection(
-            folder / f"{monitor.name}.sock"
-        )
-        return client
+        return cls(*await asyncio.open_unix_connection(folder / f"{monitor.name}.sock"))
 
     def send(self, text: str) -> None:
         """Send as it is."""

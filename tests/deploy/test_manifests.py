@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def by_kind(documents: Iterator[Any]) -> Objects:
 def kustomized(folder: str) -> Objects:
     """Return what `kubectl apply -k` would send."""
     kubectl = Path(sys.executable).with_name("kubectl")
-    command = [kubectl, "kustomize", KUBERNETES / folder]
+    command = [str(kubectl), "kustomize", str(KUBERNETES / folder)]
     built = subprocess.run(command, check=True, capture_output=True, text=True)
     assert not built.stderr
     return by_kind(yaml.safe_load_all(built.stdout))
@@ -81,7 +81,7 @@ def rendered(values: dict[str, Any]) -> Objects:
     return by_kind(yaml.safe_load(text) for path, text in files.items() if path.endswith(".yaml"))
 
 
-SETS = {
+SETS: dict[str, Callable[[], Objects]] = {
     "base": lambda: kustomized("base"),
     "monitoring": lambda: kustomized("monitoring"),
     "admin": lambda: kustomized("admin"),

@@ -44,7 +44,8 @@ class Proxy(FakeQmp):
 @pytest.fixture
 async def proxy(sockets: Path) -> AsyncIterator[Proxy]:
     """The proxy of a domain."""
-    async with Proxy(str(sockets / "vm.sock")) as server:
+    server = Proxy(str(sockets / "vm.sock"))
+    async with server:
         server.greeting = GREETING
         yield server
 

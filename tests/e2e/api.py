@@ -122,7 +122,7 @@ def _answer(response: Any) -> Answer:
     return Answer(response.status, kind, dict(response.headers), body)
 
 
-def grant(users: Sequence[str] = (ALL,), **more: object) -> dict[str, object]:
+def grant(users: Sequence[str] = (ALL,), **more: object) -> dict[str, Any]:
     """Return a grant: without more, of everything on every VM but for files."""
     verbs = [verb for verb in VERBS if verb != "snapshot" or "directories" in more]
     return {"users": list(users), "verbs": verbs, "vms": ["*"], **more}
@@ -130,7 +130,7 @@ def grant(users: Sequence[str] = (ALL,), **more: object) -> dict[str, object]:
 
 def admin(
     lab: Lab,
-    *grants: Mapping[str, object],
+    *grants: Mapping[str, Any],
     flags: Sequence[str] = (),
     config: Mapping[str, object] | None = None,
     sockets: bool = True,
@@ -142,7 +142,7 @@ def admin(
     `users` exist without a grant; `before` is a command that runs it.
     """
     chosen = grants or (grant(directories=[str(lab.folder)], same_files=True),)
-    names = {user for each in chosen for user in each["users"]}  # type: ignore[attr-defined]
+    names = {user for each in chosen for user in each["users"]}
     hashes = {user: hash_of(user) for user in sorted({*names, *users, ALL})}
     files = {
         "web.json": {"basic_auth_users": hashes},

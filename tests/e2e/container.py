@@ -150,9 +150,12 @@ class Container(Process):
 
     def until(self, holds: Callable[[str], object]) -> str:
         """Scrape until something holds, and return the exposition in which it first did."""
-        found: list[str] = []
-        wait_until(lambda: holds(found.append(self.get("/metrics")) or found[-1]), "a scrape")
-        return found[-1]
+
+        def scrape() -> str:
+            text = self.get("/metrics")
+            return text if holds(text) else ""
+
+        return str(wait_until(scrape, "a scrape"))
 
     def _listens_at(self) -> str | None:
         assert self.exit_code is None, self.said()

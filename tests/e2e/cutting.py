@@ -175,10 +175,10 @@ class Machine:
         return f"qbe-{self.vm.name}-{self.jobs:04}"
 
     def commit(self, job_id: str, speed: int = _SPEED) -> Answer:
-        more = {"speed_bytes_per_second": speed} if speed else {}
+        more: dict[str, Any] = {"speed_bytes_per_second": speed} if speed else {}
         return self.user.commit(self.vm.name, "disk0", job_id=job_id, **more)
 
-    def change(self, job_id: str, verb: str, **body: object) -> Answer:
+    def change(self, job_id: str, verb: str, **body: Any) -> Answer:
         return self.user.change(self.vm.name, job_id, verb, **body)
 
     def started(self, job_id: str) -> int:

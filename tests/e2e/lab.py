@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -42,6 +42,13 @@ def tool(name: str) -> str:
     path = shutil.which(name)
     assert path, f"the end-to-end tests need {name} and it is not installed"
     return path
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Closes = TypeVar("Closes", bound=_Closable)
 
 
 def wait_until(holds: Callable[[], Any], what: str) -> Any:
@@ -232,7 +239,7 @@ class Qemu(Process):
         own = folder / f"{name}.own"
         super().__init__(command, folder / f"{name}.log")
         try:
-            self.monitor = wait_until(lambda: self._connect(own), f"the monitor of {name}")
+            self.monitor: Monitor = wait_until(lambda: self._connect(own), f"the monitor of {name}")
         except BaseException:
             self.kill()
             raise
@@ -266,7 +273,7 @@ class Qemu(Process):
         self.run("quit")
         assert self.wait() == 0, self.said()
 
-    def job(self, job_id: str) -> dict[str, Any] | None:
+    def job(self, job_id: str) -> Any:
         """Return a block job as QEMU tells it, None when it is gone."""
         jobs: list[dict[str, Any]] = self.run("query-block-jobs")
         return next((job for job in jobs if job["device"] == job_id), None)
@@ -296,10 +303,10 @@ class Disk:
         return next(entry for entry in self.vm.run("query-block") if self._is_it(entry))
 
     @property
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """What query-blockstats says of it."""
         entries = self.vm.run("query-blockstats")
-        stats: dict[str, int] = next(entry for entry in entries if self._is_it(entry))["stats"]
+        stats: dict[str, Any] = next(entry for entry in entries if self._is_it(entry))["stats"]
         return stats
 
     @property
@@ -333,16 +340,17 @@ def blockdev(device: str, *images: Path, name: str = "") -> list[str]:
     Its nodes, from the active layer down, are named NAME-0, NAME-1 and so on.
     """
     arguments: list[str] = []
-    below: str | None = None
+    below: str = ""
     for layer, image in reversed(list(enumerate(images))):
+        node_name = f"{name or device}-{layer}"
         node = {
             "driver": "qcow2",
-            "node-name": f"{name or device}-{layer}",
+            "node-name": node_name,
             "file": {"driver": "file", "filename": str(image)},
-            "backing": below,
+            "backing": below or None,
         }
         arguments += ["-blockdev", json.dumps(node)]
-        below = node["node-name"]
+        below = node_name
     return [*arguments, *plug(device, below)]
 
 
@@ -531,7 +539,7 @@ class Lab:
         """Start a program of which nothing is known."""
         return self.keep(Process(command, self.folder / f"{name}.log"))
 
-    def keep(self, part: Any) -> Any:
+    def keep(self, part: Closes) -> Closes:
         """Close something when the lab closes."""
         self._stack.callback(part.close)
         return part

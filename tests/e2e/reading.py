@@ -15,6 +15,13 @@ def value(exposition: str, name: str, **labels: str) -> float | None:
     return float(next(iter(found.values()))) if found else None
 
 
+def known_value(exposition: str, name: str, **labels: str) -> float:
+    """Return the value of the one series that has these labels, of which there is one."""
+    found = value(exposition, name, **labels)
+    assert found is not None, (name, labels)
+    return found
+
+
 def labels_of(exposition: str, name: str, **labels: str) -> list[dict[str, str]]:
     """Return the labels of each series of a family that is 1."""
     found = series(exposition, name, **labels)

@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,11 @@ def fleet() -> Iterator[Fleet]:
     """An exporter and its VMs, for all that is cut."""
     with laboratory() as lab:
         yield Fleet(lab, _VMS)
+
+
+def at_point(point: Point) -> dict[str, Any]:
+    """Return where a plan cuts the connection."""
+    return {point[0]: point[1]}
 
 
 def every_byte(plan: Plan) -> list[Point]:
@@ -69,7 +75,7 @@ def test_a_commit_that_is_cut_at_any_byte_is_started_once_or_not_at_all(fleet: F
     def probe(at: Machine, point: Point) -> tuple[str, bool]:
         job_id, before = at.new_id(), at.proxy.count("block-commit")
         asked.append((at, job_id))
-        plan = at.proxy.arm(COMMIT, **{point[0]: point[1]})
+        plan = at.proxy.arm(COMMIT, **at_point(point))
         answer = at.commit(job_id)
         assert plan.reached.is_set(), answer
         again = at.commit(job_id)
@@ -110,7 +116,7 @@ def test_a_complete_that_is_cut_at_any_byte_pivots_or_can_be_asked_for_again(
 
     def probe(at: Machine, point: Point) -> tuple[str, bool]:
         job_id, before = ready(at), at.proxy.count("job-complete")
-        plan = at.proxy.arm(COMPLETE, **{point[0]: point[1]})
+        plan = at.proxy.arm(COMPLETE, **at_point(point))
         answer = at.change(job_id, "complete")
         assert plan.reached.is_set(), answer
         if verdict(answer) == "done":
@@ -206,7 +212,7 @@ def test_a_change_of_a_job_that_is_cut_is_only_called_done_when_it_is(
 
     def probe(at: Machine, point: Point) -> tuple[str, bool]:
         job_id = held(at, paused=verb == "resume")
-        plan = at.proxy.arm(marker, **{point[0]: point[1]})
+        plan = at.proxy.arm(marker, **at_point(point))
         answer = at.change(job_id, verb, **body)
         assert plan.reached.is_set(), answer
         if verdict(answer) == "done":
@@ -244,7 +250,7 @@ def test_a_snapshot_that_is_cut_at_any_byte_is_taken_once_however_often_it_is_as
 
     def probe(at: Machine, point: Point) -> tuple[str, bool]:
         file, before = new_file(at), at.proxy.count("blockdev-snapshot-sync")
-        plan = at.proxy.arm(SNAPSHOT, **{point[0]: point[1]})
+        plan = at.proxy.arm(SNAPSHOT, **at_point(point))
         answer = snapshot(at, file)
         assert plan.reached.is_set(), answer
         inode = file.stat().st_ino
@@ -326,7 +332,7 @@ def test_a_connection_that_is_cut_before_the_command_leaves_the_id_free(fleet: F
 
     def probe(at: Machine, point: Point) -> tuple[int, int]:
         job_id, before = at.new_id(), at.proxy.count("block-commit")
-        plan = at.proxy.arm(b'{"execute":"query-status"', **{point[0]: point[1]})
+        plan = at.proxy.arm(b'{"execute":"query-status"', **at_point(point))
         answer = at.commit(job_id)
         assert plan.reached.is_set(), answer
         sent = at.proxy.count("block-commit") - before

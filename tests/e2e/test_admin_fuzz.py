@@ -7,7 +7,7 @@ that leaves. What is asked for is the same in each run.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,9 @@ def site(shared_lab: Lab) -> Iterator[Site]:
     assert root.get("/vms/vm").body["up"] is True
 
 
-def check(site: Site, case: Case, user: str, more: dict[str, str] | None = None) -> Any:
+def check(
+    site: Site, case: Case[Any], user: str, more: Mapping[str, str | bytes] | None = None
+) -> Any:
     """Ask, and see that the answer is as described and that nothing left that may not."""
     before = len(site.sent)
     response = case.call(
@@ -173,7 +175,7 @@ def odd_headers() -> st.SearchStrategy[dict[str, str]]:
     return st.lists(st.one_of(pairs), max_size=3).map(dict)
 
 
-def aim(case: Case, draw: Callable[[Any], Any], made: str) -> None:
+def aim(case: Case[Any], draw: Callable[[Any], Any], made: str) -> None:
     """Have a request be about what there is, most of the time."""
     own = f"qbe-{case.operation.definition.raw['operationId']}"
     jobs = [*JOBS, *[own] * len(JOBS)]
@@ -225,7 +227,7 @@ def test_what_the_description_allows_is_answered_as_described(
 
     @settings(the_same_each_time, max_examples=40 if name in GRANTED[user] else 8)
     @given(site.operation(name).as_strategy(GenerationMode.POSITIVE), st.data())
-    def ask(case: Case, data: Any) -> None:
+    def ask(case: Case[Any], data: Any) -> None:
         aim(case, data.draw, site.made)
         check(site, case, user)
 
@@ -239,7 +241,7 @@ def test_what_the_description_does_not_allow_is_refused(site: Site, name: str, u
 
     @the_same_each_time
     @given(site.operation(name).as_strategy(GenerationMode.NEGATIVE))
-    def ask(case: Case) -> None:
+    def ask(case: Case[Any]) -> None:
         response = check(site, case, user)
         # A value that is too long may be in a body that is too large: schemathesis knows no 413.
         if response.status_code != 413:
@@ -254,10 +256,10 @@ def test_headers_change_nothing_of_that(site: Site, name: str) -> None:
 
     @the_same_each_time
     @given(site.operation(name).as_strategy(GenerationMode.POSITIVE), odd_headers(), st.data())
-    def ask(case: Case, headers: dict[str, str], data: Any) -> None:
+    def ask(case: Case[Any], headers: dict[str, str], data: Any) -> None:
         aim(case, data.draw, site.made)
         latin = {key: value.encode("latin-1") for key, value in headers.items()}
-        check(site, case, "pauser", latin)  # type: ignore[arg-type]
+        check(site, case, "pauser", latin)
 
     ask()
 

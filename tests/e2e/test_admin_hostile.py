@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -113,7 +114,7 @@ def problem(reply: Reply) -> tuple[int, str]:
     ],
     ids=str,
 )
-def test_a_page_of_another_site_changes_nothing(site: Site, headers: dict[str, str]) -> None:
+def test_a_page_of_another_site_changes_nothing(site: Site, headers: dict[str, Any]) -> None:
     """Though the browser sends the user's password along with what the page asks for."""
     assert problem(post(site.admin.exporter, COMPLETE, **headers)) == (403, "cross-site")
 
@@ -167,7 +168,7 @@ def test_no_answer_lets_a_page_of_another_site_read_or_ask_more(
 ) -> None:
     """Neither a preflight nor a request is answered with a CORS header, whoever asks for what."""
     exporter = site.admin.exporter
-    preflight = {
+    preflight: dict[str, Any] = {
         "Origin": "https://evil.example",
         "Access_Control_Request_Method": "POST",
         "Access_Control_Request_Headers": "content-type,authorization",
@@ -494,7 +495,7 @@ def test_a_request_that_can_be_read_in_two_ways_does_nothing(site: Site, more: b
 
 def test_a_method_is_not_changed_by_a_header(site: Site) -> None:
     """As some frameworks do."""
-    override = {"X_HTTP_Method_Override": "POST", "X_Method_Override": "POST"}
+    override: dict[str, Any] = {"X_HTTP_Method_Override": "POST", "X_Method_Override": "POST"}
     reply = ask(site.admin.exporter, "GET", COMPLETE, **override)
 
     assert reply.status == 405

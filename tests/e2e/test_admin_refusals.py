@@ -40,10 +40,10 @@ from tests.e2e.witness import audited, counted, files, records, state
 #: What a request asks for, and whether it only tries.
 Ask = Callable[[bool], Answer]
 #: Slow enough to be there until somebody ends it.
-SLOW = {"speed": 1}
+SLOW: dict[str, Any] = {"speed": 1}
 THEIRS = "theirs"
 #: What has to be said along with some verbs.
-BODIES: dict[str, dict[str, object]] = {"speed": {"speed_bytes_per_second": 0}}
+BODIES: dict[str, dict[str, Any]] = {"speed": {"speed_bytes_per_second": 0}}
 OF_JOBS = tuple(verb for verb in VERBS if verb not in ("commit", "snapshot"))
 
 
@@ -324,7 +324,7 @@ def test_a_vm_that_libvirt_runs(stage: Stage, verb: str) -> None:
 def test_a_job_of_a_vm_that_libvirt_runs(stage: Stage) -> None:
     """Its jobs are its manager's too, but for who may do so; then all is as with any other VM."""
     bold, vm = stage.by("bold"), stage.lab.vms["managed"]
-    more = {"job_id": "qbe-bold", "speed_bytes_per_second": 1}
+    more: dict[str, Any] = {"job_id": "qbe-bold", "speed_bytes_per_second": 1}
     assert bold.commit("managed", "virtio-disk0", dry_run=True, **more).status == 200
     assert bold.commit("managed", "virtio-disk0", **more).status == 202
     for verb in OF_JOBS:

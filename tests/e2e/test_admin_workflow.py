@@ -23,7 +23,7 @@ KIB = 1 << 10
 DISKS = {"drive": "disk0", "blockdev": "virtio-disk1"}
 by_both = pytest.mark.parametrize("kind", DISKS)
 #: What holds a job back: a byte a second.
-SLOW = {"speed_bytes_per_second": 1}
+SLOW: dict[str, Any] = {"speed_bytes_per_second": 1}
 JOB = "qbe-merge"
 
 
@@ -82,7 +82,7 @@ class Place:
     def change(self, verb: str, job_id: str = JOB, *, dry_run: bool = False, **body: Any) -> Answer:
         return self.user.change(self.vm.name, job_id, verb, dry_run=dry_run, **body)
 
-    def started(self, **more: object) -> None:
+    def started(self, **more: Any) -> None:
         answer = self.commit(**more)
         assert answer.status == 202, answer
 
@@ -466,7 +466,7 @@ def test_a_commit_that_is_cancelled_leaves_the_chain_as_it_was(
         place.started()
         place.ready()
 
-    body = {} if force is None else {"force": force}
+    body: dict[str, Any] = {} if force is None else {"force": force}
     assert place.changed("cancel", **body).body["command"] == "block-job-cancel"
     place.settled("cancelled")
     assert state(place.vm)[2] == before

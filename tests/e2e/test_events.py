@@ -57,7 +57,19 @@ def back_up(lab: Lab, vm: Qemu) -> None:
 def snapshot(lab: Lab, vm: Qemu) -> None:
     """Put an overlay on the disk, to which the first write fails."""
     overlay = lab.folder / "overlay.qcow2"
-    create = ["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", "guest.raw", overlay, "1M"]
+    create = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-F",
+        "raw",
+        "-b",
+        "guest.raw",
+        str(overlay),
+        "1M",
+    ]
     subprocess.run([tool("qemu-img"), *create], check=True)
     node = {"driver": "qcow2", "node-name": "overlay", "backing": None}
     vm.run("blockdev-add", {**node, "file": file_node(overlay, ONCE)})

@@ -6,8 +6,9 @@ import json
 import subprocess
 from pathlib import Path
 
+from tests.conftest import series
 from tests.e2e.lab import MIB, Exporter, Lab, Qemu, blockdev, plug, tool
-from tests.e2e.reading import labels_of, series, value
+from tests.e2e.reading import labels_of, value
 
 _NAME = "qemu_block_export_info"
 
@@ -58,8 +59,8 @@ def test_an_export_of_a_vm_is_shown_and_its_io_is_in_no_counter(lab: Lab) -> Non
 def test_a_storage_daemon_shows_its_exports_without_a_device_to_ask_about(lab: Lab) -> None:
     """query-block is never asked there."""
     image, socket = lab.image("image"), lab.folder / "nbd"
-    node = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file"}}
-    node["file"] |= {"filename": str(image)}  # type: ignore[operator]
+    file = {"driver": "file", "filename": str(image)}
+    node = {"driver": "qcow2", "node-name": "disk", "file": file}
     lab.storage_daemon(
         "daemon",
         *("--blockdev", json.dumps(node)),
@@ -80,8 +81,8 @@ def test_a_firmware_disk_is_named_by_its_path(lab: Lab) -> None:
     """libvirt's VMs with UEFI have two."""
     flash = lab.folder / "flash.raw"
     flash.write_bytes(bytes(MIB))
-    node = {"driver": "raw", "node-name": "vars", "file": {"driver": "file"}}
-    node["file"] |= {"filename": str(flash)}  # type: ignore[operator]
+    file = {"driver": "file", "filename": str(flash)}
+    node = {"driver": "raw", "node-name": "vars", "file": file}
     disk = {"driver": "null-co", "node-name": "n", "size": MIB}
     lab.qemu(
         "vm",

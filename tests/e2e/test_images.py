@@ -130,7 +130,7 @@ def test_a_snapshot_of_an_image_with_a_relative_name_names_it_from_everywhere(
     below.mkdir()
     answer = user.snapshot("vm", "relative", below / "new.qcow2")
     assert answer.status == 201, answer.body
-    command = [tool("qemu-img"), "info", "-U", "--output=json", below / "new.qcow2"]
+    command = [tool("qemu-img"), "info", "-U", "--output=json", f"{below}/new.qcow2"]
     told = json.loads(subprocess.run(command, capture_output=True, check=True, cwd="/").stdout)
 
     assert told["backing-filename"] == str(lab.folder / "relative.qcow2")

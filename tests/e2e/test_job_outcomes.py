@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class Relay:
             any(node["type"] == "block-job" and node["name"] == job for node in graph["nodes"])
             for graph in graphs
         )
+
+    def wait_for_look(self, job: str, *, after: int) -> None:
+        """Wait until QEMU has told that more often than `after` times."""
+        wait_until(lambda: self.looks_at(job) > after, f"the exporter looks at {job}")
 
     @property
     def lists(self) -> int:
@@ -153,11 +158,11 @@ class Work:
 
     def ready(self, *devices: str) -> None:
         for device in devices:
-            wait_until(lambda d=device: self._is(d, "ready"), f"{device} is ready")
+            wait_until(partial(self._is, device, "ready"), f"{device} is ready")
 
     def concluded(self, *jobs: str) -> None:
         for job in jobs:
-            wait_until(lambda j=job: self._is(j, "concluded"), f"{job} is concluded")
+            wait_until(partial(self._is, job, "concluded"), f"{job} is concluded")
 
     def gone(self) -> None:
         wait_until(lambda: not self.vm.run("query-jobs"), "all jobs are gone")
@@ -304,9 +309,7 @@ def between_two_scrapes(work: Work, relay: Relay, disk: list[str]) -> None:
         work.start("block-commit", each)
         work.ready(each)
         # Of one that is gone before the exporter has looked at it nobody can tell how it ended.
-        wait_until(
-            lambda each=each, n=looks: relay.looks_at(each) > n, f"the exporter looks at {each}"
-        )
+        relay.wait_for_look(each, after=looks)
     work.end("complete", *disk[:3])
     work.end("cancel", disk[3])
     work.count("commit", "completed", 3)
@@ -364,13 +367,13 @@ def failed(work: Work, disk: list[str], relay: Relay) -> None:
             looks = relay.looks_at(each)
             work.start(command, each, target=work.target(errno), sync="full", **more)
             if more:
-                wait_until(lambda each=each, n=looks: relay.looks_at(each) > n, f"looked at {each}")
+                relay.wait_for_look(each, after=looks)
                 slow.append(each)
             work.count(command.partition("-")[2], "failed")
     for command, each in {"block-commit": "unwritable", "block-stream": "unreadable"}.items():
         looks = relay.looks_at(each)
         work.start(command, each, **SLOW)
-        wait_until(lambda each=each, n=looks: relay.looks_at(each) > n, f"looked at {each}")
+        relay.wait_for_look(each, after=looks)
         slow.append(each)
         work.count(command.partition("-")[2], "failed")
     # On which disk a job works that is gone at once nobody can tell.

@@ -102,6 +102,8 @@ class TextProxy(ThreadingHTTPServer):
 
 
 class _Forward(BaseHTTPRequestHandler):
+    server: TextProxy
+
     def do_GET(self) -> None:
         request = urllib.request.Request(
             self.server.url + self.path,

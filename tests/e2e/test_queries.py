@@ -14,6 +14,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,13 +297,17 @@ def start(vm: Qemu, device: str, command: str = "block-commit", **options: Any) 
     vm.run(command, {"device": f"{device}-0", "job-id": f"job-{device}", **options})
 
 
+def _is_gone(vm: Qemu, job: str) -> bool:
+    return vm.job(job) is None
+
+
 def end_jobs(vm: Qemu) -> None:
     """Complete one job, cancel another, and see that the third has failed."""
     wait_until(lambda: vm.job("job-completed")["ready"], "ready")
     vm.run("block-job-complete", {"device": "job-completed"})
     vm.run("block-job-cancel", {"device": "job-cancelled"})
     for name in ("completed", "cancelled", "failed"):
-        wait_until(lambda job=f"job-{name}": vm.job(job) is None, f"{name} is gone")
+        wait_until(partial(_is_gone, vm, f"job-{name}"), f"{name} is gone")
 
 
 def exporter_of_all(lab: Lab) -> Exporter:
@@ -388,7 +393,7 @@ def watched(shared_lab: Lab) -> Watched:
     reject_the_configuration(lab, exporter)
     for scrapes in (10, 13, 16):
         use(lab.vms["disks"])
-        wait_until(lambda scrapes=scrapes: judge.has_scraped(scrapes), "more scrapes")
+        wait_until(partial(judge.has_scraped, scrapes), "more scrapes")
     return Watched(judge, since, until=time.time() + PATIENCE_SECONDS)
 
 
@@ -499,7 +504,7 @@ def test_what_a_rule_or_an_alert_looks_at_is_there(watched: Watched, rule: dict[
     watched.prometheus.series(expression)
     for selector in {"".join(match) for match in SELECTOR.findall(expression)}:
         query = f"last_over_time({selector}[1h])"
-        watched.wait(lambda query=query: watched.prometheus.series(query), selector)
+        watched.wait(partial(watched.prometheus.series, query), selector)
 
 
 @pytest.mark.parametrize("name", ALERTS)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ class Host(NamedTuple):
 
     @property
     def instance(self) -> str:
-        return self.exporter.url.removeprefix("http://")
+        return str(self.exporter.url.removeprefix("http://"))
 
     def series(self) -> set[Series]:
         """Return what it exposes, as Prometheus should have it."""
@@ -155,11 +156,14 @@ class Lot:
             return 0.0
         return float(found[0]["value"][1]) if found else 0.0
 
+    def _is_later(self, name: str, then: float) -> bool:
+        return self.latest(name) > then
+
     def scrapes_on(self, name: str) -> None:
         """Wait until a server has scraped, or was sent, every target two more times."""
         for _ in range(2):
             then = time.time()
-            wait_until(lambda then=then: self.latest(name) > then, f"{name} goes on")
+            wait_until(partial(self._is_later, name, then), f"{name} goes on")
 
     def go_on(self, name: str, series: set[Series], since: float) -> None:
         """Wait until a server has samples of all these series of after a time."""
@@ -211,7 +215,7 @@ def host(folder: Path, number: int, stack: ExitStack) -> Host:
     """Start a host with real VMs of two disks, and simulated ones; all hosts have the same names."""
     folder.mkdir()
     lab = Lab(folder, stack)
-    vm = lab.qemu("web", *drive("disk0", *lab.chain("disk0", 1)), *drive("disk1", lab.image("b")))
+    vm = lab.qemu("web", *drive("disk0", lab.chain("disk0", 1)[0]), *drive("disk1", lab.image("b")))
     replies = folder / "replies.json"
     replies.write_text(json.dumps(record(str(vm.socket))))
     if number == 0:

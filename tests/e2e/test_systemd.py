@@ -81,7 +81,7 @@ class Service:
             re.fullmatch(r'qemu_vm_scrape_error\{vm="(\w+)",reason="(\w+)"\}', key)
             for key in self.metrics()
         ]
-        return dict(match.groups() for match in found if match)
+        return {match[1]: match[2] for match in found if match}
 
     @contextmanager
     def configured(self, unit: str = "", arguments: str = "") -> Iterator[None]:

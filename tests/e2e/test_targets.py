@@ -23,7 +23,7 @@ from tests.e2e.lab import (
     tool,
     wait_until,
 )
-from tests.e2e.reading import info, labels_of, names, value
+from tests.e2e.reading import info, known_value, labels_of, names, value
 
 #: What changes by a command that makes no event shows with the next timed refresh.
 REFRESH = "--collector.topology.max-age=1"
@@ -156,7 +156,7 @@ def throttle(exposition: str, device: str) -> dict[str, float]:
     """Return the throttle limits of a device."""
     prefix = "qemu_block_throttle_"
     return {
-        name.removeprefix(prefix): value(exposition, name, device=device)
+        name.removeprefix(prefix): known_value(exposition, name, device=device)
         for name in names(exposition)
         if name.startswith(prefix) and series(exposition, name, device=device)
     }

@@ -113,7 +113,7 @@ def test_histogram_bins_are_cumulative_and_end_at_infinity() -> None:
 
 def test_zone_appends_appear_once_one_was_made() -> None:
     """QEMU 10 reports them for every disk, and hardly any disk has zones."""
-    fields = {"zone_append_bytes": 0, "zone_append_operations": 0}
+    fields: dict[str, Any] = {"zone_append_bytes": 0, "zone_append_operations": 0}
     idle, used = text(device(**fields)), text(device(**fields | {"zone_append_operations": 1}))
 
     assert "zone_append" not in idle
@@ -122,7 +122,7 @@ def test_zone_appends_appear_once_one_was_made() -> None:
 
 def test_what_appears_together_appears_whatever_its_unit() -> None:
     """A first append that took no time that the clock could tell has a time of 0."""
-    fields = {"zone_append_operations": 1, "zone_append_total_time_ns": 0}
+    fields: dict[str, Any] = {"zone_append_operations": 1, "zone_append_total_time_ns": 0}
     found = series(text(device(**fields)), "qemu_block_zone_append_time_seconds_total")
 
     assert list(found.values()) == ["0.0"]
@@ -133,8 +133,9 @@ def test_lines_that_are_kept_follow_what_is_known() -> None:
     entries = [device("a", rd_bytes=1), device("b", rd_bytes=2, idle_time_ns=5)]
     plan, found = Plan(), []
     kept = plan.keep(of(*entries))
+    stats: Any = entries[0].stats
     for idle in (None, 7, None):
-        entries[0].stats.idle_time_ns = idle  # type: ignore[attr-defined]
+        stats.idle_time_ns = idle
         found.append(plan.render(of(*entries), kept))
     fresh = [
         plan.render(of(device("a", rd_bytes=1, idle_time_ns=idle), entries[1]))
@@ -301,8 +302,8 @@ def test_the_exporter_shows_itself() -> None:
 def test_a_node_that_nobody_uses_has_neither_device_nor_layer() -> None:
     """As in a storage daemon."""
     node = Node(layer="", role="protocol", node_name="n")
-    stats = schema.NodeStats()
-    stats.wr_highest_offset = 5  # type: ignore[attr-defined]
+    stats: Any = schema.NodeStats()
+    stats.wr_highest_offset = 5
     counters = Counters(free_nodes=[schema.BlockNode(stats=stats)])
     snapshot = VmState(vm="vm", up=True, free_nodes=(node,), counters=counters)
     exposition = join([Plan().render(snapshot)], openmetrics=False)

@@ -30,7 +30,7 @@ def entries(*disks: Disk | dict[str, Any]) -> list[schema.BlockStats]:
 def filtered(disk: Disk, name: str) -> dict[str, Any]:
     """Return the entry of a disk with the filter of a job as its root."""
     entry = disk.stats()
-    names = {each: entry.pop(each) for each in ("device", "qdev") if each in entry}
+    names: dict[str, str] = {each: entry.pop(each) for each in ("device", "qdev") if each in entry}
     return {"stats": {}, "node-name": name, "parent": entry, "backing": entry, **names}
 
 

@@ -157,7 +157,7 @@ class World:
             self.counted.append((job_id, kind, result, device))
             count(job_id, device, kind, result, now, error)
 
-        outcomes.count = counting  # type: ignore[method-assign]
+        outcomes.count = counting  # type: ignore[method-assign,assignment]
 
     def tell(self, name: str, **data: object) -> None:
         if self.heard:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import msgspec
+
 from exporter.model.job_placement import Merge, Place, place_job
-from exporter.qmp import queries, schema
+from exporter.qmp import schema
 
 
 def graph(*edges: str) -> schema.Graph:
@@ -31,7 +32,15 @@ def graph(*edges: str) -> schema.Graph:
 
 def msgspec_graph(tree: dict[str, Any]) -> schema.Graph:
     """Decode a graph as a session does."""
-    return queries.GRAPH.decoder.decode(json.dumps({"return": tree})).return_  # type: ignore[return-value]
+    found: schema.Graph = msgspec.convert(tree, schema.Graph)
+    return found
+
+
+def device_of(*asked: Any) -> str:
+    """Return the device of the place of a job, which is found."""
+    place = place_job(*asked)
+    assert place is not None
+    return place.device
 
 
 def disk(device: str, *layers: str, qdev: str = "") -> schema.BlockStats:
@@ -73,7 +82,7 @@ def test_a_device_without_a_drive_name_is_found_by_its_path() -> None:
     path = "/machine/peripheral/virtio-disk0/virtio-backend"
     found = graph(f"dev:{path} root top", "job:j source top")
 
-    assert place_job("j", found, [disk("", "top", qdev=path)]).device == "virtio-disk0"
+    assert device_of("j", found, [disk("", "top", qdev=path)]) == "virtio-disk0"
 
 
 def test_a_shared_base_does_not_make_the_other_disk_the_jobs() -> None:
@@ -83,7 +92,7 @@ def test_a_shared_base_does_not_make_the_other_disk_the_jobs() -> None:
         "job:j main_node b0", "job:j source b0", "job:j base base",
     )  # fmt: skip
 
-    assert place_job("j", found, [disk("a", "a0", "base"), disk("b", "b0", "base")]).device == "b"
+    assert device_of("j", found, [disk("a", "a0", "base"), disk("b", "b0", "base")]) == "b"
 
 
 def test_the_target_of_a_mirror_is_not_the_disk_that_it_works_on() -> None:
@@ -93,15 +102,15 @@ def test_the_target_of_a_mirror_is_not_the_disk_that_it_works_on() -> None:
     )
 
     entries = [disk("copy", "target"), disk("disk0", "top")]
-    assert place_job("j", found, entries).device == "disk0"
+    assert device_of("j", found, entries) == "disk0"
 
 
 def test_without_the_graph_the_id_tells_if_it_is_a_devices_name() -> None:
     """QEMU before 4.0; the id is the drive's name unless somebody said otherwise."""
     entries = [disk("disk0", "top")]
 
-    assert place_job("disk0", None, entries).device == "disk0"
-    assert place_job("backup-1", None, entries).device == ""
+    assert device_of("disk0", None, entries) == "disk0"
+    assert device_of("backup-1", None, entries) == ""
 
 
 def test_a_job_on_no_device_has_none() -> None:

@@ -56,7 +56,7 @@ class Machine:
 
     def install(self, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {**self._environment, **more}
-        command = [INSTALL, "bullseye"]
+        command = [str(INSTALL), "bullseye"]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     def programs(self, **more: str) -> Path:

@@ -265,7 +265,7 @@ def wire(command: Command | None) -> Mapping[str, Any]:
 
 
 NODES = {"top-node": "n-0", "base-node": "n-2"}
-ACTIVE_COMMITS = {
+ACTIVE_COMMITS: dict[str, dict[str, Any]] = {
     "2.0": {"device": "disk0", "top": "/i/0.qcow2", "base": "/i/2.qcow2"},
     "2.6": {"device": "disk0", "base": "/i/2.qcow2"},
     "2.12": {"device": "disk0", "job-id": "qbe-1", "base": "/i/2.qcow2"},

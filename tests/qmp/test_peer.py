@@ -164,6 +164,8 @@ async def test_a_qemu_is_known_by_the_name_of_its_program(
     program = tmp_path / name
     program.symlink_to("/bin/sleep")
     process = await asyncio.create_subprocess_exec(program, "60")
+    # It has its name a moment later than the pipe by which Python sees that it runs is closed.
+    await until(lambda: Path(f"/proc/{process.pid}/comm").read_text().strip() == name[:15])
     found = peer.is_qemu(process.pid)
     process.kill()
     await process.wait()
@@ -225,7 +227,7 @@ async def test_a_qemu_is_found_by_its_socket(sockets: Path, tmp_path: Path) -> N
     with listen(path) as server:
         inode = os.fstat(server.fileno()).st_ino
         unseen = peer.holder(inode)  # this process is not a QEMU
-        process = await asyncio.create_subprocess_exec(program, "60", stdin=server)
+        process = await asyncio.create_subprocess_exec(program, "60", stdin=server.fileno())
     await until(lambda: peer.holder(inode))
     process.send_signal(signal.SIGSTOP)
     await until(lambda: peer.is_stopped(process.pid))

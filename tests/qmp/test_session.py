@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,11 +27,11 @@ from exporter.errors import (
 )
 from exporter.qmp import connections, queries, schema, socket_file
 from exporter.qmp import session as session_module
-from exporter.qmp.client import CommandStats
+from exporter.qmp.client import CommandStats, PendingReplies
 from exporter.qmp.line_protocol import LINE_LIMIT_BYTES
 from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
 from exporter.qmp.session import Session
-from tests.fakeqmp import GREETING, SAFE_SET, FakeQmp, until
+from tests.fakeqmp import GREETING, SAFE_SET, FakeQmp, dying, until
 
 SECRET = "SECRETPW"
 PATIENCE = 20.0
@@ -70,7 +71,7 @@ async def connect(session: Session) -> None:
     await session.connect(PATIENCE, keep_waiting=True)
 
 
-async def ask(session: Session, *queries: Query[object]) -> session_module.Answers:
+async def ask(session: Session, *queries: Query[Any]) -> PendingReplies:
     """Ask with patience."""
     return await session.ask(*queries, timeout_seconds=PATIENCE)
 
@@ -166,8 +167,9 @@ async def test_integers_above_2_53_are_exact(fake: FakeQmp, session: Session) ->
     await connect(session)
     [entry] = (await ask(session, BLOCKSTATS)).get(BLOCKSTATS) or []
 
-    assert entry.stats.wr_highest_offset == 1152921504604815361
-    assert entry.stats.rd_bytes == 18446744073709551615
+    told: Any = entry.stats  # its members are those of the table
+    assert told.wr_highest_offset == 1152921504604815361
+    assert told.rd_bytes == 18446744073709551615
 
 
 async def test_no_queries_need_no_answer(fake: FakeQmp, session: Session) -> None:
@@ -392,7 +394,12 @@ async def test_a_second_answer_to_one_query_ends_the_session(
 async def test_eof_at_every_point_is_a_protocol_error(fake: FakeQmp, session: Session) -> None:
     """In the greeting, in the negotiation, between answers and in the middle of one."""
     queries = (STATUS, NAME)
-    replies = (GREETING, {"return": {}}, SAFE_SET["query-status"], SAFE_SET["query-name"])
+    replies: tuple[object, ...] = (
+        GREETING,
+        {"return": {}},
+        SAFE_SET["query-status"],
+        SAFE_SET["query-name"],
+    )
     whole = sum(len(wire(reply)) for reply in replies)
     texts = set()
     for cut in range(whole):
@@ -412,7 +419,7 @@ async def test_a_connection_that_is_reset_is_a_protocol_error(
     fake: FakeQmp, session: Session
 ) -> None:
     """A killed QEMU leaves what it had not read."""
-    fake.replies["query-status"] = lambda _: fake.hang_up() or b""
+    fake.replies["query-status"] = dying(fake)
     await connect(session)
     with pytest.raises(ProtocolError, match="^hung up before it answered$"):
         await ask(session, STATUS, NAME)
@@ -726,7 +733,7 @@ async def test_a_tool_that_leaves_in_a_moment_is_waited_for(
     fake: FakeQmp, sockets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared socket is busy for the milliseconds of one question."""
-    monkeypatch.setattr(session_module.connections, "is_served", lambda *_: False)
+    monkeypatch.setattr(connections, "is_served", lambda *_: False)
     monkeypatch.setattr(session_module, "GREETING_PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(session_module, "BUSY_PATIENCE_SECONDS", PATIENCE)
     session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
@@ -828,7 +835,7 @@ async def test_a_lack_of_descriptors_is_no_fault_of_a_vm(
     def refuse(sock: socket.socket, path: str) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
 
-    monkeypatch.setattr(session_module.socket_file, "connect", refuse)
+    monkeypatch.setattr(socket_file, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 
@@ -874,7 +881,7 @@ async def test_a_socket_that_may_not_be_opened(
     def refuse(sock: socket.socket, path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(session_module.socket_file, "connect", refuse)
+    monkeypatch.setattr(socket_file, "connect", refuse)
     with pytest.raises(Unreachable) as caught:
         await connect(session)
 

@@ -43,7 +43,7 @@ class Programs:
         program.symlink_to(os.path.realpath(sys.executable))
         file.touch()
         sockets = [str(self.folder / f"{other}.sock") for other in others]
-        command = [program, "-I", "-S", "-c", PROCESS, f"{program}.sock", str(file), *sockets]
+        command = [str(program), "-I", "-S", "-c", PROCESS, f"{program}.sock", str(file), *sockets]
         child = self._stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
         self._stack.callback(child.kill)
         assert child.stdout is not None

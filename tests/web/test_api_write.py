@@ -83,12 +83,13 @@ class Lines:
 
 def body_of(route: Route, folder: Path) -> dict[str, Any]:
     """Return a body that is right."""
-    return {
+    bodies: Mapping[str, dict[str, Any]] = {
         "commit": {"action": "commit", "device": "disk0", "job_id": "qbe-1"},
         "snapshot": {"device": "disk0", "file": str(folder / "new.qcow2")},
         "cancel": {"force": True},
         "speed": {"speed_bytes_per_second": 5},
-    }.get(route.name, {})
+    }
+    return bodies.get(route.name, {})
 
 
 def path_of(route: Route, vm: str = "vm", job_id: str = "j") -> str:
@@ -98,7 +99,7 @@ def path_of(route: Route, vm: str = "vm", job_id: str = "j") -> str:
 
 def prepare(fake: FakeQmp, route: Route) -> None:
     """Have a job that the verb of a route may be done to."""
-    states: Mapping[str, dict[str, object]] = {
+    states: Mapping[str, dict[str, Any]] = {
         "complete": {"status": "ready", "ready": True},
         "resume": {"paused": True},
         "finalize": {"status": "pending"},

@@ -85,11 +85,11 @@ async def serve(sockets: Path) -> AsyncIterator[Serve]:
     """Serves the fleet of the folder of sockets, with options."""
     served = []
 
-    async def start(limits: Limits | None = None, **options: object) -> Web:
+    async def start(limits: Limits | None = None, **options: Any) -> Web:
         group = Group(name="g", settings=Settings(), sockets=(f"{sockets}/*.sock",))
         fleet = Fleet(Config(groups=(group,)), Storage(lambda path: FileStat(visible=True)))
         web = Web(fleet, None)  # type: ignore[arg-type]
-        chosen = Options(**options)  # type: ignore[arg-type]
+        chosen = Options(**options)
         web.endpoints = Endpoints(fleet, chosen, web.reload, limits=limits)
         app = web.endpoints.application()
         web.client = TestClient(
@@ -750,7 +750,8 @@ def test_any_address_is_had_without_ipv6(monkeypatch: pytest.MonkeyPatch, number
 
 def test_an_address_that_is_had_in_part_is_not_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sockets that were opened are closed again."""
-    whole, opened = server._bound, []
+    whole = server._bound
+    opened: list[socket.socket] = []
 
     def first_only(*place: Any) -> socket.socket:
         if opened:

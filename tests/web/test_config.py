@@ -124,7 +124,10 @@ def test_an_interval_is_a_duration_as_go_writes_it(
     """In all its units."""
     path = written(tmp_path, f"rate_limit: {{interval: {interval}, burst: 3}}\n")
 
-    assert read(path).rate_limit == RateLimit(pytest.approx(seconds), 3)
+    limit = read(path).rate_limit
+    assert limit is not None
+    assert limit.interval_seconds == pytest.approx(seconds)
+    assert limit.burst == 3
 
 
 def test_a_file_that_is_gone_is_refused(tmp_path: Path) -> None:

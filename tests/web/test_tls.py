@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -333,8 +334,8 @@ async def test_certificates_may_stand_in_the_file_itself(serve: Serve, tmp_path:
     names = {"cert": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
     texts = "".join(f"  {key}: {indented(tmp_path / file)}" for key, file in names.items())
     descriptors = os.listdir("/proc/self/fd")
-    tls.context(Tls(**{key: (tmp_path / file).read_text() for key, file in names.items()}
-                    | {"client_auth_type": "VerifyClientCertIfGiven"}))  # fmt: skip
+    told: dict[str, Any] = {key: (tmp_path / file).read_text() for key, file in names.items()}
+    tls.context(Tls(**told, client_auth_type="VerifyClientCertIfGiven"))
     assert len(os.listdir("/proc/self/fd")) == len(descriptors)
     site.write(f"tls_server_config:\n{texts}  client_auth_type: RequireAndVerifyClientCert\n")
 

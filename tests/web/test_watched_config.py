@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import ConfigError
-from exporter.web import watched_config
+from exporter.web import config, watched_config
 from exporter.web.watched_config import WatchedWebConfig
 from tests.pki import Pki, hashed
 
@@ -101,11 +101,10 @@ class Looks:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = 0
         self.path = path
-        read = watched_config.read
 
         def counted(name: str) -> object:
             self.reads += 1
-            return read(name)
+            return config.read(name)
 
         monkeypatch.setattr(watched_config, "read", counted)
         monkeypatch.setattr(watched_config, "_TICK_NS", 0)

@@ -97,3 +97,26 @@ def test_an_image_that_its_name_does_not_tell_may_be_a_shared_layer(file: str, s
     why = image_names.unseen(vm(disk(node(0, "top"), protocol, node(1, "base", file))))
 
     assert why == (f"has an image that cannot be told by its name, {file}" if said else "")
+
+
+def test_a_layer_that_is_not_a_file_has_no_relative_name() -> None:
+    """Nor is an image needed that is not known: of those others decide."""
+    far = [node(0, "top"), node(1, "mid"), node(2, "base", "nbd://host/base")]
+    blind = [node(0, "top"), node(1, "mid"), Node(layer="2", role="format", node_name="base")]
+
+    for layers in (far, blind):
+        image_names.may_be_merged(*look(OWN, OWN, FileName.UNSEEN, layers=layers), Range(1, 2))
+    assert image_names.unseen(vm(disk(*blind))) == ""
+
+
+def test_names_are_those_of_the_nodes_that_have_counters() -> None:
+    """A filter has a node and no file of its own: those behind it are not taken for others."""
+    throttle = Node(layer="0", role="filter", node_name="throttle")
+    chain = disk(throttle, node(0, "top"), node(1, "base"))
+    layers = look(OWN, FileName.REMOVED, layers=chain.nodes)
+
+    image_names.may_be_backing(*layers)
+    assert refused(image_names.may_be_merged, *layers, Range(0, 1)) == (
+        "unnamed-image",
+        f"the name /images/base.qcow2 of layer 1 of disk0 {FileName.REMOVED.value}",
+    )

@@ -109,6 +109,25 @@ def test_a_job_is_paused_once_and_resumed_once() -> None:
     )
 
 
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_job_goes_on_only_where_it_could_have_been_paused(status: str) -> None:
+    """What says of itself that it is paused and has ended, or waits for its end, cannot."""
+    paused = job(status=status, paused=True)
+    if status in {"created", "running", "paused", "ready", "standby", ""}:
+        may_resume(vm(), paused)
+        return
+
+    assert refused(may_resume, vm(), paused)[0] == "wrong-job-state"
+
+
+def test_a_refusal_calls_a_job_ready_where_its_qemu_has_no_word_for_its_state() -> None:
+    """QEMU before 2.12 has the flag alone."""
+    guard = precondition_of("finalize")
+
+    assert refused(guard, vm(), job(status="", ready=True))[1].endswith("it is ready")
+    assert refused(guard, vm(), job(status="", ready=False))[1].endswith("it is running")
+
+
 def test_a_refusal_has_the_job_that_it_is_about() -> None:
     """So that who asked sees its state without asking again."""
     with pytest.raises(Refused) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -41,9 +42,16 @@ def sent(member: ScrapeTarget, timing: Timing) -> PendingCompletes:
 def test_a_complete_is_under_way_while_the_job_does_not_rest(
     member: ScrapeTarget, sent: PendingCompletes, timing: Timing
 ) -> None:
-    """However long that takes: QEMU drains the disk first."""
+    """However long that takes: QEMU drains the disk first, and pauses the job for it."""
     timing.completing_seconds = -1.0
-    sent.update(member, vm(jobs=(job("j", status="ready", ready=True, busy=True),)))
+    states: list[dict[str, Any]] = [
+        {"busy": True},
+        {"busy": False, "paused": True},
+        {"busy": False, "ready": False},
+    ]
+    for is_so in states:
+        sent.update(member, vm(jobs=(job("j", **{"status": "ready", "ready": True, **is_so}),)))
+        assert sent.is_under_way(member, "j"), is_so
 
     assert sent.is_under_way(member, "j")
     assert not sent.is_under_way(member, "another")

@@ -87,6 +87,15 @@ def test_a_layer_is_there_when_the_active_one_of_this_device_is_in_its_file(
     assert postconditions.has_layer(device, "/new")(now(file=file)) is expected
 
 
+def test_a_layer_is_there_whatever_other_devices_have() -> None:
+    """It is one of several disks."""
+    other = Device(device="disk1", nodes=(), backing_depth=0, expected_backing_depth=0, file="/x")
+    after = now(file="/new")
+    after = msgspec.structs.replace(after, devices=(other, *after.devices))
+
+    assert postconditions.has_layer("disk0", "/new")(after)
+
+
 # A job that was changed.
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from msgspec import UNSET
 
 from exporter import api
-from exporter.admin import preconditions
+from exporter.admin import preconditions, present
 from exporter.admin.preconditions import Found, Range
 from exporter.errors import Refused
+from exporter.model import chain
 from exporter.model.state import Device, Node, VmState
 from exporter.qmp import schema
 from exporter.qmp.commands import DiskName, LayerName, Qemu
@@ -127,6 +128,26 @@ def test_storage_that_hangs_is_refused_and_what_cannot_be_seen_is_a_warning() ->
     ]
 
 
+@pytest.mark.parametrize("responding", [True, None, False])
+def test_storage_of_which_something_went_wrong_is_refused_with_that(
+    responding: bool | None,
+) -> None:
+    """Whether it answers is not known then, or why it does not."""
+    problem, detail = refused(
+        preconditions.storage, vm(storage_responding=responding, storage_error="/mnt: no thread")
+    )
+
+    assert problem == "storage-hangs"
+    assert detail.endswith(": /mnt: no thread")
+
+
+def test_a_vm_that_would_crash_is_refused_though_its_storage_answers() -> None:
+    """The draining of a job would ask for the image that is corrupt."""
+    crashing = vm(would_crash=True)
+
+    assert refused(preconditions.storage, crashing)[0] == "wrong-vm-state"
+
+
 # The device.
 
 
@@ -160,12 +181,29 @@ def test_a_new_layer_goes_below_the_filters_of_a_device() -> None:
     assert (filtered.top_disk, named.top_disk) == (DiskName("", "top"), DiskName("", "top"))
 
 
+def test_a_commit_into_a_layer_below_a_filter_names_the_filter() -> None:
+    """Only the one right above the base; QEMU merges through it, and it stays."""
+    between = chain.Filter(schema.BlockNode(stats=schema.NodeStats(), node_name="throttle"), 2)
+    nodes = disk().nodes
+    filtered = Found(disk(), DiskName("disk0", "top"), nodes, (between,))
+
+    assert filtered.base(2) == LayerName("throttle", "/images/base.qcow2")
+    assert filtered.base(1) == LayerName("mid", "/images/mid.qcow2")
+
+
 def test_a_new_layer_goes_on_a_device_whose_root_is_a_layer() -> None:
     """As QEMU names it: an old one has no names of nodes, or does not tell them."""
     old = Found(disk(node(0, "", "/old")), DiskName("disk0", ""), (node(0, "", "/old"),))
 
     assert found().top_disk == DiskName("disk0", "top")
     assert old.top_disk == DiskName("disk0", "")
+
+
+def test_a_new_layer_goes_on_the_device_where_its_layers_have_no_names() -> None:
+    """Whatever the root is called: there is no other name for the active layer."""
+    nameless = Found(disk(), DiskName("disk0", "root"), (node(0, "", "/old"),))
+
+    assert nameless.top_disk == DiskName("disk0", "root")
 
 
 def test_query_block_says_which_node_a_device_stands_on() -> None:
@@ -198,6 +236,15 @@ def test_a_device_without_a_medium_is_refused(empty: dict[str, Any]) -> None:
         "wrong-device-state",
         "disk0 has no medium",
     )
+
+
+def test_an_image_that_qemu_has_closed_is_not_called_an_empty_tray() -> None:
+    """It does so with one that it finds corrupt: the layers are there, and their depth is not."""
+    closed = disk(inserted=False, backing_depth=None)
+    empty = msgspec.structs.replace(closed, nodes=())
+
+    assert "closed" in refused(preconditions.device, vm(closed), "disk0")[1]
+    assert refused(preconditions.device, vm(empty), "disk0")[1] == "disk0 has no medium"
 
 
 @pytest.mark.parametrize("inserted", [True, None])
@@ -237,7 +284,11 @@ def test_a_device_is_busy_until_its_job_has_ended(status: str) -> None:
 
 def test_a_job_on_another_device_is_in_nobodys_way() -> None:
     """Nor is one that is no block job and has no device at all."""
-    preconditions.idle(vm(jobs=(job(device="disk1"), job("x", "snapshot-save", ""))), "disk0")
+    elsewhere = job(device="disk1"), job("x", "snapshot-save", "")
+    preconditions.idle(vm(jobs=elsewhere), "disk0")
+
+    here = job("j2")
+    assert refused(preconditions.idle, vm(jobs=(*elsewhere, here)), "disk0")[0] == "device-busy"
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -578,6 +629,41 @@ def test_a_name_that_is_another_file_to_another_vm_is_not_shared() -> None:
     assert refused(unshared, known, identities=mine, opened={"b": {(8, 2, 1)}})[0] == "shared-layer"
 
 
+def test_that_one_vm_has_none_of_the_layers_open_says_nothing_of_the_next() -> None:
+    """Each is compared, by what is known of it."""
+    mine = {("vm", f"/images/{name}.qcow2"): (8, 1, number) for number, name in enumerate(CHAIN)}
+    shared = disk(node(0, "y", "/images/base.qcow2"), name="disk1")
+    known = [*others(shared, of="b"), *others(shared, of="c")]
+
+    assert refused(unshared, known, identities=mine, opened={"b": {(8, 2, 1)}}) == (
+        "shared-layer",
+        "/images/base.qcow2 is layer 0 of disk1 of c too",
+    )
+
+
+def test_another_disk_of_the_same_vm_is_compared_by_name_whatever_is_open() -> None:
+    """Both are open in one process: that tells them apart no better."""
+    mine = {("vm", f"/images/{name}.qcow2"): (8, 1, number) for number, name in enumerate(CHAIN)}
+    known = others(disk(node(0, "y", "/images/base.qcow2"), name="disk1"))
+
+    assert refused(unshared, known, identities=mine, opened={"vm": {(8, 2, 1)}}) == (
+        "shared-layer",
+        "/images/base.qcow2 is layer 0 of disk1 of vm too",
+    )
+
+
+def test_as_many_neighbours_as_are_named_are_not_counted_as_more() -> None:
+    """Five of them."""
+    unseen = [f"b{number} does not answer" for number in range(5)]
+
+    assert refused(preconditions.seen, unseen, allowed=False) == (
+        "unseen-neighbours",
+        "; ".join(unseen),
+    )
+    assert preconditions.seen(unseen, allowed=True) == unseen
+    assert preconditions.seen([], allowed=False) == []
+
+
 def test_the_name_of_a_driver_alone_is_not_compared() -> None:
     """Two layers may look the same without what is not shown of them; a node below is no layer."""
     mine = found(node(0, "", "json:"), node(1, "", "json:"))
@@ -627,3 +713,12 @@ def test_a_job_is_found_by_its_id() -> None:
             "unknown-job",
             f"vm has no block job {missing!r}",
         )
+
+
+def test_a_job_that_is_gone_is_refused_with_how_it_ended_where_that_is_known() -> None:
+    """Of one that was only asked for, nobody says that it was there."""
+    asked = present.job("vm", job("j"))
+    ended = msgspec.structs.replace(asked, outcome="completed")
+
+    assert refused(preconditions.job, vm(), "j", ended)[1] == "vm has no block job 'j' any more"
+    assert refused(preconditions.job, vm(), "j", asked)[1] == "vm has no block job 'j'"

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from exporter.admin import preconditions, shared_layers
 from exporter.admin.lease import VmLease
+from exporter.admin.preconditions import Range
+from exporter.collect.scrape_target import ScrapeTarget
 from exporter.config.settings import Admin, Config, Group, Settings
 from exporter.errors import Refused
+from exporter.model.state import ImageFile, Node
 from exporter.storage.file_stat import FileStat
+from exporter.storage.mounts import Mount
+from exporter.storage.open_files import OpenFile, OpenFiles
 from tests.disks import Disk, plug
 from tests.fakeqmp import FakeQmp, until
 from tests.reach import USER, Reach, commit, grant, refused, run
+from tests.snapshots import CHAIN, disk, node, vm
 
 
 async def test_a_layer_of_another_vm_is_not_written_to(
@@ -200,6 +208,197 @@ async def test_a_refusal_names_the_first_of_many_neighbours(
         _, detail = await refused(reach.commit())
 
     assert (detail.count("odd"), detail.endswith(", and 2 more")) == (5, True)
+
+
+async def test_one_of_several_grants_may_allow_neighbours_that_do_not_answer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """What one allows, another need not."""
+    reach.grant(grant(), grant(unseen_neighbours="allow"))
+    async with FakeQmp(str(sockets / "odd.sock")) as odd:
+        odd.replies["query-status"] = b"x\r\n"
+
+        assert (await reach.commit()).command == "block-commit"
+
+
+async def test_a_vm_whose_images_have_no_names_that_tell_may_share_a_layer(
+    fake: FakeQmp, reach: Reach, sockets: Path
+) -> None:
+    """Unless it is seen which files it has open."""
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y"), files=("/images/x", "y.qcow2")))
+
+        assert await refused(reach.commit()) == (
+            "unseen-neighbours",
+            "other has an image that cannot be told by its name, y.qcow2: it may share a layer",
+        )
+
+
+async def test_only_files_with_a_path_are_looked_at_to_compare_them(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative name leads somewhere else from here."""
+    looked: set[str] = set()
+
+    async def see(self: VmLease, paths: Collection[str]) -> Any:
+        looked.update(paths)
+        return {}
+
+    monkeypatch.setattr(VmLease, "identities", see)
+    async with FakeQmp(str(sockets / "other.sock")) as other:
+        plug(other, Disk(nodes=("x", "y"), files=("x.qcow2", "/mnt/y")))
+        await reach.commit(unseen_neighbours="allow")
+
+    assert looked == {"/images/top.qcow2", "/images/base.qcow2", "/mnt/y"}
+
+
+async def test_a_file_that_another_vm_has_open_without_a_disk_on_it_is_not_written_to(
+    fake: FakeQmp, reach: Reach, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As QEMU has it open for a job, or for a moment."""
+    of_base = {"/images/base.qcow2": ImageFile(identity=(8, 1, 5))}
+    opened = {"other": frozenset({(8, 1, 5)})}
+    files = {"vm": of_base}
+    monkeypatch.setattr(
+        ScrapeTarget, "open_identities", property(lambda self: opened.get(self.name))
+    )
+    monkeypatch.setattr(
+        ScrapeTarget, "image_files", property(lambda self: files.get(self.name, {}))
+    )
+    async with FakeQmp(str(sockets / "other.sock")):
+        assert await refused(reach.commit()) == (
+            "shared-layer",
+            "/images/base.qcow2 is open in other too",
+        )
+
+
+# VMs that do not answer, whose open files are seen.
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A VM as far as it is looked at here."""
+
+    name: str
+    process: int = 7
+
+
+@dataclass(frozen=True)
+class Own:
+    """The lease of the VM that is committed, and what is seen of its images."""
+
+    image_files: Mapping[str, ImageFile]
+
+    @property
+    def member(self) -> Own:
+        """The VM."""
+        return self
+
+
+def inode(number: int) -> ImageFile:
+    """An image in a file of this number."""
+    return ImageFile(identity=(8, 1, number))
+
+
+#: top is file 1, mid 2, base 3.
+SEEN = {f"/images/{name}.qcow2": inode(number) for number, name in enumerate(CHAIN, 1)}
+WHOLE = Range(0, 2)
+
+
+class Silent:
+    """A VM that does not answer, and what a commit beside it is told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+
+    def told(
+        self,
+        opened: Sequence[str] | None,
+        layers: Range = WHOLE,
+        seen: Mapping[str, ImageFile] = SEEN,
+        nodes: Sequence[Node] = (),
+    ) -> list[str]:
+        """Return what is not proven while it has files of these numbers open."""
+        files = None if opened is None else OpenFiles(7, tuple(map(_opened, opened)))
+        self._patch.setattr("exporter.storage.open_files.read", {7: files}.get)
+        found = preconditions.device(vm(disk(*nodes)), "disk0")
+        silent: Any = {Neighbour("b"): "does not answer"}
+        lease: Any = Own(seen)
+        return shared_layers.unproven(silent, lease, found, layers)
+
+
+def _opened(number: str) -> OpenFile:
+    return OpenFile(f"/proc/7/fd/{number}", "/x", number, Mount("/", "8:1", "ext4"))
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Silent:
+    """A VM that does not answer."""
+    return Silent(monkeypatch)
+
+
+MAY = ["b does not answer: it may share a layer"]
+
+
+def test_a_silent_vm_that_has_none_of_the_layers_open_shares_none(silent: Silent) -> None:
+    """/proc tells it; one layer of those that are merged is enough to share."""
+    assert silent.told(["9", "10"]) == []
+    for number in ("1", "2", "3"):
+        assert silent.told(["9", number]) == MAY
+
+
+def test_a_silent_vm_may_have_layers_open_that_the_commit_does_not_touch(silent: Silent) -> None:
+    """Those below the base, and those above the top."""
+    assert silent.told(["3"], Range(0, 1)) == []
+    assert silent.told(["1"], Range(1, 2)) == []
+    assert silent.told(["2"], Range(0, 1)) == silent.told(["2"], Range(1, 2)) == MAY
+
+
+def test_a_silent_vm_whose_files_are_not_seen_may_share_a_layer(silent: Silent) -> None:
+    """None of them, or the number of one."""
+    assert silent.told(None) == MAY
+    assert silent.told(["9", ""]) == MAY
+
+
+@pytest.mark.parametrize(
+    "base", [None, ImageFile(), ImageFile(identity=(8, 3))], ids=["unseen", "no number", "device"]
+)
+def test_a_layer_that_is_not_known_by_a_file_may_be_shared(
+    silent: Silent, base: ImageFile | None
+) -> None:
+    """A device may be open by another node of it, which is another file."""
+    seen = {path: file for path, file in SEEN.items() if "base" not in path}
+    seen |= {} if base is None else {"/images/base.qcow2": base}
+
+    assert silent.told(["9"], seen=seen) == MAY
+    assert silent.told(["9"], Range(0, 1), seen) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "proven"),
+    [
+        ({}, True),
+        ({"data-file": "/data"}, False),
+        ({"data-file-raw": False}, False),
+        ({"data-file-raw": True}, False),
+    ],
+    ids=str,
+)
+def test_a_layer_that_is_in_two_files_may_be_shared_by_the_other(
+    silent: Silent, data: dict[str, object], proven: bool
+) -> None:
+    """A qcow2 with a data file, whatever its header says of that."""
+    more: Any = {"format-specific": {"type": "qcow2", "data": data}}
+    nodes = node(0, "top"), node(1, "mid"), node(2, "base", **more)
+
+    assert silent.told(["9"], nodes=nodes) == ([] if proven else MAY)
+
+
+def test_a_layer_without_an_image_may_be_shared(silent: Silent) -> None:
+    """Nobody knows its file."""
+    nodes = node(0, "top"), node(1, "mid"), Node(layer="2", role="format", node_name="base")
+
+    assert silent.told(["9"], nodes=nodes) == MAY
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ class Commits:
             if now := self._ledger.get(vm, job_id):
                 return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
             if entry is not None:
-                raise Refused("already-asked", f"{job_id} was being refused: ask again")
+                raise Refused("already-asked", f"{job_id} was being refused: try again")
             snapshot, qemu, found, layers = await _checked(mine, request, permission)
             unsure = shared_layers.unproven(unseen, mine, found, layers)
             unsure += await shared_layers.compared(self._fleet, mine, snapshot, found, layers)
@@ -177,12 +177,14 @@ def _new_id(device: str) -> str:
 def _usable_id(snapshot: VmState, qemu: Qemu, request: api.Commit, job_id: str) -> str:
     if qemu.version < commands.JOB_ID_VERSION:
         if request.job_id:
-            raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
+            raise Refused(
+                "not-supported", "QEMU before 2.7 names the job after its device: omit job_id"
+            )
         return request.device
     for job in snapshot.jobs:
         if job.job_id == job_id:
             known = present.job(snapshot.vm, job)
-            raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already", known)
+            raise Refused("job-id-taken", f"{snapshot.vm} already has a job {job_id}", known)
     return job_id
 
 
@@ -197,7 +199,7 @@ def _command(qemu: Qemu, found: Found, layers: Range, job_id: str, request: api.
         speed=request.speed_bytes_per_second or None,
     )
     if "" in command.arguments.values():
-        raise Refused("wrong-device-state", f"the images of {request.device} are not known")
+        raise Refused("wrong-device-state", f"the images of {request.device} are unknown")
     return command
 
 
@@ -212,7 +214,7 @@ async def _now(mine: VmLease, entry: JobRecord) -> api.Job:
 def _replayed(entry: JobRecord, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
     """Return what is said of a request that was made before: the state, or the outcome."""
     if entry.request != wanted:
-        raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
+        raise Refused("job-id-taken", f"{entry.job_id} belongs to another request", job)
     return api.Done(
         vm=entry.vm,
         action="commit",

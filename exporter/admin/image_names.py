@@ -52,7 +52,7 @@ def unseen(snapshot: VmState) -> str:
         for node in device.nodes:
             path = _path(node) if node.role == "format" else None
             if path is not None and (path.startswith("/dev/fdset/") or not path.startswith("/")):
-                return f"has an image that cannot be told by its name, {node.file}"
+                return f"has an image that its name does not identify, {node.file}"
     return ""
 
 

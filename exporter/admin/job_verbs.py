@@ -24,7 +24,7 @@ R = TypeVar("R", bound=JobRequest)
 #: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
 _PAUSABLE = frozenset({"running", "ready", "created"})
 _RESUMABLE = _PAUSABLE | {"paused", "standby"}
-#: Where a job that was asked to complete waits to be finalized or dismissed.
+#: Where a job that has already been asked to complete waits to be finalized or dismissed.
 _AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 
@@ -86,7 +86,7 @@ def may_complete(snapshot: VmState, each: Job, _: object) -> None:
     if not _is_ready(each):
         raise _refused("not-ready", snapshot, each, "is not ready")
     if status(each) not in ("", "ready"):
-        raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
+        raise _refused("wrong-job-state", snapshot, each, "is ready but not running")
 
 
 def may_cancel(snapshot: VmState, each: Job, request: verbs.Cancel) -> None:
@@ -95,14 +95,14 @@ def may_cancel(snapshot: VmState, each: Job, request: verbs.Cancel) -> None:
         raise _refused("wrong-job-state", snapshot, each, "has ended")
     if _is_ready(each) and isinstance(request.force, UnsetType):
         known = present.job(snapshot.vm, each)
-        detail = f"{each.job_type} {each.job_id} is ready, and force is not said"
+        detail = f"{each.job_type} {each.job_id} is ready: set force to true or false"
         raise Refused("force-required", detail, known)
 
 
 def may_pause(snapshot: VmState, each: Job, _: object) -> None:
     """It runs."""
     if _is(each, "paused") or status(each) not in ("", *_PAUSABLE):
-        raise _refused("wrong-job-state", snapshot, each, "does not run")
+        raise _refused("wrong-job-state", snapshot, each, "is not running")
 
 
 def may_resume(snapshot: VmState, each: Job, _: object) -> None:

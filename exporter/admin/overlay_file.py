@@ -195,7 +195,9 @@ def _split(path: str) -> tuple[str, str]:
     plain = os.path.normpath(path) == path and path.startswith("/") and path.isprintable()
     # POSIX lets two slashes at the beginning mean something else, and so they stay.
     if not plain or path.startswith("//") or name in ("", ".", ".."):
-        raise Refused("bad-file", f"{quote(path, safe='/')!r} is no plain absolute path")
+        raise Refused(
+            "bad-file", f"file must be a plain absolute path, got {quote(path, safe='/')!r}"
+        )
     return folder, name
 
 
@@ -204,7 +206,9 @@ def _opened(folder: str) -> Iterator[int]:
     try:
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise Refused("bad-file", f"{folder} cannot be seen from here: {_why(error)}") from error
+        raise Refused(
+            "bad-file", f"{folder} is not accessible to the exporter: {_why(error)}"
+        ) from error
     try:
         yield descriptor
     finally:
@@ -228,8 +232,8 @@ def _not_everybodys(descriptor: int, folder: str) -> None:
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise Refused(
             "bad-file",
-            f"every user may write to {folder}, and so replace the file before QEMU opens it: take"
-            " that right away, or set its sticky bit",
+            f"every user may write to {folder}, and so replace the file before QEMU opens it:"
+            " remove that permission, or set the sticky bit",
         )
 
 
@@ -245,7 +249,7 @@ def _backing(active: Image, process: int) -> str:
     except OSError as error:
         raise Refused(
             "bad-file",
-            f"the disk's image has a relative name, {path}, to a directory not seen here",
+            f"the disk's image has a relative name, {path}, to a directory that the exporter cannot access",
         ) from error
 
 
@@ -280,15 +284,15 @@ def _seen_by(where: AllowedLocation, path: str, here: os.stat_result) -> None:
             return
         raise Refused(
             "bad-file",
-            f"{path}: nobody can tell from here that QEMU has the same files under the same names;"
-            " a grant may say so (same_files)",
+            f"{path}: the exporter cannot verify that QEMU has the same files under the same names;"
+            " a grant can state it (same_files)",
         ) from None
     try:
         there = os.lstat(_without_links(root, path))
     except OSError as error:
-        raise Refused("bad-file", f"{path} cannot be seen where QEMU is") from error
+        raise Refused("bad-file", f"{path} is not accessible to QEMU") from error
     if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
-        raise Refused("bad-file", f"{path} is another one where QEMU is")
+        raise Refused("bad-file", f"{path} is a different file to QEMU")
 
 
 def _without_links(root: str, path: str) -> str:

@@ -85,8 +85,8 @@ def steady(snapshot: VmState, qemu: Qemu) -> None:
     if qemu.may_be_inactive:
         raise Refused(
             "wrong-vm-state",
-            f"{snapshot.vm} came by a migration with late-block-activate and has not run since: its"
-            " disks may still belong to the other QEMU. Let it run first (cont)",
+            f"{snapshot.vm} arrived by a migration with late-block-activate and has not run since:"
+            " its disks may still belong to the other QEMU. Let it run first (cont)",
         )
 
 
@@ -94,7 +94,7 @@ def unmanaged(snapshot: VmState, *, allow_managed: bool) -> None:
     """No other program keeps account of the disks."""
     if snapshot.manager and not allow_managed:
         manager = snapshot.manager
-        raise Refused("managed-vm", f"{snapshot.vm} is run by {manager}", manager=manager)
+        raise Refused("managed-vm", f"{snapshot.vm} is managed by {manager}", manager=manager)
 
 
 def storage(snapshot: VmState) -> list[str]:
@@ -112,7 +112,9 @@ def storage(snapshot: VmState) -> list[str]:
         why = snapshot.storage_error
         raise Refused("storage-hangs", f"storage of {snapshot.vm} is not known to answer: {why}")
     if snapshot.storage_responding is None:
-        return ["image files cannot be seen from here: nobody knows whether their storage answers"]
+        return [
+            "image files are not visible to the exporter: whether their storage answers is unknown"
+        ]
     return []
 
 
@@ -146,10 +148,10 @@ def idle(snapshot: VmState, name: str) -> None:
         )
         if ended or job.device not in (name, ""):
             continue
-        where = name if job.device else "a disk that QEMU does not tell"
+        where = name if job.device else "an unidentified disk"
         raise Refused(
             "device-busy",
-            f"{job.job_type} {job.job_id} works on {where}",
+            f"{job.job_type} {job.job_id} is running on {where}",
             present.job(snapshot.vm, job),
         )
 
@@ -161,8 +163,8 @@ def writable(found: Found) -> None:
     if inserted is not None and inserted.active is False:
         raise Refused(
             "wrong-device-state",
-            f"{name} is not active: its images belong to another QEMU, as they do until a migration"
-            " is over and the VM runs here",
+            f"{name} is not active: its images belong to another QEMU until the migration has completed"
+            " and the VM runs here",
         )
     if found.device.read_only == "true":
         raise Refused("wrong-device-state", f"{name} is read-only")
@@ -171,7 +173,7 @@ def writable(found: Found) -> None:
             raise Refused(
                 "wrong-device-state",
                 f"the files of {name} are not known: query-block was not asked"
-                " (--collector.topology), or tells another chain than query-blockstats",
+                " (--collector.topology), or disagrees with query-blockstats",
             )
         data = node.image.format_specific
         if data is not None and getattr(data.data, "corrupt", False):
@@ -192,8 +194,8 @@ def commit_range(found: Found, request: api.Commit) -> Range:
     if base > last - expected:
         raise Refused(
             "shared-layer",
-            f"the configuration says that {name} has {expected} backing files by right"
-            f" (expected_backing_depth): layer {base} is one of them",
+            f"expected_backing_depth of {name} is {expected}: layer {base} is one of these backing"
+            " files, and must stay",
         )
     return Range(top, base)
 
@@ -225,8 +227,8 @@ def unshared(
             if node.role == "format" and touched.intersection(_keys(vm, node, identities)):
                 raise Refused(
                     "shared-layer",
-                    f"{node.file or node.node_name} is layer {node.layer} of {other.device}"
-                    f" of {vm} too",
+                    f"{node.file or node.node_name} is layer {node.layer} of"
+                    f" {other.device} of {vm} too",
                 )
     for node, identity in zip(chosen, certain, strict=True):
         for vm, files in opened.items():
@@ -253,7 +255,7 @@ def unsaid(snapshot: VmState) -> str:
         return "" if gone else f"does not answer ({snapshot.reason})"
     nodes = [node for each in snapshot.devices for node in each.nodes if node.role == "format"]
     blind = any(node.image is None for node in nodes)
-    return "does not tell the files of all its disks" if blind else ""
+    return "does not report the files of all its disks" if blind else ""
 
 
 def _keys(vm: str, node: Node, identities: Mapping[Any, object]) -> Iterator[object]:
@@ -281,7 +283,7 @@ def job(snapshot: VmState, job_id: str, known: api.Job | None = None) -> Job:
         if each.job_id == job_id and each.job_type in BLOCK_JOB_TYPES:
             return each
     if known is not None and known.outcome:
-        detail = f"{snapshot.vm} has no block job {job_id!r} any more"
+        detail = f"{snapshot.vm} no longer has a block job {job_id!r}"
         raise Refused("unknown-job", detail, known)
     raise Refused("unknown-job", f"{snapshot.vm} has no block job {job_id!r}")
 

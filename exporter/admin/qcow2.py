@@ -37,7 +37,7 @@ def overlay(size_bytes: int, backing_file: str, backing_format: str) -> tuple[by
     if b"\0" in name:
         raise ValueError("its backing file has a NUL in its name")
     if not 0 < size_bytes <= SIZE_LIMIT_BYTES:
-        raise ValueError(f"{size_bytes} bytes are no size that a qcow2 image can have")
+        raise ValueError(f"a qcow2 image cannot have a size of {size_bytes} bytes")
     l1_entries = -(-size_bytes // _L1_ENTRY_BYTES)
     clusters = 3 + -(-l1_entries * 8 // CLUSTER_BYTES)
     assert clusters <= _COUNTS_PER_BLOCK

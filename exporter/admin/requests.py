@@ -79,7 +79,9 @@ class AdminRequests:
             under_way = self._pivots.is_under_way(mine.member, job_id)
             if under_way and verb.crosses_complete(job_verbs.status(job)):
                 known = present.job(vm, job)
-                raise Refused("already-asked", f"{job_id} was asked to complete", known)
+                raise Refused(
+                    "already-asked", f"{job_id} has already been asked to complete", known
+                )
             verb.precondition(snapshot, job, request)
             command = verb.build(qemu, job, request)
             warnings = preconditions.storage(snapshot) if verb.drains else []
@@ -144,7 +146,7 @@ class AdminRequests:
             await run_blocking(self._snapshots.note_taken, vm, request)
             if not await run_blocking(self._snapshots.is_there, vm, request):
                 # So QEMU does with a layer on top of `snapshot=on`, where that was not seen before.
-                raise LayerLost(f"{request.file} is the active layer, and has no name any more")
+                raise LayerLost(f"{request.file} is the active layer, but its file was removed")
             return await results.after(mine, passed)
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
@@ -155,5 +157,7 @@ class AdminRequests:
         if entry is None or entry.outcome:
             return
         if (end := member.ends.get(job.job_id)) is None:
-            raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
+            raise Refused(
+                "wrong-job-state", f"the outcome of {job.job_id} is not known yet: try again"
+            )
         await run_blocking(self._ledger.put, entry.with_end(end))

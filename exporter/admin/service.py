@@ -75,9 +75,9 @@ def check(config: Config, users: Collection[str], *, enabled: bool) -> None:
     if not enabled:
         return
     if not users:
-        raise ConfigError("--web.enable-admin-api: needs users, in --web.config.file")
+        raise ConfigError("--web.enable-admin-api: requires users in --web.config.file")
     for number, grant in enumerate(config.admin.grants):
         if unknown := sorted(set(grant.users) - set(users)):
             raise ConfigError(
-                f"admin.grants[{number}]: there is no user {unknown[0]!r} in --web.config.file"
+                f"admin.grants[{number}]: user {unknown[0]!r} is not in --web.config.file"
             )

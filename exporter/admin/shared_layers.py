@@ -88,7 +88,7 @@ async def compared(
     try:
         identities = await mine.identities(paths)
     except Refused as error:
-        return [f"layers of other disks were compared by name alone: {error}"]
+        return [f"layers of other disks were compared by name only: {error}"]
     preconditions.unshared(snapshot, found, layers, others, known | dict(identities), opened)
     return []
 

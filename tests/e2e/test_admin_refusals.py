@@ -318,7 +318,7 @@ def test_a_vm_that_libvirt_runs(stage: Stage, verb: str) -> None:
     """Unless the grant says that it may be changed behind its manager's back."""
     ask = asked(stage, verb, vm="managed", device="virtio-disk0")
     detail = stage.refused(ask, verb, 403, "managed-vm", vm="managed")
-    assert detail == "managed is run by libvirt"
+    assert detail == "managed is managed by libvirt"
 
 
 def test_a_job_of_a_vm_that_libvirt_runs(stage: Stage) -> None:
@@ -666,7 +666,7 @@ def test_a_snapshot_over_a_link_that_leads_elsewhere_where_qemu_is(lab: Lab) -> 
     for dry_run in (True, False):
         answer = user.snapshot("vm", "disk0", link / "new.qcow2", dry_run=dry_run)
         assert (answer.status, answer.problem) == (422, "bad-file"), answer.body
-        assert "is another one where QEMU is" in answer.body["detail"]
+        assert "is a different file to QEMU" in answer.body["detail"]
     assert (state(vm), files(lab)) == before
 
 
@@ -971,8 +971,8 @@ GRANT = {"users": ["root"], "verbs": ["commit"], "vms": ["*"]}
 @pytest.mark.parametrize(
     ("web", "grants", "folder", "said"),
     [
-        (None, [], "state", "needs users, in --web.config.file"),
-        (USERS, [GRANT, {**GRANT, "users": ["rot"]}], "state", "admin.grants[1]: there is no user"),
+        (None, [], "state", "--web.enable-admin-api: "),
+        (USERS, [GRANT, {**GRANT, "users": ["rot"]}], "state", "admin.grants[1]: user 'rot'"),
         (USERS, [GRANT], "file", "--admin.state-directory: "),
         (USERS, [GRANT], "frozen", "--admin.state-directory: "),
         (USERS, [GRANT], "broken", "--admin.state-directory: "),

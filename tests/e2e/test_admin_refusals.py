@@ -272,7 +272,7 @@ def test_a_word_about_a_vm_that_is_not_there(stage: Stage, verb: str) -> None:
 def test_a_user_without_a_grant_for_this_vm(stage: Stage, verb: str, user: str) -> None:
     """A grant for another VM, or for a name that is only much the same, is none; nor is one to look."""
     detail = stage.refused(asked(stage, verb, by=user), verb, 403, "not-granted", by=user)
-    assert detail == f"no grant lets '{user}' {verb} on 'vm'"
+    assert detail == f"no grant permits '{user}' to {verb} on 'vm'"
     assert stage.by(user).get("/vms/vm").status == 200
 
 

@@ -1,19 +1,19 @@
-"""A file that is replaced whole, and is on the disk afterwards, whatever ends this process or host."""
+"""Atomic replacement of small files: afterwards they survive a crash of the process or the host."""
 
 from __future__ import annotations
 
 import os
 import secrets
 
-#: How the name ends, after that of the file, of what an end in between leaves beside it.
+#: Suffix, as a pattern, of the temporary file that a crash in between leaves behind.
 UNFINISHED = r"\.[0-9a-f]{8}$"
 
 
 def write(path: str, text: bytes) -> None:
-    """Have a file say this, and nobody else read it.
+    """Atomically write a file that only this user can read, and fsync it.
 
     Raises:
-        OSError: it does not, or may not outlive a crash of the host.
+        OSError: it was not written, or may not survive a crash of the host.
     """
     new = f"{path}.{secrets.token_hex(4)}"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -30,17 +30,17 @@ def write(path: str, text: bytes) -> None:
 
 
 def remove(path: str) -> None:
-    """Have a file be gone.
+    """Delete a file and fsync its directory.
 
     Raises:
-        OSError: it is not, or may come back after a crash of the host.
+        OSError: it was not deleted, or may reappear after a crash of the host.
     """
     os.unlink(path)
     sync(os.path.dirname(path))
 
 
 def sync(folder: str) -> None:
-    """Have the names in a directory outlive a crash of the host."""
+    """Fsync a directory, so that the names in it survive a crash of the host."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Commits as users ask for them: of each job id one is started, however often it is asked for."""
+"""Commits that users request. However often a job id is requested, it starts one job."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Commits:
-    """The commits of one fleet, on record in one account."""
+    """Starts commits in one fleet and records them."""
 
     def __init__(self, fleet: Fleet, ledger: JobRecords, timing: Timing) -> None:
         self._fleet = fleet
@@ -52,13 +52,13 @@ class Commits:
         permission: Permission,
         dry_run: bool,
     ) -> api.Done:
-        """Start a commit, or say what became of the same request before.
+        """Start a commit, or return what became of the same request before.
 
         The VM itself is looked at first and its neighbours last: a wrong request costs other VMs
         nothing.
 
         Raises:
-            ActionError: it was not started, or nobody knows.
+            ActionError: it was not started, or the outcome is unknown.
         """
         job_id = request.job_id or _new_id(request.device)
         wanted = msgspec.to_builtins(
@@ -73,9 +73,9 @@ class Commits:
             return _replayed(entry, present.recorded(entry), wanted, dry_run=dry_run)
         unseen: Mapping[ScrapeTarget, str] = {}
         if entry is None and (others := shared_layers.of(self._fleet, vm)):
-            # Not while the neighbours are looked at: two commits would wait for each other.
+            # Released while other VMs are asked: two commits would wait for each other.
             async with lease(member, self._timing) as mine:
-                # The same request may have been carried out since: then it is answered below.
+                # The same request may have been carried out since; it is then answered below.
                 if self._ledger.get(vm, job_id) is None:
                     await _checked(mine, request, permission)
             unseen = await shared_layers.see(others)
@@ -83,7 +83,7 @@ class Commits:
             if now := self._ledger.get(vm, job_id):
                 return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
             if entry is not None:
-                raise Refused("already-asked", f"{job_id} was being refused: ask again")
+                raise Refused("already-asked", f"{job_id} was being refused: try again")
             snapshot, qemu, found, layers = await _checked(mine, request, permission)
             unsure = shared_layers.unproven(unseen, mine, found, layers)
             unsure += await shared_layers.compared(self._fleet, mine, snapshot, found, layers)
@@ -117,15 +117,15 @@ class Commits:
             if qemu.version >= commands.JOB_ID_VERSION:
                 await self._send_on_record(mine, command, effect, entry)
             else:
-                # Its jobs have the names of their devices: a record of one would be taken for the
-                # next one's.
+                # Its jobs are named after their devices: a record would be taken for that of the
+                # next job.
                 await mine.send(command, effect)
             return await results.after(mine, passed)
 
     async def _send_on_record(
         self, mine: VmLease, command: Command, effect: Effect, entry: JobRecord
     ) -> None:
-        """Send a command; what may have left this process is on record before and afterwards."""
+        """Send a command, and record it before and after."""
         await run_blocking(self._ledger.put, entry)
         mine.member.adopt(
             entry.job_id, Place(entry.device, str(entry.top), str(entry.base)), entry.chain
@@ -139,7 +139,7 @@ class Commits:
         try:
             await run_blocking(self._ledger.put, msgspec.structs.replace(entry, started=True))
         except Refused as error:
-            # It runs, and is on record as asked for: the keeper will see that it was started.
+            # It runs, and is recorded as requested: the reconciler will see that it was started.
             log.warning(
                 "not recorded", extra={"vm": entry.vm, "job_id": entry.job_id, "err": str(error)}
             )
@@ -148,10 +148,10 @@ class Commits:
 async def _checked(
     mine: VmLease, request: api.Commit, permission: Permission
 ) -> tuple[VmState, Qemu, Found, Range]:
-    """Look at the VM, and see that it and its disk allow the commit.
+    """Check that the present state of the VM and its disk allows the commit.
 
     Raises:
-        Refused: they do not, or the VM does not answer.
+        Refused: it does not, or the VM does not answer.
     """
     snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
     preconditions.storage(snapshot)
@@ -177,12 +177,14 @@ def _new_id(device: str) -> str:
 def _usable_id(snapshot: VmState, qemu: Qemu, request: api.Commit, job_id: str) -> str:
     if qemu.version < commands.JOB_ID_VERSION:
         if request.job_id:
-            raise Refused("not-supported", "this QEMU names a job by its device: give no job_id")
+            raise Refused(
+                "not-supported", "QEMU before 2.7 names the job after its device: omit job_id"
+            )
         return request.device
     for job in snapshot.jobs:
         if job.job_id == job_id:
             known = present.job(snapshot.vm, job)
-            raise Refused("job-id-taken", f"{snapshot.vm} has a job {job_id} already", known)
+            raise Refused("job-id-taken", f"{snapshot.vm} already has a job {job_id}", known)
     return job_id
 
 
@@ -197,12 +199,12 @@ def _command(qemu: Qemu, found: Found, layers: Range, job_id: str, request: api.
         speed=request.speed_bytes_per_second or None,
     )
     if "" in command.arguments.values():
-        raise Refused("wrong-device-state", f"the images of {request.device} are not known")
+        raise Refused("wrong-device-state", f"the images of {request.device} are unknown")
     return command
 
 
 async def _now(mine: VmLease, entry: JobRecord) -> api.Job:
-    """Return the job of an entry as it is now, or as the account has it where that tells more."""
+    """Return the job of a record as it is now, or as recorded if the record says more."""
     snapshot = await mine.look_again()
     told = mine.job(snapshot, entry.job_id, entry.end) if snapshot else None
     known = told is not None and (told.status is not None or entry.outcome is None)
@@ -210,9 +212,9 @@ async def _now(mine: VmLease, entry: JobRecord) -> api.Job:
 
 
 def _replayed(entry: JobRecord, job: api.Job, wanted: dict[str, Any], *, dry_run: bool) -> api.Done:
-    """Return what is said of a request that was made before: the state, or the outcome."""
+    """Return the result of a repeated request: the state of the job, or its outcome."""
     if entry.request != wanted:
-        raise Refused("job-id-taken", f"{entry.job_id} is of another request", job)
+        raise Refused("job-id-taken", f"{entry.job_id} belongs to another request", job)
     return api.Done(
         vm=entry.vm,
         action="commit",

@@ -1,4 +1,4 @@
-"""What a user may do to a VM, as the configuration says now."""
+"""What a user may do to a VM according to the current configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Permission:
 
     @property
     def allow_managed(self) -> bool:
-        """Whether it holds of a VM that a manager runs too."""
+        """Whether it extends to VMs that a manager such as libvirt runs."""
         return any(grant.allow_managed for grant in self.grants)
 
     @property
@@ -27,17 +27,17 @@ class Permission:
         return any(grant.unseen_neighbours == "allow" for grant in self.grants)
 
     def of(self, snapshot: VmState) -> tuple[Grant, ...]:
-        """Return those that hold of the VM as it is; what none allows alone, two do not either."""
+        """Return the grants that apply to this VM. Two grants never combine to allow more than each does."""
         return tuple(g for g in self.grants if g.allow_managed or not snapshot.manager)
 
 
 def permission(grants: Iterable[Grant], user: str, verb: str, vm: str) -> Permission:
-    """Return what lets a user do something to a VM.
+    """Return the grants that permit a user to do something to a VM.
 
     Raises:
-        Refused: nothing does.
+        Refused: no grant does.
     """
     found = [grant for grant in grants if grant.permits(user, verb, vm)]
     if not found:
-        raise Refused("not-granted", f"no grant lets {user!r} {verb} on {vm!r}")
+        raise Refused("not-granted", f"no grant permits {user!r} to {verb} on {vm!r}")
     return Permission(tuple(found))

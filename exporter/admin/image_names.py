@@ -1,4 +1,4 @@
-"""What must not be done with images that nobody finds by their names: pure looks at a snapshot.
+"""Preconditions on images whose names do not lead to them. Pure functions of one snapshot.
 
 The name of an image goes into the header of the layer above it, and what is merged into an image
 without a name is gone with the VM.
@@ -13,24 +13,24 @@ from exporter.errors import Refused
 from exporter.model import FileName, ImageFile, Node, VmState
 from exporter.redact import local_path
 
-#: Names by which nobody, or nobody but QEMU, finds the image.
+#: Kinds of names that do not lead to the image, or only in QEMU.
 _MISLEADING = frozenset({FileName.FDSET, FileName.REMOVED, FileName.OTHER})
 
 
 def may_be_backing(snapshot: VmState, found: Found) -> None:
-    """The active layer can be found by the name that the header of a new one would have.
+    """Require that the name of the active layer, which the header of a new layer gets, leads to it.
 
     Raises:
-        Refused: it cannot. QEMU would also remove each layer on top of `snapshot=on`.
+        Refused: it does not. QEMU would also remove each layer on top of `snapshot=on`.
     """
     _named(snapshot, found, found.layers[0])
 
 
 def may_be_merged(snapshot: VmState, found: Found, layers: Range) -> None:
-    """All layers of a commit have names that lead to them.
+    """Require that the names of all layers of a commit lead to them.
 
     Raises:
-        Refused: one has not.
+        Refused: one does not.
     """
     for node in found.layers[layers.top : layers.base + 1]:
         _named(snapshot, found, node)
@@ -47,12 +47,12 @@ def may_be_merged(snapshot: VmState, found: Found, layers: Range) -> None:
 
 
 def unseen(snapshot: VmState) -> str:
-    """Return why nobody knows which files a VM has whose open files are not seen, "" if one does."""
+    """Return why the files of a VM whose open files are not visible are unknown, "" if they are known."""
     for device in snapshot.devices:
         for node in device.nodes:
             path = _path(node) if node.role == "format" else None
             if path is not None and (path.startswith("/dev/fdset/") or not path.startswith("/")):
-                return f"has an image that cannot be told by its name, {node.file}"
+                return f"has an image that its name does not identify, {node.file}"
     return ""
 
 
@@ -68,7 +68,7 @@ def _named(snapshot: VmState, found: Found, node: Node) -> None:
 
 def _files(snapshot: VmState) -> Mapping[str, ImageFile]:
     nodes = [node for device in snapshot.devices for node in device.nodes if node.counts]
-    # `files` is empty where nothing was seen.
+    # `files` is empty if nothing was visible.
     each = zip(nodes, snapshot.counters.files, strict=False)
     return {path: file for node, file in each if file is not None and (path := _path(node))}
 

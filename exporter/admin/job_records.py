@@ -1,4 +1,4 @@
-"""The account of jobs that were asked for, by their ids. It is kept for 7 days after the last change."""
+"""Records of the jobs that users started, by id. They are kept for 7 days after the last change."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from exporter.admin.record_store import KEPT_SECONDS, RECORDS_LIMIT, RecordKind,
 from exporter.api import Outcome
 from exporter.jobs import End
 
-#: How long a job is waited for that has not ended, or is in QEMU yet: its VM may be gone for good.
+#: How long the record of a job is kept that has not ended or is still in QEMU: its VM may be gone.
 OPEN_SECONDS = 90 * 24 * 3600.0
 
 
 class JobRecord(Struct, kw_only=True, frozen=True):
-    """A job that was asked for, and what became of it."""
+    """A job that a user requested, and what became of it."""
 
     vm: str
     job_id: str
     job_type: str
     device: str
     user: str
-    #: What was asked for, without the id.
+    #: The request without the id.
     request: dict[str, Any]
     requested_timestamp_seconds: float
-    #: Whether QEMU was seen to have the job, or said that it does.
+    #: Whether QEMU confirmed the job, or was seen to have it.
     started: bool = False
     #: Whether the job stays in QEMU until it is dismissed.
     kept_by_qemu: bool = False
@@ -38,32 +38,32 @@ class JobRecord(Struct, kw_only=True, frozen=True):
     error: str = ""
     ended_timestamp_seconds: float | None = None
     dismissed: bool = False
-    #: When it was last seen to run, to the day.
+    #: When it was last seen running, accurate to a day.
     seen_timestamp_seconds: float = 0.0
 
     @property
     def changed_timestamp_seconds(self) -> float:
-        """When something last became of it."""
+        """When the record last changed."""
         ended = self.ended_timestamp_seconds or 0.0
         return max(self.requested_timestamp_seconds, self.seen_timestamp_seconds, ended)
 
     @property
     def open(self) -> bool:
-        """Whether something is to be done about it yet."""
+        """Whether something remains to be done about it."""
         return self.outcome is None or (
             self.kept_by_qemu and self.started and not self.dismissed and self.outcome != "unknown"
         )
 
     @property
     def end(self) -> End | None:
-        """How the job ended, None where that is not known."""
+        """How the job ended, None if that is not known."""
         if self.outcome in (None, "unknown") or self.ended_timestamp_seconds is None:
             return None
         at = self.ended_timestamp_seconds
         return End(self.job_type, self.device, self.outcome, at, self.error)
 
     def with_end(self, end: End, *, dismissed: bool = False) -> JobRecord:
-        """Return the entry of a job that ended."""
+        """Return the record with the end of its job."""
         return msgspec.structs.replace(
             self,
             started=True,
@@ -80,7 +80,7 @@ def _kept_until_seconds(entry: JobRecord) -> float:
 
 
 def _outranks(known: JobRecord, new: JobRecord) -> bool:
-    """What was seen before a job ended may come late."""
+    """Whether `new` was observed before the job ended, and comes late."""
     return bool(known.outcome and not new.outcome)
 
 
@@ -96,7 +96,7 @@ _JOBS = RecordKind(
 
 
 class JobRecords(RecordStore[JobRecord]):
-    """All entries, by VM and job id."""
+    """All records, by VM and job id."""
 
     def __init__(self, folder: str, limit: int = RECORDS_LIMIT) -> None:
         """Read what is there.
@@ -107,5 +107,5 @@ class JobRecords(RecordStore[JobRecord]):
         super().__init__(folder, _JOBS, limit)
 
     def open(self, vm: str) -> list[JobRecord]:
-        """Return the entries of a VM that something is to be done about yet."""
+        """Return the records of a VM about which something remains to be done."""
         return [entry for entry in self.of(vm) if entry.open]

@@ -1,6 +1,6 @@
-"""What may be done to a job: one row for each verb, and what must be so before.
+"""What users can do to a job: one row per verb, and the preconditions.
 
-The preconditions are pure looks at one snapshot, made a moment ago, and raise `Refused`.
+Preconditions are pure functions of one snapshot, taken a moment ago, and raise `Refused`.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from exporter.qmp import Command, Qemu, commands
 
 R = TypeVar("R", bound=JobRequest)
 
-#: Where a job can be paused, and where one that is can go on. [job.c, JobVerbTable]
+#: States in which a job can be paused, and in which a paused job can be resumed. [job.c, JobVerbTable]
 _PAUSABLE = frozenset({"running", "ready", "created"})
 _RESUMABLE = _PAUSABLE | {"paused", "standby"}
-#: Where a job that was asked to complete waits to be finalized or dismissed.
+#: States in which a completed job waits to be finalized or dismissed.
 _AFTER_COMPLETE = frozenset({"pending", "concluded"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobVerb(Generic[R]):
-    """One thing that may be done to a job. Everything in this room that knows a verb asks its row."""
+    """One thing that users can do to a job. All that this room knows about a verb is in its row."""
 
     request: type[R]
-    #: Raises `Refused` where the job must not be changed so.
+    #: Raises `Refused` if the job is not in a state for it.
     precondition: Callable[[VmState, Job, R], None]
-    #: Returns what is sent; None where this QEMU has no command for it.
+    #: Builds the command; None if this QEMU has none for it.
     command: Callable[[Qemu, str, R], Command | None]
-    #: Whether it is seen to have been done, should no answer come.
+    #: Whether it is seen to have been done, if no reply came.
     postcondition: Callable[[Seen, R], bool]
-    #: Whether QEMU waits for the storage before it answers.
+    #: Whether QEMU waits for the storage before it replies.
     drains: bool = False
-    #: Whether a job that was told to complete must not be told this, by its JobStatus: QEMU calls it
-    #: ready for some time afterwards.
+    #: Whether it is refused after a complete was sent, by the JobStatus: QEMU still calls the job
+    #: ready for some time.
     crosses_complete: Callable[[str], bool] = lambda _: False
-    #: Whether it is a complete itself, which others must not cross.
+    #: Whether it is the complete that others must not cross.
     completes: bool = False
-    #: Whether QEMU forgets the job, so that how it ended must be on record before.
+    #: Whether QEMU forgets the job, so that its outcome must be recorded first.
     forgets: bool = False
 
     @property
     def name(self) -> str:
-        """The word for it in paths, grants and messages."""
+        """Its name in paths, grants and messages."""
         return self.request.verb
 
     def build(self, qemu: Qemu, job: Job, request: R) -> Command:
-        """Return the command that changes a job so.
+        """Build the command for a job.
 
         Raises:
             Refused: this QEMU has none.
@@ -65,72 +65,72 @@ class JobVerb(Generic[R]):
         return found
 
     def effect(self, job: Job, request: R, ends: Mapping[str, End], since_seconds: float) -> Effect:
-        """Return what tells a snapshot in which it was done, of the job as it was before."""
+        """Return a predicate: whether a snapshot shows that it was done to `job`, as it was before."""
         return lambda now: self.postcondition(
             postconditions.seen(now, job, ends, since_seconds), request
         )
 
 
 def status(each: Job) -> str:
-    """Return the JobStatus of a job, empty where its QEMU has no such word."""
+    """Return the JobStatus of a job, empty if its QEMU is too old to report one."""
     return getattr(each.job, "status", None) or ""
 
 
 def rests(each: Job) -> bool:
-    """It is ready and does nothing: one that completes is paused and busy until it is gone."""
+    """Whether it is ready and idle: a completing job is paused and busy until it is gone."""
     return _is(each, "ready") and not _is(each, "paused") and not _is(each, "busy")
 
 
 def may_complete(snapshot: VmState, each: Job, _: object) -> None:
-    """QEMU itself says that it is ready."""
+    """Require that QEMU itself reports it as ready."""
     if not _is_ready(each):
         raise _refused("not-ready", snapshot, each, "is not ready")
     if status(each) not in ("", "ready"):
-        raise _refused("wrong-job-state", snapshot, each, "is ready and does not run")
+        raise _refused("wrong-job-state", snapshot, each, "is ready but not running")
 
 
 def may_cancel(snapshot: VmState, each: Job, request: verbs.Cancel) -> None:
-    """It has not ended, and of one that is ready it was said how."""
+    """Require that it has not ended, and an explicit `force` if it is ready."""
     if status(each) in ("concluded", "aborting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
     if _is_ready(each) and isinstance(request.force, UnsetType):
         known = present.job(snapshot.vm, each)
-        detail = f"{each.job_type} {each.job_id} is ready, and force is not said"
+        detail = f"{each.job_type} {each.job_id} is ready: set force to true or false"
         raise Refused("force-required", detail, known)
 
 
 def may_pause(snapshot: VmState, each: Job, _: object) -> None:
-    """It runs."""
+    """Require that it is running."""
     if _is(each, "paused") or status(each) not in ("", *_PAUSABLE):
-        raise _refused("wrong-job-state", snapshot, each, "does not run")
+        raise _refused("wrong-job-state", snapshot, each, "is not running")
 
 
 def may_resume(snapshot: VmState, each: Job, _: object) -> None:
-    """It is paused; QEMU itself holds one that it has just completed, and says the same of it."""
+    """Require that it is paused. QEMU also reports a job as paused that it is just completing."""
     if not _is(each, "paused") or status(each) not in ("", *_RESUMABLE):
         raise _refused("wrong-job-state", snapshot, each, "is not paused")
 
 
 def may_finalize(snapshot: VmState, each: Job, _: object) -> None:
-    """It waits to be finalized."""
+    """Require that it waits to be finalized."""
     if status(each) != "pending":
         raise _refused("wrong-job-state", snapshot, each, "is not pending")
 
 
 def may_dismiss(snapshot: VmState, each: Job, _: object) -> None:
-    """It has ended."""
+    """Require that it has ended."""
     if status(each) != "concluded":
         raise _refused("wrong-job-state", snapshot, each, "has not ended")
 
 
 def may_be_tuned(snapshot: VmState, each: Job, _: object) -> None:
-    """It has not ended."""
+    """Require that it has not ended."""
     if status(each) in ("concluded", "aborting", "pending", "waiting", "null"):
         raise _refused("wrong-job-state", snapshot, each, "has ended")
 
 
 def _by_name(qemu: Qemu, job_id: str, request: JobRequest) -> Command | None:
-    """Return QEMU's command of the same name: `job-pause`, or else `block-job-pause`."""
+    """Build QEMU's command of the same name: `job-pause`, or else `block-job-pause`."""
     return commands.change(qemu, request.verb, job_id)
 
 
@@ -205,6 +205,6 @@ def _is(each: Job, flag: str) -> bool:
 
 
 def _is_ready(each: Job) -> bool:
-    """Whether QEMU says so: before 2.2 it does by an event alone."""
+    """Whether QEMU reports it as ready; QEMU before 2.2 does so only by an event."""
     ready: bool | None = getattr(each.job, "ready", None)
     return each.ready_timestamp_seconds is not None if ready is None else ready

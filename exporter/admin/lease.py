@@ -1,7 +1,7 @@
-"""A VM for oneself: to look at it, to send it one command, and to see what came of that.
+"""Exclusive access to one VM: to look at it, send one command, and look at the result.
 
 A command is never sent twice. Where the connection is lost before QEMU answers, the VM is looked at
-to see whether it was done, and else nobody knows.
+to see whether it was done; otherwise the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from exporter.qmp import Command, Qemu, SocketFile
 from exporter.redact import redact_text
 from exporter.storage import StorageBusy, StorageHangs
 
-#: After a lost connection: how often it is looked whether the command was done.
+#: How often to look, after a lost connection, whether the command was done.
 _LOOKUP_TRIES = 3
 
 
 class VmLease:
-    """The time in which nobody else talks to a VM."""
+    """A period in which no other task talks to the VM."""
 
     def __init__(self, member: ScrapeTarget, vm: Vm, timing: Timing) -> None:
         self.member = member
         self._timing = timing
         self._vm = vm
-        #: Which QEMU was looked at first: no other one is taken for it later.
+        #: The QEMU that was looked at first: another one is never taken for it.
         self._peer: tuple[SocketFile | None, int] | None = None
         self._timeout_seconds = member.target.settings.timeout_seconds
 
     async def look(self, *, allow_managed: bool) -> tuple[VmState, Qemu]:
-        """Return the VM as it is now, with query-block asked anew, and what its QEMU can do.
+        """Return the present state of the VM, with a fresh query-block, and what its QEMU can do.
 
         Raises:
             Refused: it does not answer, or must not be changed.
@@ -55,7 +55,7 @@ class VmLease:
         return snapshot, qemu
 
     async def look_again(self) -> VmState | None:
-        """Return the VM as it is now, None where it does not answer."""
+        """Return the present state of the VM, None if it does not answer."""
         return await self._look_at_same(self._timeout_seconds)
 
     async def _look_at_same(self, timeout_seconds: float) -> VmState | None:
@@ -68,7 +68,7 @@ class VmLease:
         return snapshot if self._vm.peer == self._peer else None
 
     async def reach(self, *paths: str) -> None:
-        """See that the storage of these paths answers, before anything is done there.
+        """Check that the storage of these paths answers before anything is done there.
 
         Raises:
             Refused: it does not.
@@ -79,7 +79,7 @@ class VmLease:
             raise Refused("storage-hangs", str(error)) from None
 
     async def identities(self, paths: Collection[str]) -> Mapping[str, object]:
-        """Return which file each path leads to, as far as that can be seen.
+        """Return the identity of the file at each path, as far as it is visible.
 
         Raises:
             Refused: the storage of one does not answer.
@@ -91,12 +91,12 @@ class VmLease:
         return {path: sight.identity for path, sight in sights.items() if sight.identity}
 
     async def send(self, command: Command, effect: Effect | None = None) -> None:
-        """Send a command; `effect` tells a snapshot in which it was done.
+        """Send a command; `effect` recognizes a snapshot in which it was done.
 
         Raises:
             Refused: it was not sent.
-            Rejected: QEMU answered with an error.
-            OutcomeUnknown: no answer came, and nothing shows that it was done.
+            Rejected: QEMU replied with an error.
+            OutcomeUnknown: no reply came, and nothing shows that it was done.
         """
         try:
             await self._vm.execute(command, self._timeout_seconds)
@@ -112,7 +112,7 @@ class VmLease:
         deadline = time.monotonic() + self._timing.lookup_seconds
         looks = 0
         while looks < _LOOKUP_TRIES and (left := deadline - time.monotonic()) > 0:
-            # One that does not answer is looked at again until the deadline.
+            # A VM that does not answer is tried again until the deadline.
             if (snapshot := await self._look_at_same(left)) is not None:
                 if effect(snapshot):
                     return True
@@ -128,7 +128,7 @@ class VmLease:
     def job(
         self, snapshot: VmState, job_id: str | None, recorded: End | None = None
     ) -> api.Job | None:
-        """Return a job of a snapshot, or how it ended; None where nothing is known of it."""
+        """Return a job of a snapshot, or how it ended; None if nothing is known about it."""
         if job_id is None:
             return None
         end = recorded or self.member.ends.get(job_id)
@@ -139,10 +139,10 @@ class VmLease:
 
 
 def target(fleet: Fleet, vm: str) -> ScrapeTarget:
-    """Return the target of this name; sockets are looked for where there is none.
+    """Return the target of this name; if there is none, look for new sockets first.
 
     Raises:
-        Refused: there is none then either.
+        Refused: there is no such target.
     """
     if vm not in fleet.members:
         fleet.discover()
@@ -153,10 +153,10 @@ def target(fleet: Fleet, vm: str) -> ScrapeTarget:
 
 @asynccontextmanager
 async def lease(member: ScrapeTarget, timing: Timing) -> AsyncIterator[VmLease]:
-    """Wait until nobody talks to a VM, and have it.
+    """Wait until no other task talks to a VM, and hold it.
 
     Raises:
-        Refused: that did not happen in time.
+        Refused: it did not become free in time.
     """
     async with AsyncExitStack() as having:
         try:

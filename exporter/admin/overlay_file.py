@@ -21,13 +21,13 @@ from exporter.qmp import Image, peer
 from exporter.redact import local_path
 from exporter.storage import open_files
 
-#: Most links that a path may lead over. [path_resolution(7)]
+#: How many symbolic links a path may lead over. [path_resolution(7)]
 _LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedFile:
-    """A file that was made here."""
+    """A file that the exporter created."""
 
     path: str
     device: int
@@ -35,20 +35,20 @@ class CreatedFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether the path leads to it, and to no other file."""
+        """Whether the path still leads to this file."""
         try:
             return self._is(os.lstat(self.path))
         except OSError:
             return False
 
     def remove(self) -> None:
-        """Remove it, if it is still the same."""
+        """Delete it, if the path still leads to it."""
         if self.is_there:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
 
     def holds(self, image: bytes) -> bool:
-        """Whether it is still the same, and holds this and nothing else."""
+        """Whether the path still leads to it and its content is exactly this."""
         try:
             file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(file, "rb") as opened:
@@ -64,18 +64,18 @@ class CreatedFile:
 
 @dataclass(frozen=True, slots=True)
 class AllowedLocation:
-    """Where files may be made, and for whom."""
+    """Where files may be created, and for which process."""
 
-    #: Directories that grants name.
+    #: The directories of grants.
     directories: tuple[str, ...]
-    #: The process that is to open the file.
+    #: The process that will open the file.
     process: int
-    #: Whether the process has the same files under the same names, where that cannot be seen.
+    #: Whether the process is said to have the same files under the same names, if that is not visible.
     same_files: bool
 
 
 def granted(path: str, grants: Iterable[Grant], process: int) -> AllowedLocation:
-    """Return what grants say of a file, by its name alone: nothing is asked of the disk yet.
+    """Return what grants permit for a file, by its name only, without touching the disk.
 
     Raises:
         Refused: none of them names its directory.
@@ -96,7 +96,7 @@ def granted(path: str, grants: Iterable[Grant], process: int) -> AllowedLocation
 def check(
     path: str, where: AllowedLocation, active: Image, before: CreatedFile | None = None
 ) -> None:
-    """See whether a file may be made, without making it, or whether that of `before` may be used.
+    """Check whether a file may be created, without creating it, or whether `before` may be used.
 
     Raises:
         Refused: the directory is not granted, or cannot be seen from here or there, or the file
@@ -122,7 +122,7 @@ def check(
 def make(
     path: str, where: AllowedLocation, active: Image, before: CreatedFile | None = None
 ) -> CreatedFile:
-    """Make an empty qcow2 image on top of the image `active`, for QEMU to open.
+    """Create an empty qcow2 image on top of the image `active`, for QEMU to open.
 
     Where `before` was made for the same and nobody has used it, it is returned: it is the same.
 
@@ -145,7 +145,7 @@ def make(
     try:
         with os.fdopen(file, "wb") as opened:
             _own_as(file, active, where.process)
-            # Without the zeros at its end, which need no room.
+            # Without the zeros at its end, which need no space.
             opened.write(image.rstrip(b"\0"))
             opened.truncate(len(image))
             opened.flush()
@@ -160,7 +160,7 @@ def make(
 
 
 def _image(path: str, where: AllowedLocation, active: Image) -> bytes:
-    """Return what a new layer on top of `active` holds."""
+    """Return the content of a new layer on top of `active`."""
     backing = _backing(active, where.process)
     size: int | None = getattr(active, "virtual_size", None)
     try:
@@ -173,7 +173,7 @@ def _image(path: str, where: AllowedLocation, active: Image) -> bytes:
 def _unused(
     path: str, where: AllowedLocation, active: Image, before: CreatedFile | None
 ) -> CreatedFile:
-    """Return the file that is there, if it was made here for the same, and nobody has used it."""
+    """Return the existing file, if it was created for the same request and has not been used."""
     if before is None or not before.is_there:
         raise Refused("file-exists", f"{path} exists")
     if not before.holds(_image(path, where, active)):
@@ -193,9 +193,11 @@ def _unused(
 def _split(path: str) -> tuple[str, str]:
     folder, name = os.path.split(path)
     plain = os.path.normpath(path) == path and path.startswith("/") and path.isprintable()
-    # POSIX lets two slashes at the beginning mean something else, and so they stay.
+    # POSIX allows two leading slashes to have a meaning of their own, and so they stay.
     if not plain or path.startswith("//") or name in ("", ".", ".."):
-        raise Refused("bad-file", f"{quote(path, safe='/')!r} is no plain absolute path")
+        raise Refused(
+            "bad-file", f"file must be a plain absolute path, got {quote(path, safe='/')!r}"
+        )
     return folder, name
 
 
@@ -204,7 +206,9 @@ def _opened(folder: str) -> Iterator[int]:
     try:
         descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise Refused("bad-file", f"{folder} cannot be seen from here: {_why(error)}") from error
+        raise Refused(
+            "bad-file", f"{folder} is not accessible to the exporter: {_why(error)}"
+        ) from error
     try:
         yield descriptor
     finally:
@@ -212,7 +216,7 @@ def _opened(folder: str) -> Iterator[int]:
 
 
 def _within(descriptor: int, folder: str, directories: Sequence[str]) -> None:
-    """Refuse a directory that no grant names, wherever its name leads by links."""
+    """Refuse a directory that no grant names, after links are resolved."""
     real = os.readlink(f"/proc/self/fd/{descriptor}")
     for granted in directories:
         root = os.path.realpath(granted)
@@ -223,44 +227,44 @@ def _within(descriptor: int, folder: str, directories: Sequence[str]) -> None:
 
 
 def _not_everybodys(descriptor: int, folder: str) -> None:
-    """Refuse a directory in which every user may put another file in the place of ours."""
+    """Refuse a directory in which any user could replace our file."""
     mode = os.stat(descriptor).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise Refused(
             "bad-file",
-            f"every user may write to {folder}, and so replace the file before QEMU opens it: take"
-            " that right away, or set its sticky bit",
+            f"every user may write to {folder}, and so replace the file before QEMU opens it:"
+            " remove that permission, or set the sticky bit",
         )
 
 
 def _backing(active: Image, process: int) -> str:
-    """Return the name of the active image as an overlay elsewhere has to call it."""
+    """Return the name of the active image as the header of an overlay elsewhere needs it."""
     name = active.filename
     path = local_path(name)
     if path is None or path.startswith("/"):
         return name
-    # Relative to where QEMU was started; in a header, to where that image is.
+    # Relative to the working directory of QEMU; in a header, to the directory of that image.
     try:
         return os.path.join(os.readlink(f"/proc/{process}/cwd"), path)
     except OSError as error:
         raise Refused(
             "bad-file",
-            f"the disk's image has a relative name, {path}, to a directory not seen here",
+            f"the disk's image has a relative name, {path}, to a directory that the exporter cannot access",
         ) from error
 
 
 def _own_as(file: int, active: Image, process: int) -> None:
-    """Give a file to whom the disk's present image belongs, so that QEMU may open it."""
+    """Give a file the owner of the disk's present image, so that QEMU can open it."""
     path = local_path(active.filename)
     try:
         like = os.stat(_backing(active, process)) if path else None
-    except (OSError, ValueError):  # a NUL, which no file's name has
+    except (OSError, ValueError):  # a NUL byte, which no file name contains
         like = None
     if like is None or not stat.S_ISREG(like.st_mode):
         return
     mine = os.fstat(file)
     if (like.st_uid, like.st_gid) != (mine.st_uid, mine.st_gid):
-        # Not allowed to all; then the mode alone may do, and else QEMU says that it does not.
+        # chown needs privileges; without them the file mode may be enough, or QEMU reports an error.
         with contextlib.suppress(OSError):
             os.fchown(file, -1, like.st_gid)
         with contextlib.suppress(OSError):
@@ -269,7 +273,7 @@ def _own_as(file: int, active: Image, process: int) -> None:
 
 
 def _seen_by(where: AllowedLocation, path: str, here: os.stat_result) -> None:
-    """Refuse what is another file or directory, or none, where QEMU is, or may be."""
+    """Refuse a path that is, or may be, a different file or none where QEMU runs."""
     root = f"/proc/{where.process}/root"
     try:
         if not peer.is_qemu(where.process):
@@ -280,19 +284,19 @@ def _seen_by(where: AllowedLocation, path: str, here: os.stat_result) -> None:
             return
         raise Refused(
             "bad-file",
-            f"{path}: nobody can tell from here that QEMU has the same files under the same names;"
-            " a grant may say so (same_files)",
+            f"{path}: the exporter cannot verify that QEMU has the same files under the same names;"
+            " a grant can state it (same_files)",
         ) from None
     try:
         there = os.lstat(_without_links(root, path))
     except OSError as error:
-        raise Refused("bad-file", f"{path} cannot be seen where QEMU is") from error
+        raise Refused("bad-file", f"{path} is not accessible to QEMU") from error
     if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
-        raise Refused("bad-file", f"{path} is another one where QEMU is")
+        raise Refused("bad-file", f"{path} is a different file to QEMU")
 
 
 def _without_links(root: str, path: str) -> str:
-    """Return where a path leads in another root; the kernel would follow its links into ours.
+    """Resolve a path in another root; the kernel would follow its links into ours.
 
     Raises:
         OSError: nowhere, or that cannot be seen.
@@ -308,7 +312,7 @@ def _without_links(root: str, path: str) -> str:
         try:
             target = os.readlink(f"{root}{real}/{name}")
         except OSError as error:
-            if error.errno != errno.EINVAL:  # it is no link
+            if error.errno != errno.EINVAL:  # not a link
                 raise
             real = f"{real}/{name}"
             continue

@@ -1,4 +1,4 @@
-"""The jobs that were told to complete, until that shows: nothing may cross it."""
+"""Completes that were sent and do not show yet: no other command may cross them."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from exporter.model import Job, VmState
 class PendingComplete:
     """A complete that was sent."""
 
-    #: Of the job: another one may get its id.
+    #: That of the job: another job may get its id.
     first_seen_timestamp_seconds: float | None
     #: By the monotonic clock.
     sent_at: float
 
 
 class PendingCompletes:
-    """What was sent and has not shown yet, of all VMs."""
+    """The completes of all VMs that were sent and do not show yet."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        #: Target -> job id -> what was sent; a target that is left takes its own along.
+        #: Target -> job id -> complete; entries vanish with their target.
         self._sent: WeakKeyDictionary[ScrapeTarget, dict[str, PendingComplete]] = (
             WeakKeyDictionary()
         )
 
     def begin(self, member: ScrapeTarget, job: Job) -> None:
-        """Note that a job is about to be told to complete."""
+        """Note that a complete is about to be sent."""
         pivot = PendingComplete(job.first_seen_timestamp_seconds, time.monotonic())
         self._sent.setdefault(member, {})[job.job_id] = pivot
 
     def withdraw(self, member: ScrapeTarget, job_id: str) -> None:
-        """Note that it was not told after all."""
+        """Note that it was not sent after all."""
         del self._sent[member][job_id]
 
     def is_under_way(self, member: ScrapeTarget, job_id: str) -> bool:
-        """Whether a job was told to complete, and had not shown it when `update` was called."""
+        """Whether a complete was sent and did not show when `update` was last called."""
         return job_id in self._sent.get(member, {})
 
     def update(self, member: ScrapeTarget, snapshot: VmState) -> None:
-        """Forget what was sent for jobs that are gone, or that have not taken it."""
+        """Forget completes of jobs that are gone, and those that QEMU evidently did not carry out."""
         listed = {job.job_id: job for job in snapshot.jobs}
         since = time.monotonic() - self._timing.completing_seconds
         for job_id, pivot in list(self._sent.get(member, {}).items()):

@@ -1,6 +1,6 @@
-"""What shows, after a connection was lost, that a command took effect: pure looks at a snapshot.
+"""Evidence, after a lost connection, that a command took effect. Pure functions of one snapshot.
 
-Each is true only where nothing else is likely to have done it; else nobody knows.
+Each is true only if nothing else is likely to have caused it; otherwise the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -19,67 +19,67 @@ Effect = Callable[[VmState], bool]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is seen of a job that a command was sent for."""
+    """What is observed of a job after a command was sent."""
 
     before: Job
-    #: None where QEMU has it no more.
+    #: None if QEMU no longer has it.
     now: Job | None
-    #: How it ended since the command was sent; None where that is not known.
+    #: How it ended after the command was sent; None if it has not, or that is not known.
     result: str | None
 
 
 def seen(now: VmState, before: Job, ends: Mapping[str, End], since_seconds: float) -> Seen:
-    """Return what a snapshot, and what was heard of jobs that end, tell of a job."""
+    """Return what a snapshot and the known ends of jobs show of a job."""
     job_id = before.job_id
     end = ends[job_id] if _ended(ends, job_id, since_seconds) else None
     return Seen(before, _find(now, job_id), end.result if end else None)
 
 
 def started(job_id: str, ends: Mapping[str, End], since_seconds: float) -> Effect:
-    """A job with this id is there, or has ended since."""
+    """Whether a job with this id exists, or has ended since."""
     return lambda now: bool(_find(now, job_id)) or _ended(ends, job_id, since_seconds)
 
 
 def has_layer(device: str, file: str) -> Effect:
-    """The active layer of a device is in this file."""
+    """Whether the active layer of a device is in this file."""
     return lambda now: any(
         each.device == device and each.file == redact_filename(file) for each in now.devices
     )
 
 
 def completed(seen: Seen, _: object) -> bool:
-    """It has ended well. That it is gone says nothing: it may have failed, or been cancelled."""
+    """Whether it completed. Its absence alone proves nothing: it may have failed or been cancelled."""
     return seen.result == COMPLETED
 
 
 def cancelled(seen: Seen, _: object) -> bool:
-    """It is about to end, or was cancelled; one that completed first was not."""
+    """Whether it is being cancelled, or was; not if it completed first."""
     return seen.result == CANCELLED or _leaf(seen.now, "status") == "aborting"
 
 
 def paused(seen: Seen, _: object) -> bool:
-    """It is there, and paused."""
+    """Whether it exists and is paused."""
     return bool(_leaf(seen.now, "paused"))
 
 
 def resumed(seen: Seen, _: object) -> bool:
-    """It is there, and not paused."""
+    """Whether it exists and is not paused."""
     return seen.now is not None and not _leaf(seen.now, "paused")
 
 
 def limited(seen: Seen, request: verbs.SetSpeed) -> bool:
-    """It has the limit that was asked for, and had another one before."""
+    """Whether it has the requested limit, and had another one before."""
     wanted = request.speed_bytes_per_second
     return bool(_leaf(seen.before, "speed") != wanted == _leaf(seen.now, "speed"))
 
 
 def gone(seen: Seen, _: object) -> bool:
-    """QEMU has it no more."""
+    """Whether QEMU no longer has it."""
     return seen.now is None
 
 
 def unknowable(_seen: Seen, _: object) -> bool:
-    """Nothing shows it: where no answer came, nobody knows."""
+    """Nothing shows whether it was done."""
     return False
 
 

@@ -1,6 +1,6 @@
-"""What must be so before a VM is changed: each a pure look at one snapshot, made a moment ago.
+"""Preconditions of changes to a VM: pure functions of one snapshot, taken a moment ago.
 
-A guard raises `Refused`, which names the problem and the job that stands in the way.
+They raise `Refused`, which names the problem and the job that stands in the way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exporter.model import BLOCK_JOB_TYPES, Device, Job, Node, VmState, chain
 from exporter.qmp import DiskName, LayerName, Qemu
 from exporter.redact import local_path, redact_filename
 
-#: RunState in which the disks belong to another QEMU, or must stay as they are.
+#: RunStates in which the disks belong to another QEMU, or must stay as they are.
 _UNTOUCHABLE = frozenset(
     {
         "colo",
@@ -31,15 +31,15 @@ _UNTOUCHABLE = frozenset(
         "save-vm",
     }
 )
-#: MigrationStatus of a VM that goes nowhere; one that went is known by its RunState.
+#: MigrationStatus of a VM that is not migrating; one that has left is known by its RunState.
 _AT_HOME = frozenset({"", "none", "completed", "failed", "cancelled"})
-#: Most neighbours that a refusal names.
+#: How many other VMs a refusal names at most.
 _TOLD = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A device of a snapshot, and what QEMU calls it."""
+    """A device of a snapshot, with QEMU's names for it."""
 
     device: Device
     disk: DiskName
@@ -48,19 +48,19 @@ class Found:
 
     @property
     def top_disk(self) -> DiskName:
-        """What a new layer goes on top of: below a filter, which would else be below the layer."""
+        """What a new layer goes on top of: the active layer, below any filter."""
         active = self.layers[0].node_name
         return self.disk if active in ("", self.disk.root_node) else DiskName("", active)
 
     def image(self, layer: int) -> LayerName:
-        """Return how QEMU calls a layer."""
+        """Return QEMU's name for a layer."""
         node = self.layers[layer]
         return LayerName(node.node_name, node.image.filename if node.image else "")
 
     def base(self, layer: int) -> LayerName:
-        """Return how QEMU calls a layer that another is merged into.
+        """Return QEMU's name for the layer that others are merged into.
 
-        A filter between the two stays: QEMU merges through it, and leaves out what is in between.
+        A filter between the two stays: QEMU merges through it and drops the layers in between.
         """
         above = next((each.node.node_name for each in self.filters if each.depth == layer), "")
         image = self.image(layer)
@@ -69,36 +69,36 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The layers that a commit works on."""
+    """The layers of a commit."""
 
     top: int
     base: int
 
 
 def steady(snapshot: VmState, qemu: Qemu) -> None:
-    """The disks are the VM's own, and it is not on its way elsewhere."""
+    """Require that the disks belong to this VM and that it is not being migrated."""
     if snapshot.status in _UNTOUCHABLE:
         raise Refused("wrong-vm-state", f"{snapshot.vm} is in the state {snapshot.status}")
-    # While it is copied it runs as ever; what is changed then, the other side does not know of.
+    # It keeps running while it is copied, but the destination would not learn of the change.
     if qemu.migration not in _AT_HOME:
         raise Refused("wrong-vm-state", f"{snapshot.vm} is being migrated: {qemu.migration}")
     if qemu.may_be_inactive:
         raise Refused(
             "wrong-vm-state",
-            f"{snapshot.vm} came by a migration with late-block-activate and has not run since: its"
-            " disks may still belong to the other QEMU. Let it run first (cont)",
+            f"{snapshot.vm} arrived by a migration with late-block-activate and has not run since:"
+            " its disks may still belong to the other QEMU. Let it run first (cont)",
         )
 
 
 def unmanaged(snapshot: VmState, *, allow_managed: bool) -> None:
-    """No other program keeps account of the disks."""
+    """Require that no other program manages the disks."""
     if snapshot.manager and not allow_managed:
         manager = snapshot.manager
-        raise Refused("managed-vm", f"{snapshot.vm} is run by {manager}", manager=manager)
+        raise Refused("managed-vm", f"{snapshot.vm} is managed by {manager}", manager=manager)
 
 
 def storage(snapshot: VmState) -> list[str]:
-    """The storage answers; return what could not be seen of it."""
+    """Require that the storage answers; return warnings about what is not visible of it."""
     if snapshot.would_crash:
         raise Refused(
             "wrong-vm-state",
@@ -112,12 +112,14 @@ def storage(snapshot: VmState) -> list[str]:
         why = snapshot.storage_error
         raise Refused("storage-hangs", f"storage of {snapshot.vm} is not known to answer: {why}")
     if snapshot.storage_responding is None:
-        return ["image files cannot be seen from here: nobody knows whether their storage answers"]
+        return [
+            "image files are not visible to the exporter: whether their storage answers is unknown"
+        ]
     return []
 
 
 def device(snapshot: VmState, name: str) -> Found:
-    """There is such a device, with a medium, and its chain is known."""
+    """Return a device; require that it has a medium and a known chain."""
     pairs = zip(snapshot.devices, snapshot.counters.devices, strict=True)
     each, entry = next((pair for pair in pairs if pair[0].device == name), (None, None))
     if each is None or entry is None:
@@ -138,31 +140,31 @@ def device(snapshot: VmState, name: str) -> Found:
 
 
 def idle(snapshot: VmState, name: str) -> None:
-    """No job works on the device."""
+    """Require that no job is running on the device."""
     for job in snapshot.jobs:
-        # One that has ended and was not dismissed holds nothing any more.
+        # A job that has ended but was not dismissed no longer holds the device.
         ended = (
             job_verbs.status(job) in ("concluded", "null") or job.job_type not in BLOCK_JOB_TYPES
         )
         if ended or job.device not in (name, ""):
             continue
-        where = name if job.device else "a disk that QEMU does not tell"
+        where = name if job.device else "an unidentified disk"
         raise Refused(
             "device-busy",
-            f"{job.job_type} {job.job_id} works on {where}",
+            f"{job.job_type} {job.job_id} is running on {where}",
             present.job(snapshot.vm, job),
         )
 
 
 def writable(found: Found) -> None:
-    """The layers are known, and may be merged or added to."""
+    """Require that the layers are known and writable."""
     name = found.device.device
     inserted = found.device.block.inserted if found.device.block else None
     if inserted is not None and inserted.active is False:
         raise Refused(
             "wrong-device-state",
-            f"{name} is not active: its images belong to another QEMU, as they do until a migration"
-            " is over and the VM runs here",
+            f"{name} is not active: its images belong to another QEMU until the migration has completed"
+            " and the VM runs here",
         )
     if found.device.read_only == "true":
         raise Refused("wrong-device-state", f"{name} is read-only")
@@ -171,7 +173,7 @@ def writable(found: Found) -> None:
             raise Refused(
                 "wrong-device-state",
                 f"the files of {name} are not known: query-block was not asked"
-                " (--collector.topology), or tells another chain than query-blockstats",
+                " (--collector.topology), or disagrees with query-blockstats",
             )
         data = node.image.format_specific
         if data is not None and getattr(data.data, "corrupt", False):
@@ -179,7 +181,7 @@ def writable(found: Found) -> None:
 
 
 def commit_range(found: Found, request: api.Commit) -> Range:
-    """The layers are there, in order, and there is something to commit."""
+    """Return the layers of a commit; require that they exist, in order."""
     last = len(found.layers) - 1
     top = 0 if isinstance(request.top, UnsetType) else _layer(found, request.top, "top")
     base = last if isinstance(request.base, UnsetType) else _layer(found, request.base, "base")
@@ -192,8 +194,8 @@ def commit_range(found: Found, request: api.Commit) -> Range:
     if base > last - expected:
         raise Refused(
             "shared-layer",
-            f"the configuration says that {name} has {expected} backing files by right"
-            f" (expected_backing_depth): layer {base} is one of them",
+            f"expected_backing_depth of {name} is {expected}: layer {base} is one of these backing"
+            " files, and must stay",
         )
     return Range(top, base)
 
@@ -206,11 +208,11 @@ def unshared(
     identities: Mapping[Any, object],
     opened: Mapping[str, AbstractSet[object]],
 ) -> None:
-    """No other disk reads a layer that is written to or removed.
+    """Require that no other disk reads a layer that is written to or removed.
 
-    `others` are the devices of all VMs, as far as they are known. `identities` tell which file it
-    is: by the VM and the path that its QEMU calls it, by what that has open, or by the path, as it
-    leads from here. `opened` tells all that a VM has open, where that can be seen.
+    `others` are the devices of all VMs, as far as known. `identities` says which file a layer is: by
+    the VM and the path in its QEMU, by what that QEMU has open, or by the path as seen from here.
+    `opened` has all files that a VM has open, if that is visible.
     """
     chosen = found.layers[layers.top : layers.base + 1]
     touched = {key for node in chosen for key in _keys(snapshot.vm, node, identities)}
@@ -220,13 +222,13 @@ def unshared(
             continue
         is_told = vm != snapshot.vm and vm in opened and None not in certain
         if is_told and not opened[vm] & set(certain):
-            continue  # names tell less: each process has files of its own of some
+            continue  # names say less: some of them mean a different file in each process
         for node in other.nodes:
             if node.role == "format" and touched.intersection(_keys(vm, node, identities)):
                 raise Refused(
                     "shared-layer",
-                    f"{node.file or node.node_name} is layer {node.layer} of {other.device}"
-                    f" of {vm} too",
+                    f"{node.file or node.node_name} is layer {node.layer} of"
+                    f" {other.device} of {vm} too",
                 )
     for node, identity in zip(chosen, certain, strict=True):
         for vm, files in opened.items():
@@ -235,9 +237,9 @@ def unshared(
 
 
 def seen(unseen: Sequence[str], *, allowed: bool) -> Sequence[str]:
-    """All neighbours said which layers they have; return what they did not, where that is allowed.
+    """Require that the layers of all other VMs are known; if not knowing is allowed, return warnings.
 
-    `unseen` are sentences about them.
+    `unseen` has a sentence about each VM whose layers are not known.
     """
     if unseen and not allowed:
         more = f", and {len(unseen) - _TOLD} more" if len(unseen) > _TOLD else ""
@@ -246,18 +248,18 @@ def seen(unseen: Sequence[str], *, allowed: bool) -> Sequence[str]:
 
 
 def unsaid(snapshot: VmState) -> str:
-    """Return why nobody knows which layers the disks of a VM have, "" where that is known."""
+    """Return why the layers of the disks of a VM are unknown, "" if they are known."""
     if not snapshot.up:
-        # Of a socket that nobody listens on, there is no QEMU.
+        # If nobody listens on the socket, there is no QEMU.
         gone = snapshot.reason in ("no_socket", "refused")
         return "" if gone else f"does not answer ({snapshot.reason})"
     nodes = [node for each in snapshot.devices for node in each.nodes if node.role == "format"]
     blind = any(node.image is None for node in nodes)
-    return "does not tell the files of all its disks" if blind else ""
+    return "does not report the files of all its disks" if blind else ""
 
 
 def _keys(vm: str, node: Node, identities: Mapping[Any, object]) -> Iterator[object]:
-    """Yield what a layer is known by: two that have one of these in common are one."""
+    """Yield the identities of a layer: two layers that share one are the same."""
     if node.node_name:
         yield vm, node.node_name
     path = _path(node)
@@ -276,12 +278,12 @@ def _path(node: Node) -> str | None:
 
 
 def job(snapshot: VmState, job_id: str, known: api.Job | None = None) -> Job:
-    """QEMU has such a block job; `known` is what is known of one that it has no more."""
+    """Return a block job that QEMU has; `known` is what is known of one that it no longer has."""
     for each in snapshot.jobs:
         if each.job_id == job_id and each.job_type in BLOCK_JOB_TYPES:
             return each
     if known is not None and known.outcome:
-        detail = f"{snapshot.vm} has no block job {job_id!r} any more"
+        detail = f"{snapshot.vm} no longer has a block job {job_id!r}"
         raise Refused("unknown-job", detail, known)
     raise Refused("unknown-job", f"{snapshot.vm} has no block job {job_id!r}")
 
@@ -294,7 +296,7 @@ def _layer(found: Found, name: str, which: str) -> int:
             return numbers[0]
         if numbers:
             raise Refused("unknown-layer", f"{which}: {name!r} is more than one layer")
-    # It may be a file name as QEMU has it.
+    # The name may be a file name with credentials.
     raise Refused(
         "unknown-layer", f"{which}: {found.device.device} has no layer {redact_filename(name)!r}"
     )

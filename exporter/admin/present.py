@@ -1,4 +1,4 @@
-"""A snapshot as the HTTP API shows it."""
+"""Converts snapshots, jobs and records to the types of the HTTP API."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def device(each: Device) -> api.Device:
 
 
 def job(vm: str, each: Job, end: End | None = None) -> api.Job:
-    """Return a job, with how it ended where that is known.
+    """Return a job, with how it ended if that is known.
 
-    An end that is known by the id of the job may be that of an earlier one.
+    An end that was found by the id may belong to an earlier job.
     """
     told = each.job
     if _leaf(told, "status") != "concluded" or (end is not None and not _is_of(end, each)):
@@ -77,7 +77,7 @@ def _is_of(end: End, each: Job) -> bool:
 
 
 def ended(vm: str, job_id: str, end: End) -> api.Job:
-    """Return a job that QEMU has no more."""
+    """Return a job that QEMU no longer has."""
     return api.Job(
         vm=vm,
         job_id=job_id,
@@ -90,7 +90,7 @@ def ended(vm: str, job_id: str, end: End) -> api.Job:
 
 
 def recorded(entry: JobRecord) -> api.Job:
-    """Return a job as the account has it."""
+    """Return a job as recorded."""
     return api.Job(
         vm=entry.vm,
         job_id=entry.job_id,
@@ -138,5 +138,5 @@ def _layer(node: Node) -> api.Layer:
 
 
 def _leaf(record: object, name: str) -> Any:
-    """Return a leaf of the table; the structs that hold them are made of it."""
+    """Return a field of a reply; the structs are built from the table."""
     return getattr(record, name, None)

@@ -1,4 +1,4 @@
-"""An empty qcow2 image on top of another one: what a snapshot begins with.
+"""Builds the empty qcow2 image with a backing file that a snapshot starts with.
 
 The smallest that the format allows: header, one table of reference counts with one block, and an
 L1 table without an entry, each on clusters of 64 KiB. [docs/interop/qcow2.txt, version 3]
@@ -15,11 +15,11 @@ _MAGIC = 0x514649FB
 _VERSION = 3
 _HEADER_BYTES = 104
 _EXTENSION_BACKING_FORMAT = 0xE2792ACA
-#: Bytes of the guest that one entry of the L1 table is for.
+#: Guest bytes that one entry of the L1 table covers.
 _L1_ENTRY_BYTES = CLUSTER_BYTES * (CLUSTER_BYTES // 8)
-#: Reference counts of 16 bits that one cluster has room for.
+#: How many reference counts of 16 bits fit into one cluster.
 _COUNTS_PER_BLOCK = CLUSTER_BYTES // 2
-#: Largest image: its L1 table is as long as QEMU takes it. [QCOW_MAX_L1_SIZE, 32 MiB]
+#: Largest image: its L1 table has the largest size that QEMU accepts. [QCOW_MAX_L1_SIZE, 32 MiB]
 SIZE_LIMIT_BYTES = 32 * 1024 * 1024 // 8 * _L1_ENTRY_BYTES
 _REFCOUNT_TABLE, _REFCOUNT_BLOCK, _L1_TABLE = CLUSTER_BYTES, 2 * CLUSTER_BYTES, 3 * CLUSTER_BYTES
 
@@ -37,7 +37,7 @@ def overlay(size_bytes: int, backing_file: str, backing_format: str) -> tuple[by
     if b"\0" in name:
         raise ValueError("its backing file has a NUL in its name")
     if not 0 < size_bytes <= SIZE_LIMIT_BYTES:
-        raise ValueError(f"{size_bytes} bytes are no size that a qcow2 image can have")
+        raise ValueError(f"a qcow2 image cannot have a size of {size_bytes} bytes")
     l1_entries = -(-size_bytes // _L1_ENTRY_BYTES)
     clusters = 3 + -(-l1_entries * 8 // CLUSTER_BYTES)
     assert clusters <= _COUNTS_PER_BLOCK

@@ -1,4 +1,4 @@
-"""What is done without being asked for each time: outcomes kept, histograms set.
+"""Reconciles records with QEMU after each look: records outcomes, dismisses jobs, sets histograms.
 
 A job that was started here stays in its QEMU until its outcome is on record; then it is dismissed,
 also by a later process. Where the configuration asks for latency histograms, QEMU is told to keep
@@ -28,34 +28,34 @@ from exporter.qmp import Command, commands
 
 log = logging.getLogger(__name__)
 
-#: How often a job must be missing before its outcome is given up.
+#: In how many looks a job must be missing before its outcome is recorded as unknown.
 _MISSES = 3
 _DAY_SECONDS = 24 * 3600.0
 
 
 class Reconciler(Observer):
-    """The duties of this program, over one fleet; `ledger` is None where users may start no jobs."""
+    """Acts on one fleet without requests; `ledger` is None if users cannot start jobs."""
 
     def __init__(self, ledger: JobRecords | None, trail: Audit, timing: Timing) -> None:
         self._ledger = ledger
         self._trail = trail
         self._timing = timing
-        #: VM -> what is being done there.
+        #: VM -> the running task.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        #: (VM, job id) -> how often it was missing.
+        #: (VM, job id) -> in how many looks it was missing.
         self._missing: dict[tuple[str, str], int] = {}
         #: (VM, device) -> when its QEMU may be asked to keep histograms again.
         self._not_before: dict[tuple[str, str], float] = {}
 
     def joined(self, member: ScrapeTarget) -> None:
-        """Have a new target know of the jobs that an earlier process started there."""
+        """Tell a new target about the jobs that an earlier process started there."""
         for entry in self._ledger.open(member.name) if self._ledger else ():
             if entry.chain and entry.top is not None:
                 place = Place(entry.device, str(entry.top), str(entry.base))
                 member.adopt(entry.job_id, place, entry.chain)
 
     def collected(self, member: ScrapeTarget, snapshot: VmState) -> None:
-        """See, after each look at a VM, whether there is something to do."""
+        """Start what is to be done, after each look at a VM."""
         if not snapshot.up or member.name in self._tasks:
             return
         entries = self._ledger.open(member.name) if self._ledger else []
@@ -70,7 +70,7 @@ class Reconciler(Observer):
             task.add_done_callback(lambda _: self._tasks.pop(member.name, None))
 
     async def run(self, fleet: Fleet) -> None:
-        """Look at the VMs that have jobs of ours, for as long as they have."""
+        """Look at the VMs that have open records, at intervals."""
         while self._ledger is not None:
             await asyncio.sleep(self._timing.look_seconds)
             for vm in self._ledger.vms():
@@ -78,7 +78,7 @@ class Reconciler(Observer):
                     await member.collect()
 
     async def close(self) -> None:
-        """Wait for what is being done."""
+        """Wait for the running tasks."""
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))
 
@@ -102,7 +102,7 @@ class Reconciler(Observer):
             log.warning("not done", extra={"vm": member.name, "err": str(error)})
 
     async def _settle(self, member: ScrapeTarget, snapshot: VmState, entry: JobRecord) -> None:
-        """Record what became of a job, and let go of it afterwards."""
+        """Record what became of a job, then dismiss it."""
         assert self._ledger is not None
         now = self._ledger.get(entry.vm, entry.job_id)
         if now is None or not now.open:
@@ -116,10 +116,10 @@ class Reconciler(Observer):
             await self._dismiss(member, changed)
 
     def _seen(self, member: ScrapeTarget, entry: JobRecord, job: Job | None) -> JobRecord:
-        """Return an entry with what is known of its job now; an outcome on record stays."""
+        """Return a record updated with what is known now; a recorded outcome stays."""
         key = (entry.vm, entry.job_id)
         if entry.outcome:
-            # A process, or a QEMU, that came later tells less of it than the record.
+            # A later process or QEMU knows less about it than the record.
             return msgspec.structs.replace(entry, dismissed=entry.dismissed or job is None)
         end = member.ends.get(entry.job_id)
         if end is not None and end.timestamp_seconds >= entry.requested_timestamp_seconds:
@@ -129,7 +129,7 @@ class Reconciler(Observer):
             self._missing.pop(key, None)
             seen = entry.seen_timestamp_seconds
             if time.time() - seen > _DAY_SECONDS:
-                seen = time.time()  # else a job of a week would be forgotten
+                seen = time.time()  # otherwise a job that runs for a week would be forgotten
             return msgspec.structs.replace(entry, started=True, seen_timestamp_seconds=seen)
         misses = self._missing[key] = self._missing.get(key, 0) + 1
         if misses < _MISSES:
@@ -150,7 +150,7 @@ class Reconciler(Observer):
             dismissed = msgspec.structs.replace(entry, dismissed=True)
             about = {"vm": entry.vm, "job_id": entry.job_id, "outcome": entry.outcome}
             if not await self._send(mine, "auto_dismiss", command, about):
-                return  # it is still there at the next look
+                return  # it will still be there at the next look
         await run_blocking(self._ledger.put, dismissed)
 
     async def _set_histograms(
@@ -167,7 +167,7 @@ class Reconciler(Observer):
     def _without_histograms(self, snapshot: VmState) -> Mapping[str, str]:
         """Return the devices that have a medium and no histograms, with their QOM path.
 
-        QEMU takes nothing else: a drive that no device of the guest stands on has no I/O to measure.
+        QEMU accepts nothing else: a drive without a guest device has no I/O to measure.
         """
         now = time.monotonic()
         return {
@@ -182,7 +182,7 @@ class Reconciler(Observer):
     async def _send(
         self, mine: VmLease, action: str, command: Command, about: Mapping[str, object]
     ) -> bool:
-        """Send a command that nobody asked for now, and leave a line of it."""
+        """Send a command on the program's own account, and write an audit line."""
         began = time.monotonic()
         result, answer = audit.DONE, "ok"
         try:

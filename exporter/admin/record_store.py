@@ -1,7 +1,6 @@
-"""Records of one kind: one file for each, written before the command leaves.
+"""Records of one kind on disk: one file per record, written before the command is sent.
 
-A file is replaced whole and synced, so that whatever happens to this process or host, it says what
-may have been sent.
+Files are replaced atomically and synced, so that after any crash they say what may have been sent.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from exporter.errors import ConfigError, Refused
 
 log = logging.getLogger(__name__)
 
-#: How long a request is known as such after its last change.
+#: How long a record is kept after its last change.
 KEPT_SECONDS = 7 * 24 * 3600.0
-#: Most records of a kind: each is a request that a user was granted.
+#: How many records of a kind there can be; each is a request that a grant permitted.
 RECORDS_LIMIT = 10_000
 _FLAG = "--admin.state-directory"
 _NAME_LIMIT_BYTES = 200
 
 
 class Record(Protocol):
-    """What a store needs of a record."""
+    """What a store needs to know about a record."""
 
     @property
     def vm(self) -> str:
-        """The VM that it is about."""
+        """The VM of the record."""
 
 
 T = TypeVar("T", bound=Record)
@@ -48,20 +47,20 @@ T = TypeVar("T", bound=Record)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordKind(Generic[T]):
-    """What one kind of records is like."""
+    """Describes one kind of records."""
 
     type: type[T]
-    #: What they are of, in the plural.
+    #: What they record, in the plural.
     name: str
-    #: How their files' names end.
+    #: Suffix of the file names.
     suffix: str
-    #: What a key looks like.
+    #: Pattern of the keys.
     key_pattern: str
-    #: What a record is known by among those of its VM; part of its file's name.
+    #: What identifies a record among those of its VM; part of the file name.
     key: Callable[[T], str]
     #: When a record may be forgotten.
     kept_until_seconds: Callable[[T], float]
-    #: Whether the first one, which is known, must stay though the second one comes later.
+    #: Whether the known record (first) must stay although a new one comes.
     outranks: Callable[[T, T], bool] = lambda _known, _new: False
 
 
@@ -69,7 +68,7 @@ class RecordStore(Generic[T]):
     """All records of a kind, in memory and in a directory. Writing blocks on the disk."""
 
     def __init__(self, folder: str, kind: RecordKind[T], limit: int = RECORDS_LIMIT) -> None:
-        """Read what is there; the directory is made where it is missing.
+        """Read all records; create the directory if it is missing.
 
         Raises:
             ConfigError: the directory cannot be read or written.
@@ -90,7 +89,7 @@ class RecordStore(Generic[T]):
             raise _unusable(folder, error) from error
 
     def get(self, vm: str, key: str) -> T | None:
-        """Return a record of a VM, None where there is none."""
+        """Return a record of a VM, None if there is none."""
         return self._records.get(vm, {}).get(key)
 
     def of(self, vm: str) -> list[T]:
@@ -98,7 +97,7 @@ class RecordStore(Generic[T]):
         return list(self._records.get(vm, {}).values())
 
     def vms(self) -> list[str]:
-        """Return the VMs that there are records of."""
+        """Return the VMs that have records."""
         return list(self._records)
 
     def put(self, record: T) -> None:
@@ -111,7 +110,7 @@ class RecordStore(Generic[T]):
             self._put(record)
 
     def remove(self, record: T) -> None:
-        """Forget a record: nothing came of it."""
+        """Delete a record: nothing was sent."""
         with self._writing:
             self._remove(record)
 
@@ -129,7 +128,7 @@ class RecordStore(Generic[T]):
             atomic_file.write(self._path(record), text)
         except OSError as error:
             if known is None:
-                # It may be there all the same; the next process must not take it for sent.
+                # It may be there all the same; a later process must not believe that it was sent.
                 with contextlib.suppress(OSError):
                     os.unlink(self._path(record))
             raise Refused("not-recorded", f"{self._folder}: {error.strerror}") from error
@@ -162,7 +161,7 @@ class RecordStore(Generic[T]):
             try:
                 record = msgspec.json.decode(text, type=self._kind.type)
             except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                # To go on without it could do for a second time what was asked for once.
+                # Without it a request could be carried out twice.
                 raise ConfigError(f"{_FLAG}: {path}: {error}") from error
             self._keep(record)
         self._forget_old()
@@ -177,16 +176,16 @@ class RecordStore(Generic[T]):
                 self._remove(record)
 
     def _path(self, record: T) -> str:
-        # "@" is in no quoted name: two records never have one path.
+        # A quoted name never contains "@": two records never share a path.
         name = f"{_short(record.vm)}@{self._kind.key(record)}{self._kind.suffix}"
         return os.path.join(self._folder, name)
 
 
 @contextlib.contextmanager
 def locked(folder: str) -> Iterator[None]:
-    """Keep other processes out of a state directory: each would know only its own records.
+    """Lock a state directory against other processes, which would know only their own records.
 
-    The directory is made where it is missing.
+    The directory is created if it is missing.
 
     Raises:
         ConfigError: another process uses it, or it cannot be opened.
@@ -202,7 +201,7 @@ def locked(folder: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"{_FLAG}: {folder}: another process uses it") from error
         except OSError as error:
-            # Some network file systems lock no directories.
+            # Some network file systems cannot lock directories.
             about = {"folder": folder, "err": error.strerror}
             log.warning("state directory not locked", extra=about)
         yield
@@ -215,7 +214,7 @@ def _unusable(folder: str, error: OSError) -> ConfigError:
 
 
 def _short(vm: str) -> str:
-    """Return a VM as a file's name may begin with it; a long one ends with its digest."""
+    """Return a VM's name as the start of a file name; a long one is cut and ends with a digest."""
     name = quote(vm, safe="")
     if len(name) <= _NAME_LIMIT_BYTES - 64:
         return name

@@ -1,7 +1,7 @@
-"""What users may ask for, and the guards that each request passes.
+"""The requests of users, and the checks that each one passes.
 
-Each goes the same way: the grant, the VM alone and looked at anew, the guards, the record, the
-command, and a look at what came of it.
+Each takes the same steps: grant, exclusive access to the VM and a fresh look, preconditions, record,
+command, and a look at the result.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from exporter.qmp import commands
 
 
 class AdminRequests:
-    """The requests of users, over one fleet and the accounts of what was asked for."""
+    """Carries out the requests of users on one fleet, and records them."""
 
     def __init__(
         self, fleet: Fleet, ledger: JobRecords, snapshots: SnapshotRecords, timing: Timing
@@ -57,7 +57,7 @@ class AdminRequests:
         """Start a commit.
 
         Raises:
-            ActionError: it was not started, or nobody knows.
+            ActionError: it was not started, or the outcome is unknown.
         """
         permission = self._permission(user, request.verb, vm)
         return await self._commits.start(user, vm, request, permission=permission, dry_run=dry_run)
@@ -65,10 +65,10 @@ class AdminRequests:
     async def change(
         self, user: str, vm: str, job_id: str, request: api.JobRequest, *, dry_run: bool = False
     ) -> api.Done:
-        """Do to a job what a row of `JOB_VERBS` says.
+        """Do to a job what the row of the request's verb says.
 
         Raises:
-            ActionError: it was not done, or nobody knows.
+            ActionError: it was not done, or the outcome is unknown.
         """
         verb = JOB_VERBS[type(request)]
         permission = self._permission(user, verb.name, vm)
@@ -79,7 +79,9 @@ class AdminRequests:
             under_way = self._pivots.is_under_way(mine.member, job_id)
             if under_way and verb.crosses_complete(job_verbs.status(job)):
                 known = present.job(vm, job)
-                raise Refused("already-asked", f"{job_id} was asked to complete", known)
+                raise Refused(
+                    "already-asked", f"{job_id} has already been asked to complete", known
+                )
             verb.precondition(snapshot, job, request)
             command = verb.build(qemu, job, request)
             warnings = preconditions.storage(snapshot) if verb.drains else []
@@ -96,8 +98,8 @@ class AdminRequests:
             try:
                 await mine.send(command, effect)
             except ActionError as error:
-                # Whoever sees that it did not arrive must be able to ask again. To tell a commit
-                # twice is harmless; of a mirror with `replaces` QEMU may die. [mirror_complete]
+                # If it did not arrive, it must be possible to ask again. Completing a commit twice is
+                # harmless; completing a mirror with `replaces` twice may crash QEMU. [mirror_complete]
                 arrived = isinstance(error, OutcomeUnknown) and job.job_type != "commit"
                 if verb.completes and not arrived:
                     self._pivots.withdraw(mine.member, job_id)
@@ -107,10 +109,10 @@ class AdminRequests:
     async def snapshot(
         self, user: str, vm: str, request: api.Snapshot, *, dry_run: bool = False
     ) -> api.Done:
-        """Put a new layer on a device.
+        """Add a new layer on top of a device.
 
         Raises:
-            ActionError: it was not done, or nobody knows.
+            ActionError: it was not done, or the outcome is unknown.
         """
         permission = self._permission(user, request.verb, vm)
         async with lease(target(self._fleet, vm), self._timing) as mine:
@@ -143,8 +145,8 @@ class AdminRequests:
                 raise
             await run_blocking(self._snapshots.note_taken, vm, request)
             if not await run_blocking(self._snapshots.is_there, vm, request):
-                # So QEMU does with a layer on top of `snapshot=on`, where that was not seen before.
-                raise LayerLost(f"{request.file} is the active layer, and has no name any more")
+                # QEMU removes a layer on top of `snapshot=on`, if that was not noticed before.
+                raise LayerLost(f"{request.file} is the active layer, but its file was removed")
             return await results.after(mine, passed)
 
     def _permission(self, user: str, verb: str, vm: str) -> Permission:
@@ -155,5 +157,7 @@ class AdminRequests:
         if entry is None or entry.outcome:
             return
         if (end := member.ends.get(job.job_id)) is None:
-            raise Refused("wrong-job-state", f"how {job.job_id} ended is not known yet: try again")
+            raise Refused(
+                "wrong-job-state", f"the outcome of {job.job_id} is not known yet: try again"
+            )
         await run_blocking(self._ledger.put, entry.with_end(end))

@@ -1,4 +1,4 @@
-"""What is said of a request that passed its guards, before its command leaves and after."""
+"""Results of accepted requests, before the command is sent and after."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checked(
     job_id: str | None,
     warnings: Sequence[str],
 ) -> api.Done:
-    """Return what is said of a request that passed: of a dry run, that is all."""
+    """Return the result of a request that passed all checks; a dry run returns this."""
     arguments = {
         name: redact_filename(value) if isinstance(value, str) else value
         for name, value in command.arguments.items()
@@ -42,7 +42,7 @@ def checked(
 
 
 async def after(mine: VmLease, done: api.Done) -> api.Done:
-    """Return what is said of what was sent: the job as it is now, if that can be seen."""
+    """Return the result of a sent request, with the job as it is now, if the VM answers."""
     snapshot = await mine.look_again()
     job = mine.job(snapshot, done.job_id) if snapshot else None
     return msgspec.structs.replace(done, dry_run=False, job=job)

@@ -1,4 +1,4 @@
-"""Everything that may change a VM, put together; and what must be configured for it."""
+"""Puts together everything that may change a VM, and checks its configuration."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from exporter.errors import ConfigError
 
 @contextmanager
 def opened(state_directory: str | None) -> Iterator[AdminService]:
-    """Have the service, and its state directory for this process alone.
+    """Open the service, with its state directory locked for this process.
 
     Raises:
-        ConfigError: another process has it, or it cannot be read or written.
+        ConfigError: another process uses it, or it cannot be read or written.
     """
     with nullcontext() if state_directory is None else record_store.locked(state_directory):
         yield AdminService(state_directory)
 
 
 class AdminService:
-    """What users may ask for, if they may, and what is done unasked."""
+    """The requests of users, if they are enabled, and the reconciler."""
 
     def __init__(self, state_directory: str | None, timing: Timing | None = None) -> None:
-        """Read the account in `state_directory`; None where users may change nothing.
+        """Read the records in `state_directory`; None if the admin API is not enabled.
 
-        No other process must use it: see `opened`.
+        No other process may use the directory: see `opened`.
 
         Raises:
             ConfigError: it cannot be read or written.
@@ -50,9 +50,9 @@ class AdminService:
 
     @asynccontextmanager
     async def over(self, fleet: Fleet) -> AsyncIterator[AdminRequests | None]:
-        """Reach for the VMs of `fleet`, whose observer is the keeper and whose actions the trail counts.
+        """Run over `fleet`, whose observer is the reconciler and whose actions the trail counts.
 
-        Yields None where users may change nothing.
+        Yields None if the admin API is not enabled.
         """
         keeping = asyncio.create_task(self.keeper.run(fleet))
         try:
@@ -67,17 +67,17 @@ class AdminService:
 
 
 def check(config: Config, users: Collection[str], *, enabled: bool) -> None:
-    """See whether the admin API, if it is enabled, knows its users.
+    """Check that the admin API, if it is enabled, has users, and that those of grants exist.
 
     Raises:
-        ConfigError: it would know none, or a grant is for one who does not exist.
+        ConfigError: there are no users, or a grant names one that does not exist.
     """
     if not enabled:
         return
     if not users:
-        raise ConfigError("--web.enable-admin-api: needs users, in --web.config.file")
+        raise ConfigError("--web.enable-admin-api: requires users in --web.config.file")
     for number, grant in enumerate(config.admin.grants):
         if unknown := sorted(set(grant.users) - set(users)):
             raise ConfigError(
-                f"admin.grants[{number}]: there is no user {unknown[0]!r} in --web.config.file"
+                f"admin.grants[{number}]: user {unknown[0]!r} is not in --web.config.file"
             )

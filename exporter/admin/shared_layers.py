@@ -1,4 +1,4 @@
-"""The disks of other VMs, and the other disks of the same: each may read a layer of a commit."""
+"""Finds the disks of this and other VMs that may share the layers of a commit."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from exporter.model import Node, VmState
 from exporter.redact import local_path
 from exporter.storage import open_files
 
-#: The identity of a file: major and minor number of its file system, and its own. [`sight.Sight`]
+#: The identity of a file: major and minor number of its file system, and its own. [`storage.FileStat`]
 _OF_FILE = 3
 
 
 def of(fleet: Fleet, vm: str) -> list[ScrapeTarget]:
-    """Return the other VMs, those that have come since the last scrape among them."""
+    """Return the other VMs, including those that appeared since the last scrape."""
     fleet.discover()
     return [member for member in fleet.members.values() if member.name != vm]
 
 
 async def see(others: Collection[ScrapeTarget]) -> dict[ScrapeTarget, str]:
-    """Look at other VMs; return those that did not say which layers they have, and why."""
-    # Not by a sweep: one that is joined does not know what a VM got since it began.
+    """Look at other VMs; return those whose layers remain unknown, and why."""
+    # Not by a sweep: a sweep in progress may have missed a disk that was added since.
     looking = {member.start(): member for member in others}
-    # Each ends by its VM's own timeout: one that is only slow may have the same layers.
+    # Each ends by its VM's own timeout: a slow VM may share the layers.
     await asyncio.wait(looking)
     said = {member: _unsaid(member, look) for look, member in looking.items()}
     return {member: why for member, why in said.items() if why}
@@ -40,7 +40,7 @@ def unproven(
     found: preconditions.Found,
     layers: preconditions.Range,
 ) -> list[str]:
-    """Return which of the VMs that did not say may share a layer of a commit, a sentence for each.
+    """Return a sentence about each VM of unknown layers that may share one with a commit.
 
     A QEMU that does not answer still shows in /proc which files it has open: one that has none of
     the layers shares none.
@@ -60,7 +60,7 @@ async def compared(
     found: preconditions.Found,
     layers: preconditions.Range,
 ) -> list[str]:
-    """See that no other disk reads a layer that is written to; return what could not be compared.
+    """Require that no other disk reads a layer of a commit; return what could not be compared.
 
     Raises:
         Refused: one does.
@@ -88,13 +88,13 @@ async def compared(
     try:
         identities = await mine.identities(paths)
     except Refused as error:
-        return [f"layers of other disks were compared by name alone: {error}"]
+        return [f"layers of other disks were compared by name only: {error}"]
     preconditions.unshared(snapshot, found, layers, others, known | dict(identities), opened)
     return []
 
 
 def _inodes(member: ScrapeTarget, layers: Sequence[Node]) -> frozenset[int] | None:
-    """Return the numbers of the files of layers; None where these are not all that they are in."""
+    """Return the inode numbers of the files of layers; None if that is not all of their storage."""
     found = set()
     for node in layers:
         image = node.image
@@ -102,7 +102,7 @@ def _inodes(member: ScrapeTarget, layers: Sequence[Node]) -> frozenset[int] | No
         path = local_path(image.filename) if image else None
         file = member.image_files.get(path) if path else None
         has_data_file = data is not None and (data.data_file or data.data_file_raw is not None)
-        # A device, whose identity is shorter, may be open by a node of another number.
+        # A device, whose identity is shorter, may be open by a node with another inode.
         if file is None or file.identity is None or len(file.identity) != _OF_FILE or has_data_file:
             return None
         found.add(file.identity[-1])

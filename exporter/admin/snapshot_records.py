@@ -1,4 +1,4 @@
-"""The account of snapshots that were asked for.
+"""Records of the snapshots that users requested.
 
 The path of a layer's file is the key of its request. Where no answer came, the same request again
 finds the disk on that layer, or the file as it was made, which is then used for it. A file that
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 
 
 class SnapshotRecord(Struct, kw_only=True, frozen=True):
-    """A snapshot that was asked for, and the file that was made for it."""
+    """A snapshot that a user requested, and the file that was created for it."""
 
     vm: str
     device: str
     file: str
     user: str
     requested_timestamp_seconds: float
-    #: What QEMU was told to call the new layer: it takes no name twice.
+    #: Name of the new node in QEMU, which accepts no name twice.
     node_name: str
-    #: Which file it is: where, and its number there.
+    #: Device and inode number of the file.
     file_device: int
     file_inode: int
-    #: Whether the disk was seen to have the layer: then its file is for no other one.
+    #: Whether the disk was seen to have the layer; its file is then not used again.
     taken: bool = False
 
     @property
@@ -65,7 +65,7 @@ _SNAPSHOTS = RecordKind(
 
 
 class SnapshotRecords:
-    """All that is on record, in the directory of the jobs' records."""
+    """All records of snapshots, in the same directory as those of jobs."""
 
     def __init__(self, folder: str, limit: int = RECORDS_LIMIT) -> None:
         """Read what is there.
@@ -76,12 +76,12 @@ class SnapshotRecords:
         self._store = RecordStore(folder, _SNAPSHOTS, limit)
 
     def get(self, vm: str, request: api.Snapshot) -> SnapshotRecord | None:
-        """Return what is on record of a request, None where there is no such."""
+        """Return the record of a request, None if there is none."""
         asked = self._store.get(vm, _digest(request.file))
         return asked if asked is not None and asked.device == request.device else None
 
     def node_name(self, vm: str, request: api.Snapshot) -> str:
-        """Return what QEMU is told to call the layer, at each try the same."""
+        """Return the name of the new node: the same one for each try."""
         asked = self.get(vm, request)
         return asked.node_name if asked else f"{api.JOB_ID_PREFIX}{secrets.token_hex(8)}"
 
@@ -105,7 +105,7 @@ class SnapshotRecords:
         return False
 
     def check(self, vm: str, request: api.Snapshot, where: AllowedLocation, found: Found) -> None:
-        """See whether the file may be made, or used again, without making it.
+        """Check whether the file may be created, or used again, without creating it.
 
         Raises:
             Refused: it may not.
@@ -121,10 +121,10 @@ class SnapshotRecords:
         where: AllowedLocation,
         found: Found,
     ) -> SnapshotRecord | None:
-        """Have the file, and have it on record; return None where both were there already.
+        """Create and record the file; return None if both existed already.
 
         Raises:
-            Refused: one of these cannot be had, and neither is left behind.
+            Refused: one of the two failed; neither is left behind.
         """
         kept = self._unused(vm, request)
         made = overlay_file.make(request.file, where, _active(found), kept)
@@ -148,29 +148,29 @@ class SnapshotRecords:
         return asked
 
     def is_there(self, vm: str, request: api.Snapshot) -> bool:
-        """Whether the file that was made for a request still has its name."""
+        """Whether the file that was created for a request still has its name."""
         asked = self.get(vm, request)
         return asked is not None and asked.made.is_there
 
     def note_taken(self, vm: str, request: api.Snapshot) -> None:
-        """Have it on record that the disk has the layer."""
+        """Record that the disk has the layer."""
         asked = self.get(vm, request)
         if asked is None or asked.taken:
             return
         try:
             self._store.put(msgspec.structs.replace(asked, taken=True))
         except Refused as error:
-            # All the same: what a guest wrote to is not used again.
+            # Not needed for safety: a file that a guest wrote to is not used again.
             log.warning("not recorded", extra={"vm": vm, "err": str(error)})
 
     def undo(self, asked: SnapshotRecord | None) -> None:
-        """Leave nothing of what was prepared in vain; what had been there before stays."""
+        """Remove what `prepare` created; what had been there before stays."""
         if asked is not None:
             asked.made.remove()
             self._store.remove(asked)
 
     def _unused(self, vm: str, request: api.Snapshot) -> CreatedFile | None:
-        """Return the file that was made for a request whose layer no disk was seen to have."""
+        """Return the file that was created for a request if no disk was seen to have it as a layer."""
         asked = self.get(vm, request)
         if asked is None or not asked.made.is_there:
             return None
@@ -183,5 +183,5 @@ class SnapshotRecords:
 
 def _active(found: Found) -> Image:
     image = found.layers[0].image
-    assert image is not None  # else it is not writable
+    assert image is not None  # otherwise it is not writable
     return image

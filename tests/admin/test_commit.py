@@ -180,7 +180,7 @@ async def test_layers_that_no_name_tells_apart_are_not_sent(
         "wrong-device-state",
         (
             "the files of disk0 are not known: query-block was not asked (--collector.topology),"
-            " or tells another chain than query-blockstats"
+            " or disagrees with query-blockstats"
         ),
     )
     assert fake.changes == []
@@ -195,7 +195,7 @@ async def test_a_layer_whose_file_has_no_name_is_not_sent_to_an_old_qemu(
 
     assert await refused(reach.actions.commit(USER, "vm", commit())) == (
         "wrong-device-state",
-        "the images of disk0 are not known",
+        "the images of disk0 are unknown",
     )
     assert fake.changes == []
 
@@ -206,7 +206,7 @@ async def test_an_old_qemu_takes_no_id(fake: FakeQmp, reach: Reach) -> None:
 
     assert await refused(reach.commit()) == (
         "not-supported",
-        "this QEMU names a job by its device: give no job_id",
+        "QEMU before 2.7 names the job after its device: omit job_id",
     )
     assert (fake.changes, reach.on_disk()) == ([], [])
 
@@ -229,7 +229,7 @@ async def test_storage_that_cannot_be_seen_is_a_warning(fake: FakeQmp, reach: Re
     done = await reach.commit()
 
     assert done.warnings == [
-        "image files cannot be seen from here: nobody knows whether their storage answers"
+        "image files are not visible to the exporter: whether their storage answers is unknown"
     ]
     assert len(fake.changes) == 1
 
@@ -427,7 +427,7 @@ async def test_an_id_is_of_one_request(fake: FakeQmp, reach: Reach, more: dict[s
 
     assert (caught.value.problem, str(caught.value)) == (
         "job-id-taken",
-        "qbe-1 is of another request",
+        "qbe-1 belongs to another request",
     )
     assert isinstance(caught.value.more["job"], api.Job)
     assert caught.value.more["job"].job_id == "qbe-1"

@@ -16,7 +16,7 @@ async def test_who_has_no_grant_learns_nothing(fake: FakeQmp, reach: Reach) -> N
     """Not even whether there is such a VM; the VM is not asked."""
     for vm in ("vm", "none"):
         asked = reach.actions.commit("bob", vm, commit())
-        assert await refused(asked) == ("not-granted", f"no grant lets 'bob' commit on {vm!r}")
+        assert await refused(asked) == ("not-granted", f"no grant permits 'bob' to commit on {vm!r}")
     assert fake.received == []
 
 

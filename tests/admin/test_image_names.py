@@ -96,7 +96,7 @@ def test_an_image_that_its_name_does_not_tell_may_be_a_shared_layer(file: str, s
     protocol = Node(layer="0", role="protocol", node_name="p", image=schema.Image("q.raw", "file"))
     why = image_names.unseen(vm(disk(node(0, "top"), protocol, node(1, "base", file))))
 
-    assert why == (f"has an image that cannot be told by its name, {file}" if said else "")
+    assert why == (f"has an image that its name does not identify, {file}" if said else "")
 
 
 def test_a_layer_that_is_not_a_file_has_no_relative_name() -> None:

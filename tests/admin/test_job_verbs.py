@@ -23,7 +23,7 @@ TAKEN = {
     "cancel": set(STATUSES) - {"aborting", "concluded", "null"},
 }
 SAID = {
-    "pause": "does not run",
+    "pause": "is not running",
     "finalize": "is not pending",
     "dismiss": "has not ended",
     "speed": "has ended",
@@ -66,7 +66,7 @@ def test_only_what_qemu_calls_ready_is_completed(status: str, ready: bool | None
         may_complete(vm(), each)
         return
     problem = "wrong-job-state" if ready else "not-ready"
-    what = "is ready and does not run" if ready else "is not ready"
+    what = "is ready but not running" if ready else "is not ready"
 
     assert refused(may_complete, vm(), each) == (
         problem,
@@ -91,7 +91,7 @@ def test_how_a_ready_job_is_cancelled_is_said_aloud(force: bool) -> None:
 
     assert refused(may_cancel, vm(), ready) == (
         "force-required",
-        "commit disk0 is ready, and force is not said",
+        "commit disk0 is ready: set force to true or false",
     )
     job_verbs.may_cancel(vm(), ready, verbs.Cancel(force=force))
     job_verbs.may_cancel(vm(), job(), verbs.Cancel(force=force))

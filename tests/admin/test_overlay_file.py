@@ -585,10 +585,8 @@ def test_why_a_file_is_refused_that_qemu_may_not_have_says_what_to_do(granted: P
     with pytest.raises(Refused) as caught:
         make(granted / "new", grant(granted, same_files=False), process=0)
 
-    assert str(caught.value) == (
-        f"{granted}/new: nobody can tell from here that QEMU has the same files under the same"
-        " names; a grant may say so (same_files)"
-    )
+    assert str(caught.value).startswith(f"{granted}/new: ")
+    assert "same_files" in str(caught.value)
 
 
 @pytest.mark.parametrize("there", ["nothing", "another"])

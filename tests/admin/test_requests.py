@@ -144,7 +144,7 @@ async def test_a_file_that_nobody_knows_to_be_the_same_to_qemu_is_not_made(
     problem, detail = await refused(snapshot(reach, granted / "new", dry_run=dry_run))
 
     assert (problem, detail.partition(":")[0]) == ("bad-file", str(granted))
-    assert detail.endswith("a grant may say so (same_files)")
+    assert "same_files" in detail
     assert (fake.changes, files(granted)) == ([], [])
 
 
@@ -304,7 +304,7 @@ async def test_a_job_that_has_ended_is_refused_with_how_it_ended(
 
     assert (caught.value.problem, str(caught.value)) == (
         "unknown-job",
-        "vm has no block job 'j' any more",
+        "vm no longer has a block job 'j'",
     )
     assert isinstance(job, api.Job)
     assert (job.job_id, job.outcome) == ("j", "cancelled")
@@ -338,7 +338,7 @@ async def test_a_job_of_a_vm_without_devices_is_completed(fake: FakeQmp, reach: 
 
     assert fake.changes == [("job-complete", {"id": "j"})]
     assert done.warnings == [
-        "image files cannot be seen from here: nobody knows whether their storage answers"
+        "image files are not visible to the exporter: whether their storage answers is unknown"
     ]
 
 
@@ -383,7 +383,7 @@ async def test_what_would_cross_a_complete_that_was_sent_is_refused(
 
     assert (caught.value.problem, str(caught.value)) == (
         "already-asked",
-        "qbe-1 was asked to complete",
+        "qbe-1 has already been asked to complete",
     )
     assert isinstance(caught.value.more["job"], api.Job)
     assert [name for name, _ in fake.changes] == ["job-complete"]
@@ -461,7 +461,7 @@ async def test_what_ended_unseen_is_not_dismissed_before_it_is_known_how(
 
     assert await refused(asked) == (
         "wrong-job-state",
-        "how qbe-1 ended is not known yet: try again",
+        "the outcome of qbe-1 is not known yet: try again",
     )
     await reach.actions.change(USER, "vm", "qbe-1", verbs.Dismiss())
     assert reach.entry("qbe-1").outcome == "completed"
@@ -528,7 +528,7 @@ async def test_a_layer_whose_file_qemu_removes_is_not_told_as_a_success(
         return {"return": {}}
 
     fake.replies["blockdev-snapshot-sync"] = take
-    with pytest.raises(LayerLost, match="is the active layer, and has no name any more"):
+    with pytest.raises(LayerLost, match="is the active layer, but its file was removed"):
         await snapshot(reach, file)
     with pytest.raises(LayerLost, match="is layer 0 of disk0, and was removed"):
         await snapshot(reach, file)
@@ -639,7 +639,7 @@ async def test_a_snapshot_needs_the_image_that_it_is_put_on(
         "wrong-device-state",
         (
             "the files of disk0 are not known: query-block was not asked (--collector.topology),"
-            " or tells another chain than query-blockstats"
+            " or disagrees with query-blockstats"
         ),
     )
     assert (fake.changes, files(granted)) == ([], ["state"])

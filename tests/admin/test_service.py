@@ -32,17 +32,17 @@ def refusal(config: Config, *users: str) -> str:
 
 def test_the_admin_api_needs_users() -> None:
     """Else anybody would be nobody, and nobody anybody."""
-    expected = "--web.enable-admin-api: needs users, in --web.config.file"
-
-    assert refusal(configured()) == expected
-    assert refusal(configured("alice")) == expected
+    for config in (configured(), configured("alice")):
+        assert refusal(config).startswith("--web.enable-admin-api: ")
+        assert "--web.config.file" in refusal(config)
 
 
 def test_a_grant_is_for_users_that_there_are() -> None:
     """The first that is not is named, with the place of its grant."""
-    assert refusal(configured("alice", "bob", "carol"), "alice") == (
-        "admin.grants[1]: there is no user 'bob' in --web.config.file"
-    )
+    refused = refusal(configured("alice", "bob", "carol"), "alice")
+
+    assert refused.startswith("admin.grants[1]: ")
+    assert "'bob'" in refused
     service.check(configured("alice"), {"alice", "bob"}, enabled=True)
     service.check(configured(), {"alice"}, enabled=True)
 

@@ -137,7 +137,7 @@ async def test_a_vm_whose_files_are_not_known_may_share_a_layer(
 
     assert problem == (
         "unseen-neighbours",
-        "other does not tell the files of all its disks: it may share a layer",
+        "other does not report the files of all its disks: it may share a layer",
     )
 
 
@@ -153,7 +153,7 @@ async def test_files_that_cannot_be_looked_at_are_compared_by_name_alone(
     monkeypatch.setattr(VmLease, "identities", see)
     async with FakeQmp(str(sockets / "other.sock")) as other:
         plug(other, Disk(nodes=("x", "y"), files=("/mnt/x", "/mnt/y")))
-        told = "layers of other disks were compared by name alone: /mnt hangs"
+        told = "layers of other disks were compared by name only: /mnt hangs"
         assert await refused(reach.commit()) == ("unseen-neighbours", told)
         allowed = {"unseen_neighbours": "allow"}
         done = await reach.actions.commit(USER, "vm", commit(**allowed), dry_run=True)

@@ -156,7 +156,7 @@ def test_what_a_merged_layer_stands_in_the_way_of_has_a_next_step(detail: str, s
 
 @pytest.mark.parametrize(
     ("detail", "says"),
-    [("this QEMU names a job by its device: give no job_id", "commit with --no-job-id"),
+    [("QEMU before 2.7 names the job after its device: omit job_id", "commit with --no-job-id"),
      ("this QEMU cannot finalize a job", "")],
 )  # fmt: skip
 def test_what_a_qemu_cannot_do_has_a_next_step_where_there_is_one(detail: str, says: str) -> None:

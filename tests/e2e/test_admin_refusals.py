@@ -272,7 +272,7 @@ def test_a_word_about_a_vm_that_is_not_there(stage: Stage, verb: str) -> None:
 def test_a_user_without_a_grant_for_this_vm(stage: Stage, verb: str, user: str) -> None:
     """A grant for another VM, or for a name that is only much the same, is none; nor is one to look."""
     detail = stage.refused(asked(stage, verb, by=user), verb, 403, "not-granted", by=user)
-    assert detail == f"no grant lets '{user}' {verb} on 'vm'"
+    assert detail == f"no grant permits '{user}' to {verb} on 'vm'"
     assert stage.by(user).get("/vms/vm").status == 200
 
 
@@ -318,7 +318,7 @@ def test_a_vm_that_libvirt_runs(stage: Stage, verb: str) -> None:
     """Unless the grant says that it may be changed behind its manager's back."""
     ask = asked(stage, verb, vm="managed", device="virtio-disk0")
     detail = stage.refused(ask, verb, 403, "managed-vm", vm="managed")
-    assert detail == "managed is run by libvirt"
+    assert detail == "managed is managed by libvirt"
 
 
 def test_a_job_of_a_vm_that_libvirt_runs(stage: Stage) -> None:
@@ -666,7 +666,7 @@ def test_a_snapshot_over_a_link_that_leads_elsewhere_where_qemu_is(lab: Lab) -> 
     for dry_run in (True, False):
         answer = user.snapshot("vm", "disk0", link / "new.qcow2", dry_run=dry_run)
         assert (answer.status, answer.problem) == (422, "bad-file"), answer.body
-        assert "is another one where QEMU is" in answer.body["detail"]
+        assert "is a different file to QEMU" in answer.body["detail"]
     assert (state(vm), files(lab)) == before
 
 
@@ -971,8 +971,8 @@ GRANT = {"users": ["root"], "verbs": ["commit"], "vms": ["*"]}
 @pytest.mark.parametrize(
     ("web", "grants", "folder", "said"),
     [
-        (None, [], "state", "needs users, in --web.config.file"),
-        (USERS, [GRANT, {**GRANT, "users": ["rot"]}], "state", "admin.grants[1]: there is no user"),
+        (None, [], "state", "--web.enable-admin-api: "),
+        (USERS, [GRANT, {**GRANT, "users": ["rot"]}], "state", "admin.grants[1]: user 'rot'"),
         (USERS, [GRANT], "file", "--admin.state-directory: "),
         (USERS, [GRANT], "frozen", "--admin.state-directory: "),
         (USERS, [GRANT], "broken", "--admin.state-directory: "),

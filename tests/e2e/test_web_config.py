@@ -107,4 +107,4 @@ def test_a_grant_of_a_user_who_is_taken_out_is_told_of_before_the_next_start(lab
 
     assert (before, after) == (200, 401)
     assert "the next start will be refused" in root.exporter.said()
-    assert "there is no user 'ann' in --web.config.file" in root.exporter.said()
+    assert "user 'ann' is not in --web.config.file" in root.exporter.said()

@@ -9,7 +9,6 @@ nothing more is asked.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -17,11 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qemu.qmp import ConnectError, QMPError, Runstate
-
 from exporter.concurrency import LoopPacer
 from exporter.errors import (
-    ExporterError,
     OutcomeUnknown,
     ProtocolError,
     Rejected,
@@ -33,6 +29,7 @@ from exporter.errors import (
 from exporter.qmp import connections, peer, socket_file
 from exporter.qmp.client import Client, CommandStats, PendingReplies
 from exporter.qmp.commands import WRITE_COMMANDS, Command
+from exporter.qmp.library import NotQmp
 from exporter.qmp.peer import Process
 from exporter.qmp.queries import Query
 from exporter.qmp.socket_file import SocketFile
@@ -81,7 +78,7 @@ class Session:
     @property
     def connected(self) -> bool:
         """Whether queries can be asked."""
-        return self._client is not None and self._client.runstate is Runstate.RUNNING
+        return self._client is not None and self._client.running
 
     @property
     def owes_answers(self) -> bool:
@@ -163,7 +160,7 @@ class Session:
             raise ProtocolError("hung up")
         if client.awaited:
             raise self.overdue()
-        answers = PendingReplies(queries)
+        answers = PendingReplies(queries, client.abort)
         if not queries:
             return answers
         client.ask(answers)
@@ -187,7 +184,7 @@ class Session:
             raise ProtocolError("hung up")
         if client.awaited:
             raise self.overdue()
-        answers = PendingReplies((command,))
+        answers = PendingReplies((command,), client.abort)
         # Nothing may come between this look and the write.
         self.check(must_exist=True)
         client.ask(answers, WRITE_COMMANDS)
@@ -228,11 +225,8 @@ class Session:
             await asyncio.wait((greeting,))
             if not greeting.cancelled():
                 greeting.exception()
-        if client is not None and client.runstate is not Runstate.IDLE:
-            client.abort()
-            # It was said, or will be, why the connection ended; here it only ends.
-            with contextlib.suppress(QMPError, ExporterError, OSError, EOFError, ValueError):
-                await client.disconnect()
+        if client is not None:
+            await client.close()
 
     async def forget(self) -> None:
         """Drop the connection, and all that is known of the socket."""
@@ -248,18 +242,10 @@ class Session:
 
     async def _greet(self, client: Client, sock: socket.socket) -> None:
         try:
-            await client.connect(sock)
-        except ConnectError as error:
-            if isinstance(error.exc, (EOFError, ConnectionError)):
-                raise ProtocolError("hung up before its greeting") from None
+            await client.greet(sock)
+        except NotQmp:
             self._is_odd = True
-            raise ProtocolError("does not greet like QMP") from None
-        except AssertionError:
-            # So the library says that the VM hung up in the last step of the negotiation.
-            raise ProtocolError("hung up before it answered") from None
-        finally:
-            if client.runstate is Runstate.IDLE:
-                sock.close()
+            raise
         self.version, self.package = _greeted(client)
         if not self.version:
             self._is_odd = True
@@ -345,7 +331,7 @@ class Session:
             return Unreachable("busy", "another client uses this socket")
         if self._is_odd:
             # It has not seen, or does not care, that its first client left.
-            return ProtocolError("does not greet like QMP")
+            return ProtocolError("does not speak QMP")
         return Unreachable("greeting_timeout", "does not greet")
 
 
@@ -362,7 +348,7 @@ async def _complete(answers: PendingReplies, timeout_seconds: float) -> bool:
 
 def _greeted(client: Client | None) -> tuple[tuple[int, ...], str]:
     """Return the version, empty where there is none, and the package of a greeting."""
-    version = client.greeting.QMP.version if client and client.greeting else {}
+    version = client.greeted_version if client else {}
     qemu: Any = version.get("qemu")
     try:
         numbers = tuple(int(qemu[part]) for part in ("major", "minor", "micro"))

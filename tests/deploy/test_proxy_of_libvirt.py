@@ -91,7 +91,7 @@ async def test_events_without_end_are_no_greeting(
     monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 10)
     proxy.greeting = EVENT * 11
 
-    with pytest.raises(ProtocolError, match="does not greet like QMP"):
+    with pytest.raises(ProtocolError, match="does not speak QMP"):
         await session.connect(20, keep_waiting=True)
 
 

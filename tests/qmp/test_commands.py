@@ -175,7 +175,7 @@ WRITERS = {
 #: Where each is called -> what it writes to.
 CALLS = {
     ("admin.requests", "mine.send"): "QEMU, by way of Session.execute",
-    ("qmp.client", "self._do_send"): "QEMU: queries, or one command; both against their lists",
+    ("qmp.library", "self._writer.write"): "QEMU, for Client.ask: queries, or one command; both against their lists",
     ("admin.commit", "mine.send"): "QEMU, by way of Session.execute",
     ("demo.disks", "monitor.execute"): "QEMU of the demo's own",
     ("demo.simulated_vm", "self._chain.write"): "a simulated disk",

@@ -314,7 +314,7 @@ async def test_garbage_instead_of_a_greeting(
     with pytest.raises(ProtocolError) as caught:
         await connect(session)
 
-    assert str(caught.value) in ("does not greet like QMP", "greets without a version")
+    assert str(caught.value) in ("does not speak QMP", "greets without a version")
     await until(lambda: not fake.serves)
     fake.greeting = GREETING
     assert await works(session)
@@ -330,7 +330,7 @@ async def test_a_refused_negotiation_is_no_session(
 ) -> None:
     """QMP wants qmp_capabilities answered before anything else."""
     fake.replies["qmp_capabilities"] = wire(answer)
-    with pytest.raises(ProtocolError, match="^does not greet like QMP$"):
+    with pytest.raises(ProtocolError, match="^does not speak QMP$"):
         await connect(session)
 
     del fake.replies["qmp_capabilities"]
@@ -794,7 +794,7 @@ async def test_a_server_that_speaks_no_qmp_and_keeps_its_end_is_that_each_time(
 
     async with await asyncio.start_unix_server(serve, path):
         for _ in range(4):
-            with pytest.raises(ProtocolError, match="^does not greet like QMP$"):
+            with pytest.raises(ProtocolError, match="^does not speak QMP$"):
                 await session.connect(0.3, keep_waiting=keep_waiting)
         for writer in kept:
             writer.close()

@@ -20,16 +20,13 @@ from exporter.concurrency import LoopPacer
 from exporter.errors import CommandRefused, ProtocolError, TargetError
 from exporter.qmp import queries
 from exporter.qmp.library import LineClient
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.queries import CommandError, Request
 
 T = TypeVar("T")
 
 #: How QEMU begins an answer that is no error.
 _ANSWER = b'{"return"'
-#: A VM that sends so many so fast would keep this process busy with nothing else. A job that retries
-#: for ever makes QEMU send some 7,000 a second, which are read however long the next scrape takes.
-EVENTS_LIMIT = 100_000
-EVENTS_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -127,9 +124,14 @@ class Client(LineClient):
     """One session: what is asked, in order, and what is answered."""
 
     def __init__(
-        self, tally: CommandStats, on_event: Callable[[str, bytes], None], pace: LoopPacer
+        self,
+        tally: CommandStats,
+        on_event: Callable[[str, bytes], None],
+        pace: LoopPacer,
+        limits: SessionLimits,
     ) -> None:
         super().__init__()
+        self._limits = limits
         self.awaited: deque[tuple[Request[Any], PendingReplies]] = deque()
         #: Whether to hang up when the last answer is there.
         self.leaving = False
@@ -218,10 +220,11 @@ class Client(LineClient):
 
     def _count_event(self) -> None:
         self._events += 1
-        if self._events > EVENTS_LIMIT:
+        most, seconds = self._limits.events, self._limits.events_seconds
+        if self._events > most:
             now = time.monotonic()
-            if now - self._events_since < EVENTS_SECONDS:
-                raise ProtocolError(f"sent {EVENTS_LIMIT} events within {EVENTS_SECONDS:g} s")
+            if now - self._events_since < seconds:
+                raise ProtocolError(f"sent {most} events within {seconds:g} s")
             self._events, self._events_since = 0, now
 
 

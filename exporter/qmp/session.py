@@ -30,15 +30,11 @@ from exporter.qmp import connections, peer, socket_file
 from exporter.qmp.client import Client, CommandStats, PendingReplies
 from exporter.qmp.commands import WRITE_COMMANDS, Command
 from exporter.qmp.library import NotQmp
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.peer import Process
 from exporter.qmp.queries import Query
 from exporter.qmp.socket_file import SocketFile
 
-#: A greeting comes within milliseconds; after this long somebody looks why it does not.
-GREETING_PATIENCE_SECONDS = 0.2
-#: How long a client that found the socket in use waits for the other one to leave.
-BUSY_PATIENCE_SECONDS = 1.0
-_BUSY_LOOK_SECONDS = 0.1
 #: No descriptor is left to this process, or to this host.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -52,6 +48,7 @@ class Session:
         tally: CommandStats,
         on_event: Callable[[str, bytes], None],
         pace: LoopPacer | None = None,
+        limits: SessionLimits | None = None,
     ) -> None:
         """Connect to nothing yet. `on_event` gets each event's name and its data as JSON."""
         self.path = path
@@ -61,6 +58,7 @@ class Session:
         self._tally = tally
         self._on_event = on_event
         self._pace = pace or LoopPacer()
+        self._limits = limits or SessionLimits()
         self._client: Client | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._was_silent = False
@@ -132,7 +130,7 @@ class Session:
             await self._until_free(0.0 if keep_waiting else timeout_seconds)
             sock = await self._socket()
             self.generation += 1
-            self._client = Client(self._tally, self._on_event, self._pace)
+            self._client = Client(self._tally, self._on_event, self._pace, self._limits)
             self._greeting = asyncio.create_task(self._greet(self._client, sock))
             await self._await_greeting(timeout_seconds, keep_waiting)
         if not self._greeting.done():
@@ -292,7 +290,7 @@ class Session:
         A client that connects meanwhile stays in QEMU's short backlog until then, even after
         leaving, and keeps others out of it.
         """
-        deadline = time.monotonic() + min(timeout_seconds, BUSY_PATIENCE_SECONDS)
+        deadline = time.monotonic() + min(timeout_seconds, self._limits.busy_patience_seconds)
         is_sure = False
         while connections.is_served(self.path, self.file):
             if peer.is_stopped(self.peer_pid):
@@ -300,12 +298,12 @@ class Session:
             # What was looked up for another VM may be of before a client left: we, for one.
             if is_sure and time.monotonic() >= deadline:
                 raise Unreachable("busy", "another client uses this socket")
-            await asyncio.sleep(_BUSY_LOOK_SECONDS)
+            await asyncio.sleep(self._limits.busy_check_seconds)
             is_sure = True
 
     async def _await_greeting(self, timeout_seconds: float, keep_waiting: bool) -> None:
         assert self._greeting is not None
-        patience = min(timeout_seconds, GREETING_PATIENCE_SECONDS)
+        patience = min(timeout_seconds, self._limits.greeting_patience_seconds)
         await asyncio.wait((self._greeting,), timeout=patience)
         # To connect to a large fleet takes longer: the greeting may lie there unread.
         await asyncio.sleep(0)
@@ -318,7 +316,7 @@ class Session:
                 rest = 0
             case "busy":
                 # A tool that connects for each question is gone in a moment.
-                rest = 0 if keep_waiting else min(rest, BUSY_PATIENCE_SECONDS)
+                rest = 0 if keep_waiting else min(rest, self._limits.busy_patience_seconds)
         if self._was_silent and not keep_waiting:
             rest = 0  # it cost an earlier scrape its time already
         await asyncio.wait((self._greeting,), timeout=rest)

@@ -26,8 +26,8 @@ from exporter.errors import (
     Unreachable,
 )
 from exporter.qmp import connections, queries, schema, socket_file
-from exporter.qmp import session as session_module
 from exporter.qmp.client import CommandStats, PendingReplies
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.line_protocol import LINE_LIMIT_BYTES
 from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
 from exporter.qmp.session import Session
@@ -734,9 +734,8 @@ async def test_a_tool_that_leaves_in_a_moment_is_waited_for(
 ) -> None:
     """A shared socket is busy for the milliseconds of one question."""
     monkeypatch.setattr(connections, "is_served", lambda *_: False)
-    monkeypatch.setattr(session_module, "GREETING_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(session_module, "BUSY_PATIENCE_SECONDS", PATIENCE)
-    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
+    limits = SessionLimits(greeting_patience_seconds=0.01, busy_patience_seconds=PATIENCE)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf, limits=limits)
     with client(sockets / "vm.sock") as other:
         await until(lambda: fake.serves)
         connecting = asyncio.create_task(session.connect(PATIENCE, keep_waiting=False))

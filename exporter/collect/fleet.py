@@ -102,13 +102,16 @@ class Fleet:
         swept: Callable[[int], None] = lambda _: None,
         observer: Observer | None = None,
         actions: Mapping[tuple[str, str], int] | None = None,
+        join_seconds: float | None = None,
     ) -> None:
         """Collect nothing yet.
 
+        A scrape joins a sweep that began less than `join_seconds` ago (`JOIN_SECONDS`).
         `swept` is called when a sweep is forgotten, with how many targets left since the last.
         `actions` counts what was done to VMs, by action and result, and is kept up to date by others.
         """
         self.discovery = Discovery(config)
+        self._join_seconds = JOIN_SECONDS if join_seconds is None else join_seconds
         #: Whether the configuration was read without an error the last time.
         self.reload_successful = True
         self._web_config_good = True
@@ -181,10 +184,14 @@ class Fleet:
 
     async def _scrape(self, deadline: float, timeout_seconds: float, text: bool) -> list[Collected]:
         sweep = self._sweep
-        if sweep is None or time.monotonic() - sweep.started >= JOIN_SECONDS or sweep.is_outdated():
+        if (
+            sweep is None
+            or time.monotonic() - sweep.started >= self._join_seconds
+            or sweep.is_outdated()
+        ):
             if sweep is not None and not await _set_before(sweep.finished, deadline):
                 # Values of then must not pass for values of now.
-                return sweep.result(max(JOIN_SECONDS, timeout_seconds))
+                return sweep.result(max(self._join_seconds, timeout_seconds))
             # Whoever waited for the same sweep may have begun the next one already.
             if self._sweep is sweep:
                 self._begin()
@@ -201,7 +208,7 @@ class Fleet:
             KeyError: there is no such target.
         """
         # A Prometheus that probes each VM by itself would look for all sockets as often.
-        if vm not in self.members or time.monotonic() - self._discovered_at > JOIN_SECONDS:
+        if vm not in self.members or time.monotonic() - self._discovered_at > self._join_seconds:
             self.discover()
         member = self.members[vm]
         try:
@@ -250,7 +257,7 @@ class Fleet:
     def _after_sweep(self, sweeping: asyncio.Task[None]) -> None:
         if not sweeping.cancelled():
             # Until then scrapes may join it.
-            asyncio.get_running_loop().call_later(JOIN_SECONDS, self._forget)
+            asyncio.get_running_loop().call_later(self._join_seconds, self._forget)
 
     def _forget(self) -> None:
         """Let go of a sweep that nobody can join any more."""

@@ -27,6 +27,7 @@ from exporter.qmp import (
     Qemu,
     Query,
     Session,
+    SessionLimits,
     SocketFile,
     queries,
     schema,
@@ -51,12 +52,13 @@ class Vm:
         storage: Storage,
         pace: LoopPacer | None = None,
         *,
+        limits: SessionLimits | None = None,
         looks_limit: int = LOOKS_LIMIT,
     ) -> None:
         """Connect to nothing yet. `looks_limit` is how many looks are taken between two scrapes."""
         self.target = target
         self._pace = pace or LoopPacer()
-        self._session = Session(target.socket, tally, self._on_event, self._pace)
+        self._session = Session(target.socket, tally, self._on_event, self._pace, limits)
         self._memory = VmMemory()
         #: What is remembered of the jobs.
         self.jobs = self._memory.jobs

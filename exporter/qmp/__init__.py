@@ -5,6 +5,7 @@ from __future__ import annotations
 from exporter.qmp import commands, peer, queries, schema, sockdiag, socket_file
 from exporter.qmp.client import CommandStats, PendingReplies
 from exporter.qmp.commands import Command, DiskName, LayerName, Qemu
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.peer import Process
 from exporter.qmp.queries import Query, Request
 from exporter.qmp.schema import BlockInfo, BlockJob, BlockNode, BlockStats, Image, NodeStats, Stats
@@ -28,6 +29,7 @@ __all__ = [
     "Query",
     "Request",
     "Session",
+    "SessionLimits",
     "SocketFile",
     "Stats",
     "commands",

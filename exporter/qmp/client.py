@@ -1,44 +1,32 @@
-"""qemu.qmp without its cost per message: many queries in one write, each answer of its own type.
+"""Many queries in one write, each answer of its own type.
 
-virt-qemu-qmp-proxy of libvirt takes no second query before it has answered the first: it gets them
-one by one. Answers come in the order of the queries, so these carry no ids. Only what is on the list
-of the caller is sent: queries, and the commands that change a VM for `Session.execute` alone. The
-library connects, greets, negotiates and ends a session; in between its reader waits, for what it
-would do for each message costs five times what decoding the message does (bench/README.md).
+Answers come in the order of the queries, so these carry no ids. virt-qemu-qmp-proxy of libvirt takes
+no second query before it has answered the first, and so gets them one by one. Only what is on the
+list of the caller is sent: queries, and for `Session.execute` alone the commands that change a VM.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from qemu.qmp import Message, QMPClient, Runstate
 
 from exporter.concurrency import LoopPacer
 from exporter.errors import CommandRefused, ProtocolError, TargetError
 from exporter.qmp import queries
-from exporter.qmp.line_protocol import LINE_LIMIT_BYTES, LineProtocol
+from exporter.qmp.library import LineClient
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.queries import CommandError, Request
 
 T = TypeVar("T")
 
 #: How QEMU begins an answer that is no error.
 _ANSWER = b'{"return"'
-#: How an event begins: one of libvirt's proxy, one of QEMU.
-_EVENTS = (b'{"event"', b'{"timestamp"')
-#: A VM that sends so many so fast would keep this process busy with nothing else. A job that retries
-#: for ever makes QEMU send some 7,000 a second, which are read however long the next scrape takes.
-EVENTS_LIMIT = 100_000
-EVENTS_SECONDS = 5.0
-
-# The library logs whole messages, with the secrets in them; what went wrong is said here.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 
 
 @dataclass(slots=True)
@@ -53,13 +41,13 @@ class CommandStats:
 class PendingReplies:
     """The answers to one batch of queries, each decoded when it is read."""
 
-    def __init__(self, queries: Iterable[Request[Any]]) -> None:
+    def __init__(self, queries: Iterable[Request[Any]], hang_up: Callable[[], None]) -> None:
+        """`hang_up` is called when an answer is not JSON: what follows it cannot be trusted."""
         self.queries = tuple(queries)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers: dict[Request[Any], object] = {}
         self._errors = 0
-        #: Called when an answer turns out to be no JSON: what follows it cannot be trusted.
-        self.hang_up: Callable[[], None] = lambda: None
+        self._hang_up = hang_up
 
     def get(self, query: Request[T]) -> T | None:
         """Return the answer to `query`, None where this QEMU does not know the command.
@@ -127,18 +115,23 @@ class PendingReplies:
             # Still one whole line: it costs this answer, not the session.
             return _not_understood(query, error)
         except (msgspec.DecodeError, UnicodeError):
-            self.hang_up()
+            self._hang_up()
             return ProtocolError("sent what is no JSON")
         return _not_understood(query, "it is no answer") if answer is msgspec.UNSET else answer
 
 
-class Client(QMPClient):
-    """qemu.qmp for greeting, negotiation and end; between them lines come past its streams."""
+class Client(LineClient):
+    """One session: what is asked, in order, and what is answered."""
 
     def __init__(
-        self, tally: CommandStats, on_event: Callable[[str, bytes], None], pace: LoopPacer
+        self,
+        tally: CommandStats,
+        on_event: Callable[[str, bytes], None],
+        pace: LoopPacer,
+        limits: SessionLimits,
     ) -> None:
-        super().__init__(readbuflen=LINE_LIMIT_BYTES)
+        super().__init__()
+        self._limits = limits
         self.awaited: deque[tuple[Request[Any], PendingReplies]] = deque()
         #: Whether to hang up when the last answer is there.
         self.leaving = False
@@ -147,8 +140,6 @@ class Client(QMPClient):
         self._unsent: deque[bytes] = deque()
         self._events = 0
         self._events_since = time.monotonic()
-        #: Why the connection was given up, where it was not the VM that closed it.
-        self.fault: ProtocolError | None = None
         self._tally = tally
         self._on_event = on_event
         self._pace = pace
@@ -161,58 +152,28 @@ class Client(QMPClient):
         for query in answers.queries:
             self._tally.commands[query.name] += 1
             self.awaited.append((query, answers))
-        answers.hang_up = self.abort
         self._events, self._events_since = 0, time.monotonic()
         wires = [query.wire for query in answers.queries]
         if self.one_at_a_time:
             self._unsent.extend(wires[1:])
             del wires[1:]
-        self._do_send(Message(b"".join(wires), eager=False))
+        self.send_line(b"".join(wires))
 
-    def abort(self) -> None:
-        """Drop the connection without flushing: a stopped QEMU takes nothing any more."""
-        if self._writer is not None:
-            self._writer.transport.abort()
+    def take_early_event(self) -> None:
+        """Count it."""
+        self._count_event()
 
-    def _cb_inbound(self, msg: Message) -> Message:
-        return msg
-
-    def _cb_outbound(self, msg: Message) -> Message:
-        # What the library itself sends passes here; batches of queries do not.
-        if msg.get("execute") != "qmp_capabilities":
-            raise CommandRefused("the library may send qmp_capabilities alone")
+    def note_negotiation(self) -> None:
+        """Count qmp_capabilities."""
         self._tally.commands["qmp_capabilities"] += 1
-        return msg
 
-    async def _do_recv(self) -> Message:
-        if self.runstate is Runstate.RUNNING:
-            await self._take_over()
-        try:
-            # libvirt's proxy tells a client of what came before it, and that before the greeting;
-            # a QEMU that is just starting may as well. [monitor_qapi_event_emit]
-            while (line := await self._readline()).startswith(_EVENTS):
-                self._count_event()
-        except ValueError:
-            self.fault = ProtocolError(f"sent a line of more than {LINE_LIMIT_BYTES} bytes")
-            raise self.fault from None
-        if not line.endswith(b"\n"):
-            raise EOFError
-        return Message(line, eager=False)
+    def ended(self, error: ProtocolError) -> None:
+        """Let all who wait for answers have the error."""
+        while self.awaited:
+            self.awaited.popleft()[1].fail(error)
 
-    async def _take_over(self) -> NoReturn:
-        """Read past the library's stream for the rest of the session."""
-        assert self._writer is not None
-        assert self._reader is not None
-        lines = LineProtocol(self._take, self._writer.transport)
-        try:
-            await lines.take_over(self._reader)
-            await lines.ended
-        except ProtocolError as error:
-            self.fault = error
-            raise
-        raise EOFError
-
-    def _take(self, line: bytes) -> None:
+    def take_line(self, line: bytes) -> None:
+        """Take an answer or an event."""
         query, answers = self.awaited[0] if self.awaited else (None, None)
         # Nearly all lines are answers, which wait undecoded for whoever asked.
         answer: object = line
@@ -231,7 +192,7 @@ class Client(QMPClient):
         if self.leaving and (self._unsent or not self.awaited):
             self.abort()
         elif self._unsent:
-            self._do_send(Message(self._unsent.popleft(), eager=False))
+            self.send_line(self._unsent.popleft())
 
     def _read(self, query: Request[Any] | None, line: bytes) -> object:
         """Return what a line answers, None if it was an event."""
@@ -259,31 +220,12 @@ class Client(QMPClient):
 
     def _count_event(self) -> None:
         self._events += 1
-        if self._events > EVENTS_LIMIT:
+        most, seconds = self._limits.events, self._limits.events_seconds
+        if self._events > most:
             now = time.monotonic()
-            if now - self._events_since < EVENTS_SECONDS:
-                raise ProtocolError(f"sent {EVENTS_LIMIT} events within {EVENTS_SECONDS:g} s")
+            if now - self._events_since < seconds:
+                raise ProtocolError(f"sent {most} events within {seconds:g} s")
             self._events, self._events_since = 0, now
-
-    async def _wait_disconnect(self) -> None:
-        # The library leaves its tasks' exception to nobody where the one that waits is cancelled,
-        # and asyncio then logs it as an error: of a VM that only went away.
-        waiting = asyncio.ensure_future(super()._wait_disconnect())
-        waiting.add_done_callback(_read)
-        await asyncio.shield(waiting)
-
-    async def _bh_disconnect(self) -> None:
-        try:
-            await super()._bh_disconnect()
-        finally:
-            error = self.fault or ProtocolError("hung up before it answered")
-            while self.awaited:
-                self.awaited.popleft()[1].fail(error)
-
-
-def _read(ended: asyncio.Future[None]) -> None:
-    if not ended.cancelled():
-        ended.exception()
 
 
 def _not_understood(query: Request[Any] | None, error: object) -> ProtocolError:

@@ -21,10 +21,16 @@ _BUFFER = memoryview(bytearray(256 * 1024))
 class LineProtocol(asyncio.BufferedProtocol):
     """Takes a connection over from a stream, and calls `on_line` with each line of it."""
 
-    def __init__(self, on_line: Callable[[bytes], None], transport: asyncio.WriteTransport) -> None:
+    def __init__(
+        self,
+        on_line: Callable[[bytes], None],
+        transport: asyncio.WriteTransport,
+        limit_bytes: int = LINE_LIMIT_BYTES,
+    ) -> None:
         #: Done when the connection ends: with nothing, or with what went wrong.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_line = on_line
+        self._limit_bytes = limit_bytes
         # Any event loop's: not all of them derive theirs from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._before = cast(asyncio.Protocol, self._transport.get_protocol())
@@ -93,8 +99,8 @@ class LineProtocol(asyncio.BufferedProtocol):
         if piece:
             self._pieces.append(piece)
             self._pieces_bytes += len(piece)
-            if self._pieces_bytes > LINE_LIMIT_BYTES:
-                raise ProtocolError(f"sent a line of more than {LINE_LIMIT_BYTES} bytes")
+            if self._pieces_bytes > self._limit_bytes:
+                raise ProtocolError(f"sent a line of more than {self._limit_bytes} bytes")
 
     def _end(self, error: ProtocolError | None) -> None:
         if not self.ended.done():

@@ -9,7 +9,6 @@ nothing more is asked.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import socket
@@ -17,11 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qemu.qmp import ConnectError, QMPError, Runstate
-
 from exporter.concurrency import LoopPacer
 from exporter.errors import (
-    ExporterError,
     OutcomeUnknown,
     ProtocolError,
     Rejected,
@@ -33,15 +29,12 @@ from exporter.errors import (
 from exporter.qmp import connections, peer, socket_file
 from exporter.qmp.client import Client, CommandStats, PendingReplies
 from exporter.qmp.commands import WRITE_COMMANDS, Command
+from exporter.qmp.library import NotQmp
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.peer import Process
 from exporter.qmp.queries import Query
 from exporter.qmp.socket_file import SocketFile
 
-#: A greeting comes within milliseconds; after this long somebody looks why it does not.
-GREETING_PATIENCE_SECONDS = 0.2
-#: How long a client that found the socket in use waits for the other one to leave.
-BUSY_PATIENCE_SECONDS = 1.0
-_BUSY_LOOK_SECONDS = 0.1
 #: No descriptor is left to this process, or to this host.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -55,6 +48,7 @@ class Session:
         tally: CommandStats,
         on_event: Callable[[str, bytes], None],
         pace: LoopPacer | None = None,
+        limits: SessionLimits | None = None,
     ) -> None:
         """Connect to nothing yet. `on_event` gets each event's name and its data as JSON."""
         self.path = path
@@ -64,6 +58,7 @@ class Session:
         self._tally = tally
         self._on_event = on_event
         self._pace = pace or LoopPacer()
+        self._limits = limits or SessionLimits()
         self._client: Client | None = None
         self._greeting: asyncio.Task[None] | None = None
         self._was_silent = False
@@ -81,7 +76,7 @@ class Session:
     @property
     def connected(self) -> bool:
         """Whether queries can be asked."""
-        return self._client is not None and self._client.runstate is Runstate.RUNNING
+        return self._client is not None and self._client.running
 
     @property
     def owes_answers(self) -> bool:
@@ -135,7 +130,7 @@ class Session:
             await self._until_free(0.0 if keep_waiting else timeout_seconds)
             sock = await self._socket()
             self.generation += 1
-            self._client = Client(self._tally, self._on_event, self._pace)
+            self._client = Client(self._tally, self._on_event, self._pace, self._limits)
             self._greeting = asyncio.create_task(self._greet(self._client, sock))
             await self._await_greeting(timeout_seconds, keep_waiting)
         if not self._greeting.done():
@@ -163,7 +158,7 @@ class Session:
             raise ProtocolError("hung up")
         if client.awaited:
             raise self.overdue()
-        answers = PendingReplies(queries)
+        answers = PendingReplies(queries, client.abort)
         if not queries:
             return answers
         client.ask(answers)
@@ -187,7 +182,7 @@ class Session:
             raise ProtocolError("hung up")
         if client.awaited:
             raise self.overdue()
-        answers = PendingReplies((command,))
+        answers = PendingReplies((command,), client.abort)
         # Nothing may come between this look and the write.
         self.check(must_exist=True)
         client.ask(answers, WRITE_COMMANDS)
@@ -228,11 +223,8 @@ class Session:
             await asyncio.wait((greeting,))
             if not greeting.cancelled():
                 greeting.exception()
-        if client is not None and client.runstate is not Runstate.IDLE:
-            client.abort()
-            # It was said, or will be, why the connection ended; here it only ends.
-            with contextlib.suppress(QMPError, ExporterError, OSError, EOFError, ValueError):
-                await client.disconnect()
+        if client is not None:
+            await client.close()
 
     async def forget(self) -> None:
         """Drop the connection, and all that is known of the socket."""
@@ -248,18 +240,10 @@ class Session:
 
     async def _greet(self, client: Client, sock: socket.socket) -> None:
         try:
-            await client.connect(sock)
-        except ConnectError as error:
-            if isinstance(error.exc, (EOFError, ConnectionError)):
-                raise ProtocolError("hung up before its greeting") from None
+            await client.greet(sock)
+        except NotQmp:
             self._is_odd = True
-            raise ProtocolError("does not greet like QMP") from None
-        except AssertionError:
-            # So the library says that the VM hung up in the last step of the negotiation.
-            raise ProtocolError("hung up before it answered") from None
-        finally:
-            if client.runstate is Runstate.IDLE:
-                sock.close()
+            raise
         self.version, self.package = _greeted(client)
         if not self.version:
             self._is_odd = True
@@ -306,7 +290,7 @@ class Session:
         A client that connects meanwhile stays in QEMU's short backlog until then, even after
         leaving, and keeps others out of it.
         """
-        deadline = time.monotonic() + min(timeout_seconds, BUSY_PATIENCE_SECONDS)
+        deadline = time.monotonic() + min(timeout_seconds, self._limits.busy_patience_seconds)
         is_sure = False
         while connections.is_served(self.path, self.file):
             if peer.is_stopped(self.peer_pid):
@@ -314,12 +298,12 @@ class Session:
             # What was looked up for another VM may be of before a client left: we, for one.
             if is_sure and time.monotonic() >= deadline:
                 raise Unreachable("busy", "another client uses this socket")
-            await asyncio.sleep(_BUSY_LOOK_SECONDS)
+            await asyncio.sleep(self._limits.busy_check_seconds)
             is_sure = True
 
     async def _await_greeting(self, timeout_seconds: float, keep_waiting: bool) -> None:
         assert self._greeting is not None
-        patience = min(timeout_seconds, GREETING_PATIENCE_SECONDS)
+        patience = min(timeout_seconds, self._limits.greeting_patience_seconds)
         await asyncio.wait((self._greeting,), timeout=patience)
         # To connect to a large fleet takes longer: the greeting may lie there unread.
         await asyncio.sleep(0)
@@ -332,7 +316,7 @@ class Session:
                 rest = 0
             case "busy":
                 # A tool that connects for each question is gone in a moment.
-                rest = 0 if keep_waiting else min(rest, BUSY_PATIENCE_SECONDS)
+                rest = 0 if keep_waiting else min(rest, self._limits.busy_patience_seconds)
         if self._was_silent and not keep_waiting:
             rest = 0  # it cost an earlier scrape its time already
         await asyncio.wait((self._greeting,), timeout=rest)
@@ -345,7 +329,7 @@ class Session:
             return Unreachable("busy", "another client uses this socket")
         if self._is_odd:
             # It has not seen, or does not care, that its first client left.
-            return ProtocolError("does not greet like QMP")
+            return ProtocolError("does not speak QMP")
         return Unreachable("greeting_timeout", "does not greet")
 
 
@@ -362,7 +346,7 @@ async def _complete(answers: PendingReplies, timeout_seconds: float) -> bool:
 
 def _greeted(client: Client | None) -> tuple[tuple[int, ...], str]:
     """Return the version, empty where there is none, and the package of a greeting."""
-    version = client.greeting.QMP.version if client and client.greeting else {}
+    version = client.greeted_version if client else {}
     qemu: Any = version.get("qemu")
     try:
         numbers = tuple(int(qemu[part]) for part in ("major", "minor", "micro"))

@@ -120,12 +120,12 @@ async def test_50_scrapes_at_once_make_one_sweep(start: Start, fleet: Fleet) -> 
 
 
 async def test_a_sweep_that_nobody_can_join_any_more_is_let_go(
-    start: Start, sockets: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, sockets: Path
 ) -> None:
     """What a fleet said is much; the process is told how many targets have left by then."""
-    monkeypatch.setattr(fleet_module, "JOIN_SECONDS", 0.01)
     swept: list[int] = []
-    fleet = Fleet(config(sockets), Storage(lambda path: FileStat(visible=True)), swept.append)
+    storage = Storage(lambda path: FileStat(visible=True))
+    fleet = Fleet(config(sockets), storage, swept.append, join_seconds=0.01)
     for number in range(9):
         await start(f"vm{number}")
     await fleet.scrape(PATIENCE)

@@ -25,6 +25,7 @@ from exporter.model.chain import walk
 from exporter.model.state import VmState
 from exporter.qmp import queries
 from exporter.qmp.client import CommandStats
+from exporter.qmp.limits import SessionLimits
 from exporter.storage.file_stat import FileStat
 from exporter.storage.prober import Storage
 from tests.conftest import series
@@ -56,14 +57,16 @@ async def make(sockets: Path) -> AsyncIterator[Make]:
     made = []
     storage = Storage(lambda path: FileStat(visible=True))
 
-    def vm(*, looks_limit: int = 100, **settings: Any) -> Vm:
+    def vm(
+        *, limits: SessionLimits | None = None, looks_limit: int = 100, **settings: Any
+    ) -> Vm:
         target = Target(
             vm="vm",
             socket=str(sockets / "vm.sock"),
             group="g",
             settings=Settings(**settings),
         )
-        made.append(Vm(target, CommandStats(), storage, looks_limit=looks_limit))
+        made.append(Vm(target, CommandStats(), storage, limits=limits, looks_limit=looks_limit))
         return made[-1]
 
     yield vm
@@ -1011,12 +1014,10 @@ def test_numbers_that_no_qemu_sends_are_refused(stats: dict[str, object]) -> Non
 
 
 async def test_events_that_go_on_and_on_are_no_flood(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """A job that retries for ever: thousands a second, for as long as nobody scrapes."""
-    monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 10)
-    monkeypatch.setattr("exporter.qmp.client.EVENTS_SECONDS", 0.0)
-    vm = make()
+    vm = make(limits=SessionLimits(events=10, events_seconds=0.0))
     await collect(vm)
     for _ in range(100):
         await fake.event("BLOCK_JOB_ERROR", device="j", operation="write", action="ignore")
@@ -1027,11 +1028,10 @@ async def test_events_that_go_on_and_on_are_no_flood(
 
 
 async def test_a_flood_of_events_is_cut_off(
-    fake: FakeQmp, make: Make, monkeypatch: pytest.MonkeyPatch
+    fake: FakeQmp, make: Make
 ) -> None:
     """A VM that sends nothing but events would keep this process from all others."""
-    monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 100)
-    vm = make()
+    vm = make(limits=SessionLimits(events=100))
     await collect(vm)
     for _ in range(100):
         await fake.event("STOP")

@@ -14,6 +14,7 @@ import pytest
 
 from exporter.errors import ProtocolError, TargetTimeout
 from exporter.qmp.client import CommandStats
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS
 from exporter.qmp.session import Session
 from tests.fakeqmp import FakeQmp, until
@@ -85,14 +86,16 @@ async def test_events_before_the_greeting_are_of_no_interest(
 
 
 async def test_events_without_end_are_no_greeting(
-    proxy: Proxy, session: Session, monkeypatch: pytest.MonkeyPatch
+    proxy: Proxy, sockets: Path
 ) -> None:
     """As many as a session takes between two scrapes, and no more."""
-    monkeypatch.setattr("exporter.qmp.client.EVENTS_LIMIT", 10)
+    limits = SessionLimits(events=10)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), lambda *_: None, limits=limits)
     proxy.greeting = EVENT * 11
 
-    with pytest.raises(ProtocolError, match="does not greet like QMP"):
+    with pytest.raises(ProtocolError, match="does not speak QMP"):
         await session.connect(20, keep_waiting=True)
+    await session.close()
 
 
 async def test_the_data_of_an_event_is_taken_out_of_its_text(proxy: Proxy, sockets: Path) -> None:

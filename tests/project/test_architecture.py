@@ -23,7 +23,7 @@ WRITES = {"commands", "Command", "WRITE_COMMANDS"}
 WRITERS = {"admin", "qmp", "collect"}
 #: Libraries that are in one module of their room.
 DOORS = {
-    "qemu": {"qmp.session", "qmp.client"},
+    "qemu": {"qmp.library"},
     "ssl": {"ctl.client", "ctl.credentials", "web.watched_config", "web.server", "web.tls"},
     "ctypes": {"storage.file_stat", "demo.vms"},
 }

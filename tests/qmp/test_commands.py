@@ -175,7 +175,7 @@ WRITERS = {
 #: Where each is called -> what it writes to.
 CALLS = {
     ("admin.requests", "mine.send"): "QEMU, by way of Session.execute",
-    ("qmp.client", "self._do_send"): "QEMU: queries, or one command; both against their lists",
+    ("qmp.library", "self._writer.write"): "QEMU, for Client.ask: queries, or one command; both against their lists",
     ("admin.commit", "mine.send"): "QEMU, by way of Session.execute",
     ("demo.disks", "monitor.execute"): "QEMU of the demo's own",
     ("demo.simulated_vm", "self._chain.write"): "a simulated disk",
@@ -186,8 +186,7 @@ CALLS = {
     ("demo.vms", "self.execute"): "the same",
     ("admin.reconciler", "mine.send"): "QEMU, by way of Session.execute",
     ("admin.atomic_file", "file.write"): "a file",
-    ("admin.job_records", "atomic_file.write"): "a file",
-    ("admin.snapshot_records", "atomic_file.write"): "a file",
+    ("admin.record_store", "atomic_file.write"): "a file",
     ("admin.overlay_file", "opened.write"): "a file",
     ("process.logs", "sock.sendto"): "systemd",
     ("qmp.sockdiag", "netlink.send"): "the kernel",
@@ -196,6 +195,7 @@ CALLS = {
     ("admin.lease", "self._vm.execute"): "QEMU, by way of Session.execute",
     ("collect.vm", "self._session.execute"): "QEMU, by way of Session.execute",
     ("web.responses", "request.writer.write"): "the client of the HTTP API",
+    ("web.sending", "writer.write"): "a client of HTTP",
     ("web.tls", "os.write"): "a file in memory",
 }
 

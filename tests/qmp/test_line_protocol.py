@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import ProtocolError
-from exporter.qmp import line_protocol
 from exporter.qmp.line_protocol import LineProtocol
 from tests.fakeqmp import until
 
@@ -71,9 +70,9 @@ async def test_whoever_closes_the_stream_is_told_when_it_is_closed(ends: Ends) -
     assert ends.lines.ended.done()
 
 
-async def test_a_line_beyond_the_limit_ends_it(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_line_beyond_the_limit_ends_it(ends: Ends) -> None:
     """And what follows is not looked at."""
-    monkeypatch.setattr(line_protocol, "LINE_LIMIT_BYTES", 10)
+    ends.lines = LineProtocol(ends.seen.append, ends.writer.transport, limit_bytes=10)
     await ends.lines.take_over(ends.reader)
     ends.far.sendall(b"x" * 11)
     with pytest.raises(ProtocolError, match="more than 10 bytes"):

@@ -26,8 +26,8 @@ from exporter.errors import (
     Unreachable,
 )
 from exporter.qmp import connections, queries, schema, socket_file
-from exporter.qmp import session as session_module
 from exporter.qmp.client import CommandStats, PendingReplies
+from exporter.qmp.limits import SessionLimits
 from exporter.qmp.line_protocol import LINE_LIMIT_BYTES
 from exporter.qmp.queries import BLOCK_JOBS, BLOCKSTATS, NAME, STATUS, UUID, Query
 from exporter.qmp.session import Session
@@ -314,7 +314,7 @@ async def test_garbage_instead_of_a_greeting(
     with pytest.raises(ProtocolError) as caught:
         await connect(session)
 
-    assert str(caught.value) in ("does not greet like QMP", "greets without a version")
+    assert str(caught.value) in ("does not speak QMP", "greets without a version")
     await until(lambda: not fake.serves)
     fake.greeting = GREETING
     assert await works(session)
@@ -330,7 +330,7 @@ async def test_a_refused_negotiation_is_no_session(
 ) -> None:
     """QMP wants qmp_capabilities answered before anything else."""
     fake.replies["qmp_capabilities"] = wire(answer)
-    with pytest.raises(ProtocolError, match="^does not greet like QMP$"):
+    with pytest.raises(ProtocolError, match="^does not speak QMP$"):
         await connect(session)
 
     del fake.replies["qmp_capabilities"]
@@ -734,9 +734,8 @@ async def test_a_tool_that_leaves_in_a_moment_is_waited_for(
 ) -> None:
     """A shared socket is busy for the milliseconds of one question."""
     monkeypatch.setattr(connections, "is_served", lambda *_: False)
-    monkeypatch.setattr(session_module, "GREETING_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(session_module, "BUSY_PATIENCE_SECONDS", PATIENCE)
-    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf)
+    limits = SessionLimits(greeting_patience_seconds=0.01, busy_patience_seconds=PATIENCE)
+    session = Session(str(sockets / "vm.sock"), CommandStats(), deaf, limits=limits)
     with client(sockets / "vm.sock") as other:
         await until(lambda: fake.serves)
         connecting = asyncio.create_task(session.connect(PATIENCE, keep_waiting=False))
@@ -794,7 +793,7 @@ async def test_a_server_that_speaks_no_qmp_and_keeps_its_end_is_that_each_time(
 
     async with await asyncio.start_unix_server(serve, path):
         for _ in range(4):
-            with pytest.raises(ProtocolError, match="^does not greet like QMP$"):
+            with pytest.raises(ProtocolError, match="^does not speak QMP$"):
                 await session.connect(0.3, keep_waiting=keep_waiting)
         for writer in kept:
             writer.close()

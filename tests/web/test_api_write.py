@@ -524,9 +524,7 @@ async def test_what_qemu_refuses_is_422_in_its_words(
     assert site.reach.counts == {("commit", "rejected"): 1}
 
 
-async def test_a_connection_that_is_lost_is_502(
-    site: Site, fake: FakeQmp, lines: Lines
-) -> None:
+async def test_a_connection_that_is_lost_is_502(site: Site, fake: FakeQmp, lines: Lines) -> None:
     """Nobody knows the outcome, and that is said in a member of its own."""
     site.reach.timing.lookup_pause_seconds = 0.0
     fake.replies["block-commit"] = dying(fake)

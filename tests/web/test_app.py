@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -616,10 +617,10 @@ async def test_a_client_that_does_not_read_holds_no_place_and_is_cut_off(
     monkeypatch.setattr(exposition, "encoded", lambda *_, **__: ([bytes(size)], False))
     web = await serve(limits=Limits(send_seconds=0.1), max_requests=1)
     async with AsyncExitStack() as stack:
-        readers, sender = [], web.endpoints._sender
+        readers = []
         for number in range(3):
             readers.append(await stack.enter_async_context(_asking(web, "/metrics")))
-            await until(lambda n=number: len(sender._sending) + len(caplog.records) > n)
+            await until(partial(_sent_or_cut_off, web, caplog, number))
         await until(lambda: len(caplog.records) == len(readers))
         for reader in readers:
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
@@ -628,6 +629,10 @@ async def test_a_client_that_does_not_read_holds_no_place_and_is_cut_off(
     assert not web.endpoints._scrapes.active
 
     assert len(await (await web.get("/metrics")).read()) == size
+
+
+def _sent_or_cut_off(web: Web, caplog: pytest.LogCaptureFixture, number: int) -> bool:
+    return len(web.endpoints._sender._sending) + len(caplog.records) > number
 
 
 async def test_scrapers_of_one_sweep_share_a_body(

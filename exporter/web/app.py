@@ -22,7 +22,7 @@ from exporter.web.bodies import Bodies
 from exporter.web.captured_log import captured_log
 from exporter.web.landing_page import NAME, landing_page
 from exporter.web.limits import Limits
-from exporter.web.request_limit import RequestLimit
+from exporter.web.request_limit import RequestLimit, waited_seconds
 from exporter.web.responses import expect, problems
 from exporter.web.sending import Portions, Sender
 
@@ -59,8 +59,9 @@ class Endpoints:
         self._changing = changing or WriteApi(None, Audit(), prefix=options.route_prefix)
         self._options = options
         self._reload = reload
-        self._scrapes = RequestLimit(options.max_requests)
-        self._sender = Sender(limits or Limits())
+        limits = limits or Limits()
+        self._scrapes = RequestLimit(options.max_requests, limits.place_seconds)
+        self._sender = Sender(limits)
         self._bodies = Bodies()
 
     def application(self, gate: AuthMiddleware | None = None) -> web.Application:
@@ -218,7 +219,7 @@ class Endpoints:
         header = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
         # A group of targets may have more time than the flags say.
         limit = max(self._options.timeout_seconds, self._fleet.longest_seconds + GRACE_SECONDS)
-        return exposition.scrape_seconds(header, limit)
+        return max(exposition.scrape_seconds(header, limit) - waited_seconds(request), 0.0)
 
     async def _exposition(
         self, request: web.Request, collected: Sequence[Collected], *, own: bool

@@ -15,7 +15,7 @@ import ssl
 from contextlib import suppress
 from typing import Any, cast
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpProcessingError
 
 from exporter.web.limits import Limits
@@ -31,6 +31,8 @@ _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_SECONDS = 0.1
 #: What one connection may have written that its client has not taken yet.
 _UNSENT_BYTES = 16 * 1024
+#: What is read of a body after the answer, so that the client of a small one reads that answer.
+_UNASKED_BYTES = 64 * 1024
 #: A client may have written as much as it likes.
 _ERROR_LENGTH = 120
 
@@ -38,7 +40,9 @@ _ERROR_LENGTH = 120
 class Connection(web.RequestHandler):
     """A client's connection, closed when the next request takes too long."""
 
-    __slots__ = ("_connections", "_deadline", "_expecting_head", "_limits", "_link")
+    __slots__ = (
+        "_body", "_connections", "_deadline", "_expecting_head", "_limits", "_link", "_unasked_bytes",
+    )  # fmt: skip
 
     def __init__(self, connections: Connections, server: web.Server, limits: Limits) -> None:
         super().__init__(
@@ -56,6 +60,9 @@ class Connection(web.RequestHandler):
         self._link: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._expecting_head = True
+        #: The body of the last request, and how much of it has come since the answer.
+        self._body: StreamReader | None = None
+        self._unasked_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
@@ -70,10 +77,23 @@ class Connection(web.RequestHandler):
             self._expecting_head = True
             self._close_in(self._limits.head_seconds)
         super().data_received(data)
+        # Once it is answered, a body that goes on is not wanted: aiohttp would read it for a while,
+        # as fast as it comes.
+        if self._deadline is not None and self._body is not None and not self._body.is_eof():
+            self._unasked_bytes += len(data)
+            if self._unasked_bytes > _UNASKED_BYTES and self._link is not None:
+                self._link.pause_reading()
 
-    def begin_request(self) -> None:
+    def resume_reading(self, *args: Any, **kw: Any) -> None:
+        """Read on, unless it is a body that no endpoint asked for."""
+        if self._unasked_bytes <= _UNASKED_BYTES:
+            super().resume_reading(*args, **kw)
+
+    def begin_request(self, body: StreamReader) -> None:
         """Stop the clock: the headers are there."""
         self._connections.answering(self)
+        self._body = body
+        self._unasked_bytes = 0
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -157,8 +177,10 @@ class Connections:
         self._keep_spare()
         make_request = server.request_factory
 
-        def begin(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> Any:
-            cast(Connection, protocol).begin_request()
+        def begin(
+            message: Any, payload: StreamReader, protocol: Any, writer: Any, task: Any
+        ) -> Any:
+            cast(Connection, protocol).begin_request(payload)
             return make_request(message, payload, protocol, writer, task)
 
         server.request_factory = begin

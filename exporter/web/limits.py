@@ -28,10 +28,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     handshake_seconds: float = 10.0
     #: How long the rest of a body that no endpoint asked for is read, so that its sender reads the answer.
     linger_seconds: float = 1.0
+    #: How long a scrape waits for a place of --web.max-requests before it is refused.
+    place_seconds: float = 2.0
     #: A client that has not taken its answer by then is cut off.
     send_seconds: float = 30.0
     #: Bytes of answers in memory that clients have not taken yet; one answer may always be larger.
-    unsent_bytes: int = 64 << 20
+    unsent_bytes: int = 32 << 20
     #: A client that has not finished by then is cut off when the process ends.
     shutdown_seconds: float = 3.0
 

@@ -17,7 +17,7 @@ from exporter.web.log_limit import LogLimit
 log = logging.getLogger(__name__)
 
 #: A body is handed to the connection in portions of this size.
-_PORTION_BYTES = 64 * 1024
+_PORTION_BYTES = 16 * 1024
 
 
 class Portions(payload.Payload):

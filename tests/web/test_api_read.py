@@ -323,8 +323,8 @@ async def test_what_is_read_is_only_read(site: Site, route: Any, method: str) ->
     answer = await site.send(method, path)
 
     assert (answer.status, answer.problem) == (405, "method-not-allowed")
-    assert answer.headers["Allow"] == "GET"
-    assert answer.body["detail"] == f"{method}: use GET"
+    assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert answer.body["detail"] == f"{method}: use GET, HEAD, OPTIONS"
 
 
 async def test_paths_outside_the_api_are_answered_as_ever(site: Site) -> None:

@@ -451,6 +451,7 @@ async def test_json_may_say_its_charset(site: Site) -> None:
         {"Origin": "null"},
         {"Origin": ""},
         {"Origin": "http://[::1"},
+        {"Origin": "http://rebound.example:9709", "Host": "rebound.example:9709"},
     ],
 )
 async def test_a_page_of_another_site_changes_nothing(
@@ -471,7 +472,7 @@ async def test_pages_of_this_site_may_ask(fake: FakeQmp, reach: Reach, tmp_path:
                 {"Sec-Fetch-Site": "same-origin"},
                 {"Sec-Fetch-Site": "none"},
                 {"Origin": "https://qemu.example"},
-                {"Origin": "http://there:1", "Host": "there:1"},
+                {"Origin": "http://192.0.2.1:1", "Host": "192.0.2.1:1"},
             )
         ]
 
@@ -523,9 +524,7 @@ async def test_what_qemu_refuses_is_422_in_its_words(
     assert site.reach.counts == {("commit", "rejected"): 1}
 
 
-async def test_a_connection_that_is_lost_is_502(
-    site: Site, fake: FakeQmp, lines: Lines
-) -> None:
+async def test_a_connection_that_is_lost_is_502(site: Site, fake: FakeQmp, lines: Lines) -> None:
     """Nobody knows the outcome, and that is said in a member of its own."""
     site.reach.timing.lookup_pause_seconds = 0.0
     fake.replies["block-commit"] = dying(fake)

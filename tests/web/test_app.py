@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -567,7 +568,7 @@ async def test_a_reload_that_fails_says_why(serve: Serve) -> None:
 
 async def test_more_scrapes_at_once_than_allowed_are_refused(vm: FakeQmp, serve: Serve) -> None:
     """Probes count; other pages do not; when one is done the next may come."""
-    web = await serve(max_requests=2)
+    web = await serve(max_requests=2, limits=Limits(place_seconds=0.0))
     vm.answering.clear()
     scraping = [asyncio.create_task(web.get(path)) for path in ("/metrics", "/probe?target=web")]
     await until(lambda: web.endpoints._scrapes.active == len(scraping))
@@ -581,6 +582,17 @@ async def test_more_scrapes_at_once_than_allowed_are_refused(vm: FakeQmp, serve:
     assert [(await scrape).status for scrape in scraping] == [200, 200]
 
     assert (await web.get("/metrics")).status == 200
+
+
+async def test_one_above_the_limit_waits_for_a_place(vm: FakeQmp, serve: Serve) -> None:
+    """Those before it share one sweep, and are done soon."""
+    web = await serve(max_requests=2, limits=Limits(place_seconds=60.0))
+    vm.answering.clear()
+    scraping = [asyncio.create_task(web.get("/metrics")) for _ in range(10)]
+    await until(lambda: web.endpoints._scrapes.active == 2)
+    vm.answering.set()
+
+    assert [(await scrape).status for scrape in scraping] == [200] * 10
 
 
 async def test_a_scraper_that_hangs_up_makes_room(vm: FakeQmp, serve: Serve) -> None:
@@ -606,10 +618,9 @@ async def test_a_client_that_does_not_read_holds_no_place_and_is_cut_off(
     web = await serve(limits=Limits(send_seconds=0.1), max_requests=1)
     async with AsyncExitStack() as stack:
         readers = []
-        for _ in range(3):
-            reader = await stack.enter_async_context(_asking(web, "/metrics"))
-            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-            readers.append(reader)
+        for number in range(3):
+            readers.append(await stack.enter_async_context(_asking(web, "/metrics")))
+            await until(partial(_sent_or_cut_off, web, caplog, number))
         await until(lambda: len(caplog.records) == len(readers))
         for reader in readers:
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
@@ -618,6 +629,10 @@ async def test_a_client_that_does_not_read_holds_no_place_and_is_cut_off(
     assert not web.endpoints._scrapes.active
 
     assert len(await (await web.get("/metrics")).read()) == size
+
+
+def _sent_or_cut_off(web: Web, caplog: pytest.LogCaptureFixture, number: int) -> bool:
+    return len(web.endpoints._sender._sending) + len(caplog.records) > number
 
 
 async def test_scrapers_of_one_sweep_share_a_body(

@@ -95,6 +95,35 @@ async def test_a_body_is_not_decoded(serve: Serve) -> None:
     assert served.received == [sent]
 
 
+async def test_a_body_that_no_page_asked_for_is_not_read(serve: Serve) -> None:
+    """But for a small part, and what the kernel takes: the answer comes, then the end."""
+    served = await serve(Limits(linger_seconds=1.0))
+    head = b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk, sent = b"10000\r\n" + bytes(1 << 16) + b"\r\n", 0
+    async with served.client(head) as (reader, writer):
+        answer = asyncio.ensure_future(_ended(reader))
+        with suppress(ConnectionError):
+            while True:
+                writer.write(chunk)
+                await writer.drain()
+                sent += len(chunk)
+        assert (await answer).endswith(b"page")
+
+    assert sent < 32 << 20
+
+
+async def test_the_rest_of_a_small_body_is_read_and_the_connection_stays(serve: Serve) -> None:
+    """A client that sends one by mistake has its answer, and may go on."""
+    served = await serve(Limits())
+    async with served.client(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\n\r\n") as (
+        reader,
+        writer,
+    ):
+        await reader.readuntil(b"page")
+        writer.write(bytes(40000) + _WHOLE)
+        assert await reader.readuntil(b"page")
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET", _HALF, _HALF + b"X: " + b"x" * 8000])
 async def test_a_request_that_is_not_complete_in_time_is_given_up(
     serve: Serve, sent: bytes

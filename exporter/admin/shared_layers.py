@@ -14,7 +14,7 @@ from exporter.model import Node, VmState
 from exporter.redact import local_path
 from exporter.storage import open_files
 
-#: The identity of a file: major and minor number of its file system, and its own. [`sight.Sight`]
+#: The identity of a file: major and minor number of its file system, and its own. [`storage.FileStat`]
 _OF_FILE = 3
 
 

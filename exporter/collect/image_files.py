@@ -64,7 +64,7 @@ class ImageFiles:
         self.responding: bool | None = None
         #: Why query-block must not be asked, empty where it may be.
         self.error = ""
-        #: `sight.Sight.identity` of all that QEMU has open; None where that cannot be seen.
+        #: `storage.FileStat.identity` of all that QEMU has open; None where that cannot be seen.
         self.identities: frozenset[tuple[int, ...]] | None = None
         #: Images of which the next answer of query-block has to tell whether they have a name.
         self.doubted: frozenset[str] = frozenset()

@@ -134,7 +134,7 @@ class ScrapeTarget:
 
     @property
     def open_identities(self) -> frozenset[tuple[int, ...]] | None:
-        """Which files its QEMU has open (`sight.Sight.identity`); None where that is not seen."""
+        """Which files its QEMU has open (`storage.FileStat.identity`); None where that is not seen."""
         return self._vm.open_identities
 
     @property

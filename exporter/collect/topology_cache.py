@@ -85,7 +85,7 @@ class TopologyCache:
 
     @property
     def open_identities(self) -> frozenset[tuple[int, ...]] | None:
-        """Which files QEMU has open (`sight.Sight.identity`); None where that cannot be seen."""
+        """Which files QEMU has open (`storage.FileStat.identity`); None where that cannot be seen."""
         return self._images.identities
 
     def note(self, event: str) -> None:

@@ -153,7 +153,7 @@ class Vm:
 
     @property
     def open_identities(self) -> frozenset[tuple[int, ...]] | None:
-        """Which files QEMU has open (`sight.Sight.identity`); None where that cannot be seen."""
+        """Which files QEMU has open (`storage.FileStat.identity`); None where that cannot be seen."""
         return self._topology.open_identities
 
     async def qemu(self, timeout_seconds: float) -> Qemu:
@@ -187,7 +187,7 @@ class Vm:
         return any(each.capability == "late-block-activate" and each.state for each in capabilities)
 
     async def execute(self, command: Command, timeout_seconds: float) -> None:
-        """Send a command that changes something; for `turn` alone. See `Session.execute`."""
+        """Send a command that changes something; for `admin.lease` only. See `Session.execute`."""
         await self._session.execute(command, timeout_seconds)
 
     @property

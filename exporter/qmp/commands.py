@@ -1,4 +1,4 @@
-"""The commands that may change a VM, each built from what was checked; `turn` alone sends them.
+"""The commands that may change a VM, each built from what was checked; only `admin.lease` sends them.
 
 Every command that can ever leave this process is in `WRITE_COMMANDS` or in `queries.READ_COMMANDS`;
 there is no way to send another.

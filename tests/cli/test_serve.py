@@ -78,7 +78,7 @@ def test_a_wrong_file_is_one_line_and_exit_code_1(name: str) -> None:
         ),
         (["--qmp.sockets="], "--qmp.sockets: ... ''"),
         (["--qmp.sockets=/run/"], "--qmp.sockets: ... '/run/'"),
-        (["--qmp.sockets=/[a"], "--qmp.sockets: ... '[' ... '/[a'"),
+        (["--qmp.sockets=/[a"], "--qmp.sockets: ... '['... '/[a'"),
         (["--web.telemetry-path=m"], "--web.telemetry-path: ... /... 'm'"),
         (["--web.telemetry-path=/sd"], "--web.telemetry-path: ... page... '/sd'"),
         (["--web.telemetry-path=/api/v1/vms"], "--web.telemetry-path: ... page... '/api/v1/vms'"),

@@ -225,7 +225,7 @@ def test_without_qemu_the_demo_says_loudly_that_it_simulates(sockets: Path) -> N
     empty.mkdir()
     with demo(sockets, path=str(empty)) as running:
         running.says("stop with Ctrl-C")
-        assert "SIMULATED: nothing here is QEMU" in running.output
+        assert "SIMULATED: this is not QEMU" in running.output
         assert "qemu-img: not found in PATH" in running.output
         assert not running.children()
         up = running.series("qemu_vm_up")

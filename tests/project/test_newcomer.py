@@ -57,11 +57,12 @@ def test_a_request_a_command_and_a_row_are_all_that_a_new_job_verb_takes(tmp_pat
     copy(tmp_path)
     request, reason, command, row = examples("Add a job verb")
     exporter = tmp_path / "exporter"
-    add(exporter / "api/verbs.py", f"{request}\n\n", "|#: What may be done to a job")
+    add(exporter / "api/verbs.py", f"{request}\n\n", "|class Dismiss(")
     commands = exporter / "qmp/commands.py"
     add(commands, reason, "\nWRITE_COMMANDS: Mapping[str, str] = {\n|", margin="    ")
     add(commands, f"{command}\n\n", "|def snapshot(")
-    add(exporter / "admin/job_verbs.py", row, "|)\n#: The row of each request", margin="    ")
+    before_it = "|    JobVerb(\n        request=verbs.Dismiss,"
+    add(exporter / "admin/job_verbs.py", row, before_it, margin="    ")
 
     ran = _pytest(
         tmp_path,

@@ -1,4 +1,4 @@
-"""What stands before every page: the rate limit, the headers and the users of the web config file."""
+"""Checks before every page: the rate limit, the headers and the users of the web config file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exporter.web.passwords import Passwords
 from exporter.web.watched_config import WatchedWebConfig
 
 _USER = web.RequestKey("user", str)
-#: When who was refused for now may come again.
+#: When a client that could not be checked may try again.
 _RETRY_SECONDS = 1.0
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -90,7 +90,7 @@ class AuthMiddleware:
         return frozenset(self._live.config.users)
 
     def guard(self, app: web.Application) -> None:
-        """Stand before every route of `app`, and before what is none."""
+        """Check every request to `app`, those of unknown paths too."""
         app.middlewares.insert(0, self._admit)
         app.on_response_prepare.append(self._add_headers)
         app.on_cleanup.append(self._close)
@@ -133,7 +133,7 @@ def _too_many(seconds: float) -> web.Response:
 
 
 def _network(remote: str | None) -> str:
-    """Return what one client has of addresses: in IPv6 that is a /64."""
+    """Return the address of a client; of IPv6 its /64, which one client has."""
     try:
         address = ip_address(remote or "")
     except ValueError:

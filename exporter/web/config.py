@@ -49,7 +49,7 @@ _LONGEST_SECONDS = 2**63 / 1e9
 
 
 class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `tls_server_config` says; texts are PEM, files are relative to the folder of the file."""
+    """The section `tls_server_config`; texts are PEM, files are relative to the folder of the file."""
 
     cert: str = ""
     key: str = ""
@@ -90,7 +90,7 @@ class WebConfig(Struct, frozen=True, kw_only=True):
 
 
 class _Http(Struct, frozen=True, forbid_unknown_fields=True):
-    #: It says what may be spoken, not what must: HTTP/1.1 is.
+    #: Allows HTTP/2, does not require it: HTTP/1.1 is what is spoken.
     http2: bool = True
     #: The value of X-XSS-Protection is a number to YAML.
     headers: dict[str, str | int] = {}
@@ -136,7 +136,7 @@ def _tls(tls: Tls, folder: str) -> Tls | None:
         if not text and not file and name != "client_ca":
             raise ConfigError(f"tls_server_config: neither {name} nor {name}_file is given")
         if not file.isprintable():
-            raise ConfigError(f"tls_server_config: {name}_file {file!r} is no path")
+            raise ConfigError(f"tls_server_config: {name}_file {file!r} is not a path")
     return replace(
         tls,
         cert_file=_below(folder, tls.cert_file),
@@ -164,7 +164,7 @@ def _headers(headers: Mapping[str, str | int]) -> Iterator[tuple[str, str]]:
                 f"http_server_config: {name} must be {' or '.join(allowed)}, not {value!r}"
             )
         if not value.isprintable():
-            raise ConfigError(f"http_server_config: {name} is no header: {value!r}")
+            raise ConfigError(f"http_server_config: {name} is not a valid header: {value!r}")
         yield name, value
 
 
@@ -172,10 +172,10 @@ def _users(users: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name, hashed in users.items():
         # Such a name could never be sent (RFC 7617), and "" stands for nobody.
         if not name or ":" in name or not name.isprintable():
-            raise ConfigError(f"basic_auth_users: {name!r} is no user name")
+            raise ConfigError(f"basic_auth_users: {name!r} is not a user name")
         if not _HASH.fullmatch(hashed):
-            # What stands there may be the password itself: it is not shown.
-            raise ConfigError(f"basic_auth_users: what {name!r} has is no bcrypt hash")
+            # The value may be the password itself: it is not shown.
+            raise ConfigError(f"basic_auth_users: password of {name!r} is not a bcrypt hash")
         yield name, hashed
 
 
@@ -196,5 +196,7 @@ def _seconds(interval: str | int) -> float:
     parts = re.findall(r"([\d.]+)(\D+)", text) if _DURATION.fullmatch(text) else ()
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
     if not parts or seconds > _LONGEST_SECONDS:
-        raise ConfigError(f"rate_limit: interval {text!r} is no duration such as 1s or 500ms")
+        raise ConfigError(
+            f"rate_limit: interval must be a duration such as 1s or 500ms, got {text!r}"
+        )
     return seconds

@@ -1,4 +1,4 @@
-"""Is this the password? bcrypt, one check at a time, and what is known of earlier ones.
+"""Checks of passwords by bcrypt, one at a time, and the verdicts of earlier ones.
 
 A check is as slow as the hash says. So each is made once, a user who was let in is never forgotten
 for those who were not, and those who wait take turns by the address that they come from, and by the user that they say they are.
@@ -34,7 +34,7 @@ _NOBODY = "." * 53
 
 
 def _give_way() -> None:
-    """Have this thread wait for a core rather than the event loop: it works for who may be nobody."""
+    """Lower the priority of this thread below the event loop: it serves unauthenticated clients."""
     # Of a thread alone, on Linux. Where a sandbox forbids it, passwords are checked all the same.
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
@@ -76,7 +76,7 @@ class Passwords:
     async def right(
         self, users: Mapping[str, str], name: str, password: bytes, address: str
     ) -> bool | None:
-        """Return whether `password` is that of `name`; None where too many wait to be told."""
+        """Return whether `password` is that of `name`; None where too many checks wait."""
         # bcrypt repeats what ends with a NUL: `a` would be let in with `a NUL a` too.
         if len(password) > _LONGEST_BYTES or b"\0" in password:
             return False
@@ -93,7 +93,7 @@ class Passwords:
             check = _Check(name, hashed, password, digest, verdict)
             if not self._line_up(check, address):
                 return None
-        # Who hangs up takes nobody else's verdict away.
+        # A client that hangs up must not take the verdict away from others.
         if not await asyncio.shield(check.verdict):
             return check.verdict.result()
         if name in users:
@@ -109,7 +109,7 @@ class Passwords:
         self._thread.shutdown(wait=False)
 
     def _nobody(self, users: Mapping[str, str], name: str) -> str:
-        """Return a hash for a user that there is not, as slow as that of one that there is.
+        """Return a hash for an unknown user, as slow as that of one that there is.
 
         Of which one depends on the name alone: what takes as long each time tells nothing.
         """

@@ -1,4 +1,4 @@
-"""Does a page of another site ask? A browser sends the user's password along with what such a page asks for."""
+"""Requests from pages of other sites: a browser sends the user's password along with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SameSite:
         """Return what shows that a page of another site asks, "" where nothing does."""
         site = request.headers.get("Sec-Fetch-Site", "none")
         if site not in ("none", "same-origin"):
-            return "Sec-Fetch-Site says that it is another site's"
+            return "Sec-Fetch-Site names another site"
         said = request.headers.get(hdrs.ORIGIN)
         if said is None:
             return ""  # no browser: all of them send it with what may change something

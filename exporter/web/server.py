@@ -29,7 +29,7 @@ def listen(address: str) -> list[socket.socket]:
     """Return sockets that listen on `host:port`, `:port` or `[ip6]:port`.
 
     Raises:
-        ConfigError: the address is none, or cannot be had.
+        ConfigError: the address is not host:port, or is not available.
     """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -42,7 +42,7 @@ def listen(address: str) -> list[socket.socket]:
     except OSError as error:
         raise ConfigError(f"--web.listen-address: {address}: {error.strerror}") from error
     except UnicodeError as error:
-        raise ConfigError(f"--web.listen-address: {address}: is no host name") from error
+        raise ConfigError(f"--web.listen-address: {address}: is not a host name") from error
     sockets: list[socket.socket] = []
     for family, kind, protocol, _, place in dict.fromkeys(found):
         try:

@@ -63,7 +63,7 @@ class Newest(ssl.SSLContext):
 
 
 def context(tls: Tls) -> ssl.SSLContext:
-    """Return a context that does what `tls` says.
+    """Return a context for the section `tls_server_config`.
 
     Raises:
         ConfigError: names the key, and says what is wrong or why it cannot be done.
@@ -85,7 +85,7 @@ def context(tls: Tls) -> ssl.SSLContext:
 def _set_versions(made: ssl.SSLContext, tls: Tls) -> None:
     for name in ("min_version", "max_version"):
         if (value := getattr(tls, name)) not in _VERSIONS:
-            raise ConfigError(f"{name}: {value} is not spoken any more (RFC 8996)")
+            raise ConfigError(f"{name}: {value} is no longer supported (RFC 8996)")
     if tls.min_version > tls.max_version:
         raise ConfigError(f"min_version {tls.min_version} is above max_version {tls.max_version}")
     with _refused_by_name(f"min_version: {tls.min_version}"):
@@ -148,7 +148,7 @@ def _set_certificate(made: ssl.SSLContext, tls: Tls) -> None:
             made.load_cert_chain(cert_path, key_path, refuse)
     except ssl.SSLError as error:
         names = f"{_named(tls, 'cert')} and {_named(tls, 'key')}"
-        raise ConfigError(f"{names} are no certificate and its key: {_reason(error)}") from error
+        raise ConfigError(f"{names} are not a certificate and its key: {_reason(error)}") from error
 
 
 def _set_clients(made: ssl.SSLContext, tls: Tls) -> None:
@@ -176,7 +176,7 @@ def _set_clients(made: ssl.SSLContext, tls: Tls) -> None:
     try:
         made.load_verify_locations(cadata=_pem(tls, "client_ca", b"CERTIFICATE-----").decode())
     except (ssl.SSLError, UnicodeError) as error:
-        raise ConfigError(f"{_named(tls, 'client_ca')} is no certificate in PEM") from error
+        raise ConfigError(f"{_named(tls, 'client_ca')} is not a certificate in PEM") from error
     # Go trusts what is named, self-signed or not.
     made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     required = kind == "RequireAndVerifyClientCert"

@@ -117,7 +117,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_1(
         ("localhost:-1", "'localhost:-1' is not host:port"),
         ("unix:/run/x:1", "'unix:/run/x:1' is not host:port"),
         ("192.0.2.1:9709", "192.0.2.1:9709: Cannot assign requested address"),
-        ("a..b:9709", "a..b:9709: is no host name"),
+        ("a..b:9709", "a..b:9709: is not a host name"),
         ("host.invalid:9709", "host.invalid:9709: "),
     ],
 )
@@ -523,7 +523,7 @@ async def test_the_web_config_file_is_read_before_anything_is_listened_on(
     done = run(f"--web.config.file={web}", "--web.listen-address=127.0.0.1:0")
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{BEGIN}{web}: basic_auth_users: what 'a' has is no bcrypt hash\n"
+    assert done.stderr == f"{BEGIN}{web}: basic_auth_users: password of 'a' is not a bcrypt hash\n"
 
 
 async def test_users_of_the_web_config_file_are_asked_for(sockets: Path, tmp_path: Path) -> None:

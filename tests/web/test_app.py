@@ -489,8 +489,8 @@ async def test_reload_reads_the_configuration_again(serve: Serve, method: str) -
 @pytest.mark.parametrize(
     ("header", "value", "why"),
     [
-        ("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Site says that it is another site's"),
-        ("Sec-Fetch-Site", "same-site", "Sec-Fetch-Site says that it is another site's"),
+        ("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Site names another site"),
+        ("Sec-Fetch-Site", "same-site", "Sec-Fetch-Site names another site"),
         ("Origin", "https://evil.example", "Origin is another site"),
         ("Origin", "null", "Origin is another site"),
         ("Origin", "", "Origin is another site"),

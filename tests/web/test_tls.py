@@ -490,7 +490,7 @@ async def test_a_certificate_before_its_key_changes_nothing_until_the_key_comes(
     for _ in range(3):
         assert await site.certificate() == before
     assert len(said()) == 1
-    assert said()[0].endswith("are no certificate and its key: key values mismatch")
+    assert said()[0].endswith("are not a certificate and its key: key values mismatch")
     shutil.copy(tmp_path / "next/server.key", tmp_path / "server.key")
 
     assert await site.certificate() != before

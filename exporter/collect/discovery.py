@@ -43,7 +43,7 @@ class Discovery:
         self._made_by = config
 
     def refresh(self) -> None:
-        """Look again. A globbed socket that is gone is no target any more."""
+        """Look again. A globbed socket that is gone is no longer a target."""
         candidates: dict[str, Target] = {}
         trouble = _trouble(self.config)
         before = self._made if self._made_by is self.config else {}

@@ -75,7 +75,7 @@ class Sweep:
         return any(member.is_elsewhere(each.socket) for _, member, each in self._done)
 
     def drop(self, most: int) -> bool:
-        """Let go of so many answers at most, and return whether there are more."""
+        """Drop at most so many answers, and return whether there are more."""
         del self._done[-most:]
         return bool(self._done)
 
@@ -144,7 +144,7 @@ class Fleet:
         self.reload_successful = True
 
     def note_web_config(self, good: bool) -> None:
-        """Tell, with the configuration, whether the web config file is as it should be."""
+        """Take note of whether the web config file is valid; it is exposed with the configuration."""
         self._web_config_good = good
 
     def discover(self) -> None:
@@ -157,7 +157,7 @@ class Fleet:
             if target is not member.target and target != member.target:
                 if target is None:
                     about = {"vm": name, "socket": printable(member.target.socket)}
-                    log.info("vm is no target any more", extra=about)
+                    log.info("vm is no longer a target", extra=about)
                 del self.members[name]
                 self._leave(member)
         for name, target in targets.items():
@@ -260,7 +260,7 @@ class Fleet:
             asyncio.get_running_loop().call_later(self._join_seconds, self._forget)
 
     def _forget(self) -> None:
-        """Let go of a sweep that nobody can join any more."""
+        """Drop a sweep that is too old to be joined."""
         if self._sweep is not None and self._sweep.finished.is_set():
             sweep, self._sweep = self._sweep, None
             self._shred(sweep)

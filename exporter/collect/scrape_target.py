@@ -1,4 +1,4 @@
-"""One target of the fleet: whoever asks for it joins, whoever changes it is alone."""
+"""One target of the fleet: scrapes share one collection, and changes need exclusive access."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Collected:
 
 
 class Observer:
-    """Who is told of targets and of what was found; this one does nothing."""
+    """Is notified of targets and of what was found; this one ignores it."""
 
     def joined(self, member: ScrapeTarget) -> None:
         """A target is new."""
 
     def collected(self, member: ScrapeTarget, snapshot: VmState) -> None:
-        """A target was looked at."""
+        """A target was asked."""
 
 
 class ScrapeTarget:
@@ -84,7 +84,7 @@ class ScrapeTarget:
         self._vm = Vm(target, tally, storage, pace)
         self._plan = _plan(target.settings.without)
         self._collecting: asyncio.Task[Collected] | None = None
-        #: Whoever talks to the VM, a scrape or an action, does so alone.
+        #: Held by the one scrape or action that talks to the VM.
         self._talking = asyncio.Lock()
         #: How many actions have the VM, or wait for it.
         self._actions = 0
@@ -104,12 +104,12 @@ class ScrapeTarget:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[Vm]:
-        """Have the VM for oneself, to look at it and to change it; scrapes wait meanwhile."""
+        """Give exclusive access to the VM, to ask and to change it; scrapes wait meanwhile."""
         self._actions += 1
         try:
             async with self._talking:
                 if self._left:
-                    raise Unreachable("no_socket", "is no target any more")
+                    raise Unreachable("no_socket", "is no longer a target")
                 try:
                     yield self._vm
                 finally:
@@ -151,19 +151,19 @@ class ScrapeTarget:
         self._vm.jobs.adopted.pop(job_id, None)
 
     def start(self) -> asyncio.Task[Collected]:
-        """Ask the VM, or join whoever is asking it now; cancelled if the target is left."""
+        """Ask the VM, or join a collection under way; cancelled if the target is left."""
         if self._collecting is None or self._collecting.done():
             self._collecting = asyncio.create_task(self._collect())
         return self._collecting
 
     async def collect(self) -> Collected:
-        """Ask the VM, or join whoever is asking it now, and wait for its answer."""
+        """Ask the VM, or join a collection under way, and wait for its answer."""
         collecting = self.start()
         await asyncio.wait((collecting,))
         return self.outcome(collecting)
 
     def outcome(self, collecting: asyncio.Task[Collected]) -> Collected:
-        """Return what a task of `start` found, and let go of it."""
+        """Return what a task of `start` found; the next call of `start` asks again."""
         if self._collecting is collecting:
             self._collecting = None
         # Cancelled: the target was left meanwhile.

@@ -1,4 +1,4 @@
-"""Table x Snapshot -> bytes per family. Pure.
+"""Table x state -> bytes per family. Pure.
 
 A VM is rendered once, into one blob of lines per family; `families` joins those of all VMs.
 """
@@ -41,9 +41,30 @@ _LIVE_OWNERS = frozenset({"stats", "driver_specific", "layer_io", "timed"})
 _KEPT_SCOPES = (Scope.DEVICE, Scope.THROTTLE, Scope.BITMAP, Scope.NODE)
 
 
+@dataclass(slots=True)
+class Cell:
+    """The lines of what was last remembered of a VM: valid while it is the same object."""
+
+    remembered: object = None
+    #: By slot.
+    lines: Sequence[tuple[int, bytes]] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class CachedLines:
-    """What stays the same of a VM's lines for as long as its devices do."""
+    """What stays the same of a VM's lines for as long as its devices do.
+
+    A scrape renders three kinds of lines, from the least to the most often new:
+
+    * `blobs` come from query-block, and are as they are until that is asked again.
+    * What is remembered of jobs and events is one object until something happens: its lines are in
+      a cell, and are rendered again when it is another object.
+    * Counters are new in each scrape, but only their numbers: a template has the text around them,
+      and one `%` fills in all numbers of its families. A template is kept until the records or
+      what is missing among their values change.
+
+    So templates and cell are filled while rendering, and everything is dropped with the devices.
+    """
 
     blobs: FamilyBytes
     #: Labels of each device.
@@ -52,8 +73,7 @@ class CachedLines:
     nodes: tuple[str, ...]
     #: The lines that scrapes fill in, by the first of the slots that they belong to.
     templates: dict[int, LineTemplate] = field(default_factory=dict)
-    #: What was last remembered of the VM, and its lines.
-    remembered: list[Any] = field(default_factory=lambda: [None, ()])
+    cell: Cell = field(default_factory=Cell)
 
 
 class Plan:
@@ -111,9 +131,11 @@ class Plan:
         ]
         _pairs(blobs, live[Scope.JOB], jobs)
         if snapshot.remembered:
-            if kept.remembered[0] is not snapshot.remembered:
-                kept.remembered[:] = snapshot.remembered, self._remember(snapshot)
-            for slot, lines in kept.remembered[1]:
+            cell = kept.cell
+            if cell.remembered is not snapshot.remembered:
+                cell.lines = self._remember(snapshot)
+                cell.remembered = snapshot.remembered
+            for slot, lines in cell.lines:
                 blobs[slot] = lines
         return tuple(blobs)
 

@@ -25,7 +25,7 @@ from exporter.qmp.queries import CommandError, Request
 
 T = TypeVar("T")
 
-#: How QEMU begins an answer that is no error.
+#: How QEMU begins an answer that is not an error.
 _ANSWER = b'{"return"'
 
 
@@ -53,7 +53,7 @@ class PendingReplies:
         """Return the answer to `query`, None where this QEMU does not know the command.
 
         Raises:
-            ProtocolError: the answer is no answer, or QEMU refused the query.
+            ProtocolError: what came is not an answer, or QEMU refused the query.
         """
         answer: Any = self._answers.get(query)
         if type(answer) is bytes:
@@ -98,15 +98,15 @@ class PendingReplies:
         self._answers[query] = answer
 
     def expire(self) -> None:
-        """Let whoever waits go on with what there is."""
+        """Resume the waiter with the answers that have come."""
         if not self.done.done():
             self.done.set_result(None)
 
     def fail(self, error: TargetError) -> None:
-        """Let whoever waits have an error: no more answers will come."""
+        """Raise an error in the waiter: no more answers will come."""
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()  # whoever asked may have given up: that is no news then
+            self.done.exception()  # marked as retrieved: the waiter may have given up
 
     def _decoded(self, query: Request[Any], line: bytes) -> object:
         try:
@@ -116,8 +116,8 @@ class PendingReplies:
             return _not_understood(query, error)
         except (msgspec.DecodeError, UnicodeError):
             self._hang_up()
-            return ProtocolError("sent what is no JSON")
-        return _not_understood(query, "it is no answer") if answer is msgspec.UNSET else answer
+            return ProtocolError("sent something that is not JSON")
+        return _not_understood(query, "not an answer") if answer is msgspec.UNSET else answer
 
 
 class Client(LineClient):
@@ -182,7 +182,7 @@ class Client(LineClient):
             if answer is None:
                 return
         if query is None or answers is None:
-            raise ProtocolError("said something that nobody asked for")
+            raise ProtocolError("sent an answer that was not asked for")
         self.awaited.popleft()
         if isinstance(answer, CommandError):
             self._tally.errors[query.name, answer.known_class] += 1
@@ -201,7 +201,7 @@ class Client(LineClient):
         except (msgspec.ValidationError, RecursionError) as error:
             return _not_understood(query, error)
         except (msgspec.DecodeError, UnicodeError):
-            raise ProtocolError("sent what is no JSON") from None
+            raise ProtocolError("sent something that is not JSON") from None
         if message.event:
             data = bytes(message.data)
             if data.startswith(b'"'):  # libvirt's proxy has the data as text in JSON
@@ -211,7 +211,7 @@ class Client(LineClient):
         if message.error:
             return message.error
         if message.return_ is msgspec.UNSET:
-            return _not_understood(query, "it is neither an answer nor an event")
+            return _not_understood(query, "neither an answer nor an event")
         return line
 
     def _take_event(self, name: str, data: bytes) -> None:

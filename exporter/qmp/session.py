@@ -68,7 +68,7 @@ class Session:
         self.peer_pid = 0
         #: Our end of the connection that waits for its greeting, by its number.
         self._own = 0
-        #: Whether this socket has said something that is no QMP.
+        #: Whether what answered on this socket did not speak QMP.
         self._is_odd = False
         #: How many connections there were: another QEMU may be behind each.
         self.generation = 0
@@ -151,7 +151,7 @@ class Session:
         Raises:
             Replaced: the path leads to another socket by now; the answers are dropped.
             TargetTimeout: not all came in time; the rest is dropped when it comes.
-            ProtocolError: the VM hung up, or what it said is no QMP.
+            ProtocolError: the VM hung up, or does not speak QMP.
         """
         client = self._client
         if client is None or not self.connected:
@@ -247,7 +247,7 @@ class Session:
         self.version, self.package = _greeted(client)
         if not self.version:
             self._is_odd = True
-            raise ProtocolError("greets without a version")
+            raise ProtocolError("sent a greeting without a version")
         self._is_odd = False
         # So libvirt's proxy greets, and no QEMU: their packages say more than the version again.
         client.one_at_a_time = self.package == f"qemu-{'.'.join(map(str, self.version))}"

@@ -105,7 +105,7 @@ async def test_a_target_that_is_gone_leaves_a_line_in_the_log(
     assert reasons(await fleet.scrape(PATIENCE)) == {"b": None}
     fleet.reconfigure(config(sockets, timeout_seconds=7.0))
     fleet.discover()
-    gone = [r.__dict__ for r in caplog.records if r.message == "vm is no target any more"]
+    gone = [r.__dict__ for r in caplog.records if r.message == "vm is no longer a target"]
 
     assert [(each["vm"], each["socket"]) for each in gone] == [("a", str(sockets / "a.sock"))]
 

@@ -161,7 +161,7 @@ def test_a_first_one_that_quits_takes_the_path_with_it_and_that_is_said(shared: 
     assert not shared.path.exists()
     text = exporter.fresh()
     assert value(text, "qemu_exporter_targets") == 0
-    [line] = [line for line in exporter.said().splitlines() if "vm is no target any more" in line]
+    [line] = [line for line in exporter.said().splitlines() if "vm is no longer a target" in line]
     assert "level=INFO" in line
     assert f"vm=vm socket={shared.path}" in line
 

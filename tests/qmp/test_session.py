@@ -314,7 +314,7 @@ async def test_garbage_instead_of_a_greeting(
     with pytest.raises(ProtocolError) as caught:
         await connect(session)
 
-    assert str(caught.value) in ("does not speak QMP", "greets without a version")
+    assert str(caught.value) in ("does not speak QMP", "sent a greeting without a version")
     await until(lambda: not fake.serves)
     fake.greeting = GREETING
     assert await works(session)
@@ -358,7 +358,7 @@ async def test_garbage_instead_of_an_answer_ends_the_session(
     with pytest.raises(ProtocolError) as caught:
         (await ask(session, STATUS, NAME)).get(NAME)
 
-    assert str(caught.value) == "sent what is no JSON"
+    assert str(caught.value) == "sent something that is not JSON"
     await until(lambda: not session.connected)
     assert await works(session)
     assert fake.connections == 2

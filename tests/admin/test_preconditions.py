@@ -715,5 +715,5 @@ def test_a_job_that_is_gone_is_refused_with_how_it_ended_where_that_is_known() -
     asked = present.job("vm", job("j"))
     ended = msgspec.structs.replace(asked, outcome="completed")
 
-    assert refused(preconditions.job, vm(), "j", ended)[1] == "vm has no block job 'j' any more"
+    assert refused(preconditions.job, vm(), "j", ended)[1] == "vm no longer has a block job 'j'"
     assert refused(preconditions.job, vm(), "j", asked)[1] == "vm has no block job 'j'"

@@ -230,7 +230,7 @@ async def test_a_vm_whose_images_have_no_names_that_tell_may_share_a_layer(
 
         assert await refused(reach.commit()) == (
             "unseen-neighbours",
-            "other has an image that cannot be told by its name, y.qcow2: it may share a layer",
+            "other has an image that its name does not identify, y.qcow2: it may share a layer",
         )
 
 

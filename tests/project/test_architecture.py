@@ -27,7 +27,7 @@ DOORS = {
     "ssl": {
         "ctl.client", "ctl.credentials", "web.connections", "web.watched_config", "web.server",
         "web.tls",
-    },  # fmt: skip
+    },
     "ctypes": {"storage.file_stat", "demo.vms"},
 }
 

@@ -59,11 +59,12 @@ truth: $(VENV)/dev  ## random jobs on real QEMU for SECONDS, by SEED, and a judg
 	$(BIN)/python -m tests.truth $(addprefix --seconds=,$(SECONDS)) $(addprefix --seed=,$(SEED)) \
 	    $(addprefix --profile=,$(PROFILE)) $(addprefix --json=,$(JSON))
 
-golden: $(VENV)/dev  ## write METRICS.md and tests/golden anew from the table
+golden: $(VENV)/dev  ## regenerate all generated files: METRICS.md, goldens, released names, man page, rules
 	$(BIN)/python -m pytest -q --update-golden tests/metrics/test_table.py tests/expose/test_golden.py \
 	    tests/cli/test_command_line.py tests/project/test_released.py tests/deploy/test_scale.py
+	deploy/kubernetes/rules
 	git diff --stat -- METRICS.md tests/golden tests/data/released deploy/man deploy/completions \
-	    deploy/prometheus/scale
+	    deploy/prometheus/scale deploy/kubernetes/monitoring
 
 dist: $(VENV)/dev  ## build wheel, sdist and SBOM into dist/, the same to the byte each time
 	@PYTHON=$(BIN)/python deploy/dist dist

@@ -21,7 +21,7 @@ DONE, DRY_RUN, REPLAYED, REFUSED, REJECTED, UNKNOWN = RESULTS = (
 
 
 class Audit:
-    """Counters per action and result, which start at 0."""
+    """Writes the audit log, and counts its lines per action and result, which start at 0."""
 
     def __init__(self, actions: Iterable[str] = OWN) -> None:
         self.counts: Counter[tuple[str, str]] = Counter(

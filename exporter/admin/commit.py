@@ -40,7 +40,7 @@ class Commits:
 
     def __init__(self, fleet: Fleet, ledger: JobRecords, timing: Timing) -> None:
         self._fleet = fleet
-        self._ledger = ledger
+        self._job_records = ledger
         self._timing = timing
 
     async def start(
@@ -64,7 +64,7 @@ class Commits:
         wanted = msgspec.to_builtins(
             msgspec.structs.replace(request, job_id=UNSET, unseen_neighbours=UNSET)
         )
-        entry = self._ledger.get(vm, job_id)
+        entry = self._job_records.get(vm, job_id)
         try:
             member = target(self._fleet, vm)
         except Refused:
@@ -76,14 +76,16 @@ class Commits:
             # Released while other VMs are asked: two commits would wait for each other.
             async with lease(member, self._timing) as mine:
                 # The same request may have been carried out since; it is then answered below.
-                if self._ledger.get(vm, job_id) is None:
+                if self._job_records.get(vm, job_id) is None:
                     await _checked(mine, request, permission)
             unseen = await shared_layers.see(others)
         async with lease(member, self._timing) as mine:
-            if now := self._ledger.get(vm, job_id):
+            if now := self._job_records.get(vm, job_id):
                 return _replayed(now, await _now(mine, now), wanted, dry_run=dry_run)
             if entry is not None:
-                raise Refused("already-asked", f"{job_id} was being refused: try again")
+                raise Refused(
+                    "already-asked", f"an earlier request for {job_id} was just refused: try again"
+                )
             snapshot, qemu, found, layers = await _checked(mine, request, permission)
             unsure = shared_layers.unproven(unseen, mine, found, layers)
             unsure += await shared_layers.compared(self._fleet, mine, snapshot, found, layers)
@@ -126,7 +128,7 @@ class Commits:
         self, mine: VmLease, command: Command, effect: Effect, entry: JobRecord
     ) -> None:
         """Send a command, and record it before and after."""
-        await run_blocking(self._ledger.put, entry)
+        await run_blocking(self._job_records.put, entry)
         mine.member.adopt(
             entry.job_id, Place(entry.device, str(entry.top), str(entry.base)), entry.chain
         )
@@ -134,10 +136,10 @@ class Commits:
             await mine.send(command, effect)
         except (Refused, Rejected):
             mine.member.disown(entry.job_id)
-            await run_blocking(self._ledger.remove, entry)
+            await run_blocking(self._job_records.remove, entry)
             raise
         try:
-            await run_blocking(self._ledger.put, msgspec.structs.replace(entry, started=True))
+            await run_blocking(self._job_records.put, msgspec.structs.replace(entry, started=True))
         except Refused as error:
             # It runs, and is recorded as requested: the reconciler will see that it was started.
             log.warning(

@@ -41,8 +41,8 @@ class JobVerb(Generic[R]):
     postcondition: Callable[[Seen, R], bool]
     #: Whether QEMU waits for the storage before it replies.
     drains: bool = False
-    #: Whether it is refused after a complete was sent, by the JobStatus: QEMU still calls the job
-    #: ready for some time.
+    #: Given the JobStatus, whether it is refused while a complete is under way: QEMU calls the job
+    #: ready for a while longer.
     crosses_complete: Callable[[str], bool] = lambda _: False
     #: Whether it is the complete that others must not cross.
     completes: bool = False

@@ -36,12 +36,12 @@ def seen(now: VmState, before: Job, ends: Mapping[str, End], since_seconds: floa
 
 
 def started(job_id: str, ends: Mapping[str, End], since_seconds: float) -> Effect:
-    """Whether a job with this id exists, or has ended since."""
+    """Return a predicate: whether a job with this id exists, or has ended since."""
     return lambda now: bool(_find(now, job_id)) or _ended(ends, job_id, since_seconds)
 
 
 def has_layer(device: str, file: str) -> Effect:
-    """Whether the active layer of a device is in this file."""
+    """Return a predicate: whether the active layer of a device is in this file."""
     return lambda now: any(
         each.device == device and each.file == redact_filename(file) for each in now.devices
     )

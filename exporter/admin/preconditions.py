@@ -1,4 +1,6 @@
-"""Preconditions of changes to a VM: pure functions of one snapshot, taken a moment ago.
+"""Preconditions of a VM, its disks and layers: pure functions of one snapshot, taken a moment ago.
+
+Those of each job verb are in `job_verbs`.
 
 They raise `Refused`, which names the problem and the job that stands in the way.
 """

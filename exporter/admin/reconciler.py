@@ -37,7 +37,7 @@ class Reconciler(Observer):
     """Acts on one fleet without requests; `ledger` is None if users cannot start jobs."""
 
     def __init__(self, ledger: JobRecords | None, trail: Audit, timing: Timing) -> None:
-        self._ledger = ledger
+        self._job_records = ledger
         self._trail = trail
         self._timing = timing
         #: VM -> the running task.
@@ -49,7 +49,7 @@ class Reconciler(Observer):
 
     def joined(self, member: ScrapeTarget) -> None:
         """Tell a new target about the jobs that an earlier process started there."""
-        for entry in self._ledger.open(member.name) if self._ledger else ():
+        for entry in self._job_records.open(member.name) if self._job_records else ():
             if entry.chain and entry.top is not None:
                 place = Place(entry.device, str(entry.top), str(entry.base))
                 member.adopt(entry.job_id, place, entry.chain)
@@ -58,7 +58,7 @@ class Reconciler(Observer):
         """Start what is to be done, after each look at a VM."""
         if not snapshot.up or member.name in self._tasks:
             return
-        entries = self._ledger.open(member.name) if self._ledger else []
+        entries = self._job_records.open(member.name) if self._job_records else []
         wanted = member.target.settings.latency_histograms
         if wanted is not None and (wanted.allow_managed or not snapshot.manager):
             without = self._without_histograms(snapshot)
@@ -71,10 +71,10 @@ class Reconciler(Observer):
 
     async def run(self, fleet: Fleet) -> None:
         """Look at the VMs that have open records, at intervals."""
-        while self._ledger is not None:
+        while self._job_records is not None:
             await asyncio.sleep(self._timing.look_seconds)
-            for vm in self._ledger.vms():
-                if self._ledger.open(vm) and (member := fleet.members.get(vm)):
+            for vm in self._job_records.vms():
+                if self._job_records.open(vm) and (member := fleet.members.get(vm)):
                     await member.collect()
 
     async def close(self) -> None:
@@ -103,14 +103,14 @@ class Reconciler(Observer):
 
     async def _settle(self, member: ScrapeTarget, snapshot: VmState, entry: JobRecord) -> None:
         """Record what became of a job, then dismiss it."""
-        assert self._ledger is not None
-        now = self._ledger.get(entry.vm, entry.job_id)
+        assert self._job_records is not None
+        now = self._job_records.get(entry.vm, entry.job_id)
         if now is None or not now.open:
             return
         job = next((job for job in snapshot.jobs if job.job_id == entry.job_id), None)
         changed = self._seen(member, now, job)
         if changed != now:
-            await run_blocking(self._ledger.put, changed)
+            await run_blocking(self._job_records.put, changed)
         status = getattr(job.job, "status", None) if job else None
         if changed.outcome and changed.kept_by_qemu and status == "concluded":
             await self._dismiss(member, changed)
@@ -140,7 +140,7 @@ class Reconciler(Observer):
         )
 
     async def _dismiss(self, member: ScrapeTarget, entry: JobRecord) -> None:
-        assert self._ledger is not None
+        assert self._job_records is not None
         async with lease(member, self._timing) as mine:
             snapshot, qemu = await mine.look(allow_managed=True)
             status = {job.job_id: getattr(job.job, "status", None) for job in snapshot.jobs}
@@ -151,7 +151,7 @@ class Reconciler(Observer):
             about = {"vm": entry.vm, "job_id": entry.job_id, "outcome": entry.outcome}
             if not await self._send(mine, "auto_dismiss", command, about):
                 return  # it will still be there at the next look
-        await run_blocking(self._ledger.put, dismissed)
+        await run_blocking(self._job_records.put, dismissed)
 
     async def _set_histograms(
         self, member: ScrapeTarget, device: str, qom: str, wanted: LatencyHistograms

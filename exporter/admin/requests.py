@@ -45,11 +45,11 @@ class AdminRequests:
         self, fleet: Fleet, ledger: JobRecords, snapshots: SnapshotRecords, timing: Timing
     ) -> None:
         self._fleet = fleet
-        self._ledger = ledger
+        self._job_records = ledger
         self._snapshots = snapshots
         self._timing = timing
         self._commits = Commits(fleet, ledger, timing)
-        self._pivots = PendingCompletes(timing)
+        self._pending_completes = PendingCompletes(timing)
 
     async def commit(
         self, user: str, vm: str, request: api.Commit, *, dry_run: bool = False
@@ -74,9 +74,9 @@ class AdminRequests:
         permission = self._permission(user, verb.name, vm)
         async with lease(target(self._fleet, vm), self._timing) as mine:
             snapshot, qemu = await mine.look(allow_managed=permission.allow_managed)
-            self._pivots.update(mine.member, snapshot)
+            self._pending_completes.update(mine.member, snapshot)
             job = preconditions.job(snapshot, job_id, mine.job(snapshot, job_id))
-            under_way = self._pivots.is_under_way(mine.member, job_id)
+            under_way = self._pending_completes.is_under_way(mine.member, job_id)
             if under_way and verb.crosses_complete(job_verbs.status(job)):
                 known = present.job(vm, job)
                 raise Refused(
@@ -93,7 +93,7 @@ class AdminRequests:
             if verb.forgets:
                 await self._record_end(mine.member, job)
             if verb.completes:
-                self._pivots.begin(mine.member, job)
+                self._pending_completes.begin(mine.member, job)
             effect = verb.effect(job, request, mine.member.ends, time.time())
             try:
                 await mine.send(command, effect)
@@ -102,7 +102,7 @@ class AdminRequests:
                 # harmless; completing a mirror with `replaces` twice may crash QEMU. [mirror_complete]
                 arrived = isinstance(error, OutcomeUnknown) and job.job_type != "commit"
                 if verb.completes and not arrived:
-                    self._pivots.withdraw(mine.member, job_id)
+                    self._pending_completes.withdraw(mine.member, job_id)
                 raise
             return await results.after(mine, passed)
 
@@ -153,11 +153,11 @@ class AdminRequests:
         return grants.permission(self._fleet.discovery.config.admin.grants, user, verb, vm)
 
     async def _record_end(self, member: ScrapeTarget, job: Job) -> None:
-        entry = self._ledger.get(member.name, job.job_id)
+        entry = self._job_records.get(member.name, job.job_id)
         if entry is None or entry.outcome:
             return
         if (end := member.ends.get(job.job_id)) is None:
             raise Refused(
                 "wrong-job-state", f"the outcome of {job.job_id} is not known yet: try again"
             )
-        await run_blocking(self._ledger.put, entry.with_end(end))
+        await run_blocking(self._job_records.put, entry.with_end(end))

@@ -66,7 +66,7 @@ PROBLEMS: Mapping[str, ProblemType] = {
     "already-asked": ProblemType(
         409,
         "Already requested",
-        "The same request was already sent to QEMU for this job. Look at the job.",
+        "An earlier request for this job is still under way, such as a complete. Look at the job.",
     ),
     "force-required": ProblemType(
         409,

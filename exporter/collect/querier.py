@@ -18,7 +18,7 @@ _DEVICE_COUNTERS = (2, 5)
 
 
 class Querier:
-    """The queries of one connection, each batch within the deadline of its scrape."""
+    """The queries of one connection, each batch within the deadline of its VM."""
 
     def __init__(self, vm: str, session: Session, version: tuple[int, ...]) -> None:
         """Know nothing yet of the QEMU that `session` is connected to."""

@@ -187,7 +187,7 @@ class ScrapeTarget:
         if self._left:
             return self.timed_out(0.0)
         try:
-            if (snapshot := await self._look()) is None:
+            if (snapshot := await self._scrape()) is None:
                 return self.timed_out(self.target.settings.timeout_seconds)
             self._observer.collected(self, snapshot)
             if snapshot.up:
@@ -230,8 +230,8 @@ class ScrapeTarget:
         )
         return self._vm.down("internal", 0.0)
 
-    async def _look(self) -> VmState | None:
-        """Ask when nobody else talks to the VM; None if that is not soon: a sweep waits for all."""
+    async def _scrape(self) -> VmState | None:
+        """Collect once no action has the VM; None if that takes longer than its timeout."""
         timeout_seconds = self.target.settings.timeout_seconds
         if not self._actions:
             # So it is in nearly all scrapes, and a timeout of asyncio's is dear.

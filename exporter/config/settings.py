@@ -83,7 +83,7 @@ class Admin(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one target is collected."""
 
-    #: Deadline for one VM's replies.
+    #: How long one VM may take to reply; its deadline begins in `collect.vm`.
     timeout_seconds: float = 5.0
     #: `persistent` for a socket that only the exporter uses, `per-scrape` for a shared one.
     connection: Connection = "persistent"

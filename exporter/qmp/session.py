@@ -1,7 +1,7 @@
 """One VM's QMP session, built on qemu.qmp: the only door to a monitor socket.
 
 A session is read-only by construction: `ask` sends `queries` and nothing else, and `execute`,
-which is for `turn`, one of `commands`. Queries leave in one write and are answered in order, so
+which is for `admin.lease`, one of `commands`. Queries leave in one write and are answered in order, so
 they carry no ids; an answer that comes after its asker has given up is dropped, and until then
 nothing more is asked.
 """

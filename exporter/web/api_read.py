@@ -15,7 +15,7 @@ from exporter.errors import Refused
 from exporter.jobs import End
 from exporter.web.responses import answer
 
-#: What a scrape waits beyond the VMs' own deadline: until then they say why they do not answer.
+#: How long a scrape waits after the VMs' own timeout, so that each VM can report why it is down.
 GRACE_SECONDS = 0.25
 
 
@@ -30,7 +30,7 @@ class ReadApi:
     ) -> None:
         """`ledger` has the jobs that users started here, if they may."""
         self._fleet = fleet
-        self._ledger = ledger
+        self._job_records = ledger
         self._prefix = prefix
 
     @property
@@ -59,7 +59,7 @@ class ReadApi:
 
     async def vms(self, request: web.Request) -> web.Response:
         """Every VM."""
-        collected = await self._fleet.scrape(self._seconds)
+        collected = await self._fleet.scrape(self._longest_seconds)
         found = sorted((each.snapshot for each in collected), key=lambda each: each.vm)
         return answer(api.VmList([present.summary(snapshot) for snapshot in found]))
 
@@ -72,11 +72,11 @@ class ReadApi:
 
     async def all_jobs(self, request: web.Request) -> web.Response:
         """The jobs of all VMs."""
-        collected = await self._fleet.scrape(self._seconds)
+        collected = await self._fleet.scrape(self._longest_seconds)
         found = sorted(collected, key=lambda each: each.snapshot.vm)
         jobs = [job for each in found for job in self._jobs(each)]
         here = {each.snapshot.vm for each in found}
-        gone = set(self._ledger.vms()) - here if self._ledger else set()
+        gone = set(self._job_records.vms()) - here if self._job_records else set()
         return answer(api.JobList([*jobs, *(job for vm in sorted(gone) for job in self._past(vm))]))
 
     async def jobs(self, request: web.Request) -> web.Response:
@@ -107,19 +107,24 @@ class ReadApi:
         raise Refused("unknown-job", f"{vm} has no block job {job_id!r}")
 
     @property
-    def _seconds(self) -> float:
+    def _longest_seconds(self) -> float:
+        """How long all VMs together may take: as long as the slowest group of them."""
         return self._fleet.longest_seconds + GRACE_SECONDS
 
     async def _probe(self, request: web.Request) -> Collected:
         vm = request.match_info["vm"]
         try:
-            return await self._fleet.probe(vm, self._seconds)
+            return await self._fleet.probe(vm, self._longest_seconds)
         except KeyError:
             raise Refused("unknown-vm", f"there is no VM {vm!r}") from None
 
     def _past(self, vm: str) -> list[api.Job]:
         """Return the jobs of a VM that are on record."""
-        return [present.recorded(entry) for entry in self._ledger.of(vm)] if self._ledger else []
+        return (
+            [present.recorded(entry) for entry in self._job_records.of(vm)]
+            if self._job_records
+            else []
+        )
 
     def _ends(self, vm: str) -> Mapping[str, End]:
         member = self._fleet.members.get(vm)
@@ -129,7 +134,7 @@ class ReadApi:
         """Return the jobs that QEMU has, and those started here that it has no more."""
         vm = collected.snapshot.vm
         ends = self._ends(vm)
-        entries = {e.job_id: e for e in self._ledger.of(vm)} if self._ledger else {}
+        entries = {e.job_id: e for e in self._job_records.of(vm)} if self._job_records else {}
         found = []
         for job in collected.snapshot.jobs:
             entry = entries.pop(job.job_id, None)

@@ -104,7 +104,7 @@ class Endpoints:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Every VM, and the exporter itself."""
-        collected = await self._fleet.scrape(self._seconds(request), text=True)
+        collected = await self._fleet.scrape(self._scrape_seconds(request), text=True)
         return await self._exposition(request, collected, own=self._options.exporter_metrics)
 
     async def probe(self, request: web.Request) -> web.Response:
@@ -115,14 +115,14 @@ class Endpoints:
         try:
             if request.query.get("debug") == "true":
                 return await self._debugged_probe(request, vm)
-            collected = await self._fleet.probe(vm, self._seconds(request), text=True)
+            collected = await self._fleet.probe(vm, self._scrape_seconds(request), text=True)
         except KeyError:
             return _plain(f"no VM is named {vm!r}; /sd lists those that are known", 404)
         return await self._exposition(request, [collected], own=False)
 
     async def _debugged_probe(self, request: web.Request, vm: str) -> web.Response:
         with captured_log(vm) as lines:
-            collected = await self._fleet.probe(vm, self._seconds(request), text=True)
+            collected = await self._fleet.probe(vm, self._scrape_seconds(request), text=True)
         member = self._fleet.members.get(vm)
         target = member.target if member else None
         body = exposition.body([collected.blobs], openmetrics=False, process=False).decode()
@@ -215,7 +215,8 @@ class Endpoints:
         """Refuse more scrapes at once than the flags allow."""
         return self._scrapes.around(handler, refuse or _unavailable)
 
-    def _seconds(self, request: web.Request) -> float:
+    def _scrape_seconds(self, request: web.Request) -> float:
+        """Return how long a scrape may still take, by the header that Prometheus sends."""
         header = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
         # A group of targets may have more time than the flags say.
         limit = max(self._options.timeout_seconds, self._fleet.longest_seconds + GRACE_SECONDS)

@@ -204,7 +204,7 @@ def test_a_layer_of_blockdev_that_was_merged_is_let_go_of_before_the_next_snapsh
     shell.run(*snapshot)
 
     assert "is used as backing hd of 'disk1-0'" in said
-    assert "let go of it with blockdev-del" in said
+    assert "remove it with blockdev-del" in said
 
 
 @pytest.mark.parametrize("kind", ["drive"])

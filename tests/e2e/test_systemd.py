@@ -466,7 +466,7 @@ def test_the_page_on_upgrades_leads_back_to_an_older_version_and_forth_again(
     host.write("/root/good.yml", "groups: [{name: all, sockets: ['/run/*.sock']}]\n")
     host.write("/root/web.yml", "http_server_config: {http2: true}\n")
     host.write("/root/wrong.yml", "of_the_future: 1\n")
-    check = block(page, "The new version can judge").replace(
+    check = block(page, "The new version can check").replace(
         "--web.config.file=FILE", "--web.config.file=web.yml"
     )
     forth, back = re.findall(r"^\| Debian package \| `(apt install [^`]+)`", page, re.MULTILINE)

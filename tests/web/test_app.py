@@ -615,7 +615,7 @@ async def test_a_client_that_does_not_read_holds_no_place_and_is_cut_off(
     """Else as many as there are places would keep Prometheus out, each with a body in memory."""
     size = 32 << 20
     monkeypatch.setattr(exposition, "encoded", lambda *_, **__: ([bytes(size)], False))
-    web = await serve(limits=Limits(send_seconds=0.1), max_requests=1)
+    web = await serve(limits=Limits(send_seconds=2.0), max_requests=1)
     async with AsyncExitStack() as stack:
         readers = []
         for number in range(3):

@@ -178,7 +178,8 @@ def test_limits_of_a_drive_are_shown_and_no_limit_is_not(vm: Qemu, exporter: Exp
 
     none = dict.fromkeys(("bps", "bps_rd", "bps_wr", "iops", "iops_rd"), 0)
     vm.run("block_set_io_throttle", {"device": "limited", **none, "iops_wr": 77})
-    text = exporter.until(lambda text: throttle(text, "limited") != limits)
+    # None are shown while query-block is older than three times its max-age, on a busy machine.
+    text = exporter.until(lambda text: throttle(text, "limited") not in (limits, {}))
     assert throttle(text, "limited") == {"write_operations_per_second": 77}
 
 

@@ -241,6 +241,7 @@ class Connections:
             except OSError as error:
                 if error.errno in _NO_RESOURCES:
                     await self._free_descriptor(error)
+                await asyncio.sleep(0)  # what fails at once, each time, must not stop the loop
                 continue
             if self._has_room():
                 connection = Connection(self, self._server, self._limits)
